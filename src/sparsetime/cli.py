@@ -4,7 +4,9 @@ Nothing heavy is imported before a command runs, so that `--help` is quick.
 """
 
 import functools
+import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,6 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Train video networks so that little changes from frame to frame, measure it, show it.",
 )
 
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON to FILE.")]
@@ -42,7 +43,12 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt:
-            say("sparsetime: stopped. Give the same command again to go on from the last whole epoch.")
+            again = (
+                ". Give the same command again to go on from the last whole epoch"
+                if command.__name__ == "train"
+                else ""
+            )
+            say(f"sparsetime: stopped{again}")
             raise typer.Exit(130) from None
         except typer.Exit:
             raise
@@ -72,6 +78,26 @@ def finish(result: dict[str, Any], file: Path | None) -> None:
         from sparsetime.train.files import write_json
 
         write_json(file, result)
+
+
+HELP = """
+Train video networks so that little changes from frame to frame, measure it, show it.
+
+**Examples**
+
+    sparsetime demo
+
+    sparsetime train --data clips --model mobilenet_v1_025 --weights imagenet.npz --method delta --out runs/delta
+
+    sparsetime evaluate runs/delta --data clips --split test
+
+    sparsetime report runs/delta --out report.html
+"""
+
+
+@app.callback(help=HELP)
+def options() -> None:
+    """What all commands share: nothing."""
 
 
 TRAIN_EXAMPLES = """
@@ -197,8 +223,9 @@ def train(
     result = run_training(
         from_dict(fields, str(recipe or "options")), out, machine=machine, overwrite=overwrite, quiet=quiet
     )
-    finish(result, json_file)
-    print(f"{result['run']}: {result['epochs']} epochs, training accuracy {result['train_accuracy']:.3f}")
+    if os.environ.get("RANK", "0") == "0":  # under torchrun every process comes here
+        finish(result, json_file)
+        print(f"{result['run']}: {result['epochs']} epochs, training accuracy {result['train_accuracy']:.3f}")
 
 
 @app.command(help=EVALUATE_EXAMPLES)
@@ -245,6 +272,35 @@ def report(
     result = write_report(runs, out)
     finish(result, json_file)
     print(out)
+
+
+@app.command(help=DEMO_EXAMPLES)
+@guarded
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for runs and report.")] = Path("runs/demo"),
+    threads: ThreadsOption = None,
+    workers: WorkersOption = 1,
+    json_file: JsonOption = None,
+    debug: DebugOption = False,
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from sparsetime.report import write_report
+    from sparsetime.train import Machine
+    from sparsetime.train.demo import run_demo
+
+    started = time.perf_counter()
+    results = run_demo(out, machine=Machine(threads=threads, workers=workers), tell=say)
+    page = out / "report.html"
+    write_report([out / method for method in results], page)
+    finish({"runs": results, "report": str(page), "time_s": time.perf_counter() - started}, json_file)
+    table = Table("method", "accuracy", "operations left", "activations not zero", "deltas not zero")
+    for method, result in results.items():
+        keys = ("accuracy", "op_density", "activation_density", "delta_density")
+        table.add_row(method, *(f"{result[key]:.3f}" for key in keys))
+    Console().print(table)
+    print(f"report: {page}  ({time.perf_counter() - started:.0f} s in all)")
 
 
 def main() -> None:

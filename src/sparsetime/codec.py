@@ -11,7 +11,11 @@ y = Q(x) for `exact`, y = x for the others.
 
 `exact` is the paper's (arXiv 2107.07305, quantised activations are differenced), `hold` that of delta networks
 (arXiv 1612.05571), `residual` that of sigma-delta networks (arXiv 1611.02024): x - r holds both the newest change and
-all that was not sent before. Equal to the receiver at every time: the sum of the deltas is r.
+all that was not sent before. Equal to the receiver at every time: the sum of the deltas is r (up to rounding; `hold`
+keeps the frame's own number).
+
+Gradients: `hold` passes them to the frame that was sent, `residual` straight through to the newest one, `exact` none
+(see `sparsetime.quantize`); the step receives none.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from sparsetime.grad import straight_through
 from sparsetime.quantize import FLOOR
 
 __all__ = ["Codec", "CodecState", "StateError", "encode", "encode_clip"]
@@ -66,7 +71,7 @@ def encode(x: Tensor, state: CodecState | None, step: Tensor, codec: Codec = "ex
         StateError: state and frame differ in shape, dtype or device.
     """
     _check(x, state, codec)
-    q = step.abs().to(x.dtype)
+    q = step.detach().abs().to(x.dtype)
     if codec != "hold":
         q = q.clamp_min(FLOOR)
     if codec == "exact":
@@ -79,7 +84,7 @@ def encode(x: Tensor, state: CodecState | None, step: Tensor, codec: Codec = "ex
         sent = change.abs() > q
         # The reference takes x itself: r + (x - r) may differ from it in the last bit.
         return torch.where(sent, change, 0.0), CodecState(torch.where(sent, x, state.reference))
-    delta = torch.trunc(change / q) * q
+    delta = straight_through(torch.trunc, change / q) * q
     return delta, CodecState(state.reference + delta)
 
 
@@ -105,7 +110,7 @@ def encode_clip(
         raise ValueError(f"encode_clip: expected a clip (N, T, ...) with T >= 1, got shape {tuple(x.shape)}")
     _check(x[:, 0], state, codec)
     if codec == "exact":
-        q = step.abs().clamp_min(FLOOR).to(x.dtype)
+        q = step.detach().abs().to(x.dtype).clamp_min(FLOOR)
         value = torch.round(x / q) * q
         before = torch.zeros_like(x[:, :1]) if state is None else state.reference.unsqueeze(1)
         deltas = torch.diff(value, dim=1, prepend=before)

@@ -52,19 +52,17 @@ class LinearOp:
 
 def _meets(op: LinearOp, dim: int, size: int) -> Tensor:
     """A[k, p] of the module docstring for one spatial dimension, (kernel, size), float64."""
-    kernel = op.weight_shape[2 + dim]
-    stride, padding, dilation, out = op.stride[dim], op.padding[dim], op.dilation[dim], op.output_shape[dim]
-    meets = torch.zeros(kernel, size, dtype=torch.float64)
-    for k in range(kernel):
-        if op.kind == "conv":
-            for o in range(out):
-                p = o * stride - padding + k * dilation
-                if 0 <= p < size:
-                    meets[k, p] += 1
-        else:
-            for p in range(size):
-                if 0 <= p * stride - padding + k * dilation < out:
-                    meets[k, p] += 1
+    out = op.output_shape[dim]
+    # What a conv does from output to input, a conv_transpose does from input to output.
+    near, far = (out, size) if op.kind == "conv" else (size, out)
+    k = torch.arange(op.weight_shape[2 + dim]).unsqueeze(1)
+    position = torch.arange(near) * op.stride[dim] - op.padding[dim] + k * op.dilation[dim]
+    inside = (position >= 0) & (position < far)
+    if op.kind == "conv_transpose":
+        return inside.double()
+    meets = torch.zeros(len(k), size, dtype=torch.float64)
+    rows, outputs = inside.nonzero(as_tuple=True)
+    meets[rows, position[rows, outputs]] = 1
     return meets
 
 

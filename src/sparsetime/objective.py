@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsetime.nn import DeltaActivation, SpatialL1
+from sparsetime.quantize import SilentError
 
 __all__ = ["calibrate", "delta_layers", "enable", "parameter_groups", "penalty"]
 
@@ -69,7 +70,8 @@ def enable(model: nn.Module, on: bool) -> None:
 def calibrate(model: nn.Module, clips: Tensor | Iterable[Tensor], percentile: float = 99.0, levels: int = 16) -> None:
     """Set every layer's step (and scale) from data: percentile of its |activation| / levels.
 
-    The network runs unquantised while its activations are looked at. Several clips are averaged.
+    The network runs unquantised while its activations are looked at. Several clips are averaged; one in which a layer
+    is silent does not count for that layer.
 
     Args:
         model: what `sparsify` returned.
@@ -78,29 +80,36 @@ def calibrate(model: nn.Module, clips: Tensor | Iterable[Tensor], percentile: fl
         levels: steps in that range.
 
     Raises:
-        ValueError: no delta layers, no clips, or a layer that stays silent (named).
+        ValueError: no delta layers, no clips, values that are not finite, or a layer that stays silent (named). The
+            steps are then as they were.
     """
     layers = _layers(model, "calibrate")
     if isinstance(clips, Tensor):
         clips = [clips]
-    sums: dict[str, list[Tensor]] = {}
+    found: dict[str, list[list[Tensor]]] = {name: [] for name in layers}
+    silent: set[str] = set()
     count = 0
 
     def hook(name: str) -> Any:
-        def measure(layer: Layer, args: tuple[Any, ...]) -> None:
+        def measure(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x, frames = args[0].detach(), args[1] if len(args) > 1 else kwargs.get("frames")
+            if frames is None:  # a clip (N, T, ...)
+                x, frames = x.flatten(0, 1), x.shape[1]
             try:
-                layer.calibrate(args[0].detach(), percentile, levels)
+                layer.calibrate(x, percentile, levels, frames)
+            except SilentError:
+                silent.add(name)
             except ValueError as error:
                 raise ValueError(f"calibrate: layer {name!r}: {error}") from error
-            step = layer.step.detach() if isinstance(layer, DeltaActivation) else layer.scale
-            values = [step.clone(), layer.scale.clone()]
-            sums[name] = [a + b for a, b in zip(sums[name], values, strict=True)] if name in sums else values
+            else:
+                found[name].append([t.detach().clone() for t in _measured(layer)])
 
         return measure
 
+    before = {name: [t.detach().clone() for t in _measured(layer)] for name, layer in layers.items()}
     was_enabled = {name: layer.enabled for name, layer in layers.items()}
-    was_training = model.training
-    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
+    was_training = {module: module.training for module in model.modules()}
+    handles = [layer.register_forward_pre_hook(hook(name), with_kwargs=True) for name, layer in layers.items()]
     try:
         model.eval()
         enable(model, False)
@@ -111,18 +120,30 @@ def calibrate(model: nn.Module, clips: Tensor | Iterable[Tensor], percentile: fl
     finally:
         for handle in handles:
             handle.remove()
-        model.train(was_training)
+        for module, training in was_training.items():
+            module.training = training
         for name, layer in layers.items():
             layer.enabled = was_enabled[name]
+            _set(layer, before[name])
     if not count:
         raise ValueError("calibrate: no clips were given")
+    for name, values in found.items():
+        if not values:
+            why = "stayed silent (all zero)" if name in silent else "was not reached by the forward pass"
+            raise ValueError(f"calibrate: layer {name!r} {why}; no step can be found for it")
+    for name, layer in layers.items():
+        _set(layer, [torch.stack(values).mean(0) for values in zip(*found[name], strict=True)])
+
+
+def _measured(layer: Layer) -> list[Tensor]:
+    """What `calibrate` sets."""
+    return [layer.step, layer.scale] if isinstance(layer, DeltaActivation) else [layer.scale]
+
+
+def _set(layer: Layer, values: list[Tensor]) -> None:
     with torch.no_grad():
-        for name, layer in layers.items():
-            if name not in sums:
-                raise ValueError(f"calibrate: layer {name!r} was not reached by the forward pass")
-            if isinstance(layer, DeltaActivation):
-                layer.step.copy_(sums[name][0] / count)
-            layer.scale.copy_(sums[name][1] / count)
+        for tensor, value in zip(_measured(layer), values, strict=True):
+            tensor.copy_(value)
 
 
 def parameter_groups(model: nn.Module, lr: float, step_lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:

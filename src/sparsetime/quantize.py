@@ -14,9 +14,13 @@ shrink. With the true gradient (+n) the penalty could be lowered by letting the 
 `lsq` (Esser et al., arXiv 1902.08153), codes clipped to `levels`, LSQ_NEG <= n <= LSQ_POS:
 
     d value / d a = 1 inside the range, else 0
-    d value / d step = (n - a/q) inside, LSQ_NEG or LSQ_POS outside, times 1 / sqrt(number of a * LSQ_POS)
+    d value / d step = (n - a/q) sign(step) inside, n sign(step) outside, times 1 / sqrt(M * LSQ_POS)
+
+where M is the number of elements of a that share the step.
 
 `fixed`: the step receives no gradient.
+
+The floor lets gradients pass, so that a step that fell below it can come back.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from sparsetime.grad import round_ste, scale_grad
+from sparsetime.grad import round_ste, scale_grad, straight_through
 
 __all__ = [
     "FLOOR",
@@ -35,6 +39,7 @@ __all__ = [
     "LSQ_POS",
     "Granularity",
     "Rule",
+    "SilentError",
     "check_step",
     "quantize",
     "step_from_data",
@@ -46,6 +51,11 @@ Granularity = Literal["layer", "channel", "neuron"]
 
 FLOOR = 1e-8
 """Smallest step: below it codes would overflow."""
+
+
+class SilentError(ValueError):
+    """Data that is all zero tells nothing of a step."""
+
 
 LSQ_NEG, LSQ_POS = -128, 255
 """Range of the lsq rule's codes: 8 bits for signed values below zero, 8 bits for unsigned ones above."""
@@ -93,7 +103,7 @@ def quantize(a: Tensor, step: Tensor, rule: Rule = "dal") -> tuple[Tensor, Tenso
     """
     if rule not in get_args(Rule):
         raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, got {rule!r}")
-    q = step.abs().clamp_min(FLOOR).to(a.dtype)
+    q = straight_through(lambda s: s.clamp_min(FLOOR), step.abs()).to(a.dtype)
     if rule == "fixed":
         code = round_ste(a / q.detach())
         return code * q.detach(), code
@@ -118,7 +128,8 @@ def step_from_data(a: Tensor, granularity: Granularity, percentile: float, level
         steps of `step_shape(granularity, a.shape[1:])`, positive.
 
     Raises:
-        ValueError: every value is zero, or some are not finite.
+        SilentError: every value is zero.
+        ValueError: some values are not finite, or percentile or levels make no sense.
     """
     if not 0 < percentile <= 100 or levels < 1:
         raise ValueError(f"expected 0 < percentile <= 100 and levels >= 1, got {percentile} and {levels}")
@@ -126,7 +137,7 @@ def step_from_data(a: Tensor, granularity: Granularity, percentile: float, level
     if not torch.isfinite(magnitude).all():
         raise ValueError("calibration data holds values that are not finite")
     if not magnitude.any():
-        raise ValueError("calibration data is all zero: no step can be found from it")
+        raise SilentError("calibration data is all zero: no step can be found from it")
 
     def scale(values: Tensor) -> Tensor:
         values = values[values > 0]

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from sparsetime.fanout import LinearOp
 
-__all__ = ["LinearCall", "WatchLinear"]
+__all__ = ["LinearCall", "OpNames", "WatchLinear"]
 
 _CONVS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3, F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 _TRANSPOSED = {
@@ -33,7 +33,15 @@ _UNCOUNTED: dict[Any, str] = {
     torch.bmm: "bmm",
     torch.baddbmm: "baddbmm",
     torch.addmm: "addmm",
+    torch.addbmm: "addbmm",
+    torch.addmv: "addmv",
     torch.mv: "mv",
+    torch.dot: "dot",
+    torch.inner: "inner",
+    torch.tensordot: "tensordot",
+    torch.linalg.matmul: "matmul",
+    torch.linalg.multi_dot: "multi_dot",
+    torch.linalg.vecdot: "vecdot",
     torch.einsum: "einsum",
     torch.functional.einsum: "einsum",
     Tensor.matmul: "matmul",
@@ -41,7 +49,15 @@ _UNCOUNTED: dict[Any, str] = {
     Tensor.__rmatmul__: "matmul",
     Tensor.mm: "mm",
     Tensor.bmm: "bmm",
+    Tensor.baddbmm: "baddbmm",
+    Tensor.addmm: "addmm",
+    Tensor.addbmm: "addbmm",
+    Tensor.addmv: "addmv",
     Tensor.mv: "mv",
+    Tensor.dot: "dot",
+    Tensor.inner: "inner",
+    torch.convolution: "convolution",
+    F.linear: "linear",
     F.bilinear: "bilinear",
     F.scaled_dot_product_attention: "scaled_dot_product_attention",
     F.multi_head_attention_forward: "multi_head_attention_forward",
@@ -51,6 +67,8 @@ _UNCOUNTED: dict[Any, str] = {
     torch.rnn_relu: "rnn_relu",
     torch.lstm_cell: "lstm_cell",
     torch.gru_cell: "gru_cell",
+    torch.rnn_tanh_cell: "rnn_tanh_cell",
+    torch.rnn_relu_cell: "rnn_relu_cell",
 }
 
 
@@ -80,6 +98,8 @@ def _describe(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outp
     defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
     if function is F.linear:
         x, weight, _ = _bind(("input", "weight", "bias"), args, kwargs, {})
+        if x.dim() < 2:
+            return None  # no batch: nothing here feeds those
         return LinearCall(LinearOp("linear", tuple(weight.shape)), x, weight, output)
     names: tuple[str, ...]
     if function in _CONVS:
@@ -112,6 +132,24 @@ def _describe(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outp
         groups=int(groups),
     )
     return LinearCall(op, x, weight, output)
+
+
+class OpNames:
+    """Names of the linear operations of a model: their weight's module, `module#2` for its second call in one pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._weights = {id(p): name for name, p in model.named_parameters(remove_duplicate=False)}
+        self._calls: dict[str, int] = {}
+
+    def restart(self) -> None:
+        """A forward pass begins."""
+        self._calls.clear()
+
+    def __call__(self, call: LinearCall) -> str:
+        """The name of this call; calls are named in the order in which they are made."""
+        name = self._weights.get(id(call.weight), f"{call.op.kind} {tuple(call.weight.shape)}").removesuffix(".weight")
+        self._calls[name] = self._calls.get(name, 0) + 1
+        return name if self._calls[name] == 1 else f"{name}#{self._calls[name]}"
 
 
 class WatchLinear(TorchFunctionMode):

@@ -18,7 +18,7 @@ FORMATS = [("a.avi", "mpeg4"), ("b.mp4", "libx264"), ("c.mkv", "libx264"), ("d.m
 @pytest.mark.parametrize(("name", "codec"), FORMATS)
 def test_all_frames_in_order(tmp_path: Path, name: str, codec: str) -> None:
     # 37 frames: libx264 holds several back (B frames), which must come out at the end.
-    # Six bars show the frame's number in binary, so that a frame lost, doubled or out of order is seen through any codec.
+    # Six bars show the frame's number in binary: a frame lost, doubled or out of order is seen through any codec.
     bars = np.array([[number >> bit & 1 for bit in range(6)] for number in range(37)])
     frames = np.zeros((37, 48, 96, 3), np.uint8)
     frames[:] = 255 * np.repeat(bars, 16, axis=1)[:, None, :, None]
@@ -218,6 +218,17 @@ def test_folder_of_jpeg_pictures(tmp_path: Path) -> None:
     for number, picture in enumerate(frames):
         save_picture(tmp_path / f"{number}.JPG", picture)
     assert np.abs(read_frames(tmp_path).astype(int) - frames).mean() < 6
+
+
+def test_a_picture_taken_sideways_is_turned(tmp_path: Path) -> None:
+    path = tmp_path / "0.jpg"
+    save_picture(path, gradient_frames(1, 32, 64)[0])
+    upright = read_frames(tmp_path)
+    # Exif with one entry: orientation (0x0112) 6, "the 0th row is the right-hand side".
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    data = path.read_bytes()
+    path.write_bytes(data[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + data[2:])
+    np.testing.assert_array_equal(read_frames(tmp_path), np.rot90(upright, -1, axes=(1, 2)))
 
 
 def test_folders_that_cannot_be_read(tmp_path: Path) -> None:

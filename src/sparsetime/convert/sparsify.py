@@ -445,7 +445,7 @@ def _insert(graph: fx.Graph, sites: list[_Site], *, fuse: bool) -> None:
         node = by_name.get(site.node.name)
         if node is None or (node.op, str(node.target)) != (site.node.op, str(site.node.target)):
             raise SparsifyError(
-                f"sparsify: the network does something else in training than in evaluation, at {site.name}; its forward "
+                f"sparsify: the network does something else in training than in evaluation, at {site.name}; it "
                 "may look at self.training only where the operations stay the same"
             )
         clamp = site.clamp if fuse else None

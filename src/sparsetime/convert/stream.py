@@ -7,11 +7,14 @@ Every node of the graph holds a value V(t) and hands on its change D(t):
     delta layer        V(t) = last value sent,     D(t) = V(t) - V(t-1)
     anything else      V(t) = f(V_in(t)),          D(t) = V(t) - V(t-1)
 
-Nothing is skipped and nothing is fast here. Up to rounding, the output is what the network gives on frame t alone.
+Nothing is skipped and nothing is fast here. Sums are float64 whatever the model is, since those of a long stream would
+drift in float32. Up to rounding, the output is what the network gives on frame t alone; a value on the edge between
+two codes may fall to either side, and then differs by a step.
 """
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -90,7 +93,7 @@ class DeltaStream:
         for frame in frames:          # (N, C, H, W)
             output = stream(frame)
 
-    The model is read, never changed; it must be in evaluation mode. Many streams may share one.
+    The stream works on a float64 copy of the model, which must be in evaluation mode.
 
     Args:
         model: what `sparsify` returned.
@@ -105,13 +108,14 @@ class DeltaStream:
             raise TypeError(f"DeltaStream: expected what sparsetime.sparsify returned, got {type(model).__name__}")
         if model.training:
             raise ValueError("DeltaStream: the model is in training mode; call model.eval() first")
-        self._model = model
+        self._model = copy.deepcopy(model).double()
         self._values: dict[str, Any] = {}
         self._layers: dict[str, DeltaState] = {}
+        self._kind: tuple[tuple[int, ...], torch.dtype, torch.device] | None = None
 
     def reset(self) -> None:
         """Forget the video: the next frame is a flush."""
-        self._values, self._layers = {}, {}
+        self._values, self._layers, self._kind = {}, {}, None
 
     def __call__(self, frame: Tensor) -> Any:
         """The network's output for the next frame, (N, C, H, W) in, (N, ...) out.
@@ -120,24 +124,20 @@ class DeltaStream:
             StateError: another shape, dtype or device than the frames before; the stream stays as it was.
             ValueError: the frame holds NaN or infinite values.
         """
-        before = self._values.get("")
-        if before is not None and (before.shape, before.dtype, before.device) != (
-            frame.shape,
-            frame.dtype,
-            frame.device,
-        ):
+        kind = (tuple(frame.shape), frame.dtype, frame.device)
+        if self._kind not in (None, kind):
             raise StateError(
-                f"DeltaStream: this stream is for frames {tuple(before.shape)} {before.dtype}, got {tuple(frame.shape)} "
-                f"{frame.dtype}. A new video? Call reset()."
+                f"DeltaStream: this stream is for frames {self._kind}, got {kind}. A new video? Call reset()."
             )
         if not torch.isfinite(frame).all():
             raise ValueError("DeltaStream: the frame holds NaN or infinite values; the stream stays as it was")
         with torch.no_grad():
             run = _Run(self._model, self._values, self._layers)
-            output = run.run(frame, 1)
-            run.values[""] = frame.clone()
-        self._values, self._layers = run.values, run.layers
-        return pytree.tree_map_only(_Signal, lambda s: _copy(s.value), output, is_leaf=lambda o: isinstance(o, _Signal))
+            output = run.run(frame.double(), 1)
+        self._values, self._layers, self._kind = run.values, run.layers, kind
+        return pytree.tree_map(
+            lambda o: _copy(o.value, frame.dtype) if _is_signal(o) else o, output, is_leaf=_is_signal
+        )
 
 
 class _Run(fx.Interpreter):
@@ -196,13 +196,13 @@ class _Run(fx.Interpreter):
             name = str(n.target)
             return (lambda x, *a, **k: getattr(x, name)(*a, **k)) if name in _LINEAR_METHODS else None
         if n.target in _LINEAR_FUNCTIONS:
-            return n.target  # type: ignore[return-value]
+            return n.target
         both = len(n.args) == 2 and all(isinstance(a, fx.Node) and _is_signal(self.env[a]) for a in n.args)
         if n.target in _ADDITIONS and both:
-            return n.target  # type: ignore[return-value]
+            return n.target
         padding = n.target is F.pad and n.kwargs.get("mode", "constant") == "constant" and len(n.args) <= 2
         if padding and not n.kwargs.get("value"):
-            return n.target  # type: ignore[return-value]
+            return n.target
         return None
 
 
@@ -210,6 +210,6 @@ def _is_signal(value: Any) -> bool:
     return isinstance(value, _Signal)
 
 
-def _copy(value: Any) -> Any:
+def _copy(value: Any, dtype: torch.dtype) -> Any:
     """Outputs share no memory with the state."""
-    return pytree.tree_map_only(Tensor, torch.clone, value)
+    return pytree.tree_map_only(Tensor, lambda v: v.to(dtype, copy=True), value)

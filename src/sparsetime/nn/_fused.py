@@ -1,9 +1,8 @@
 """Clamp, quantize and penalty in one autograd node: the fast form of what `quantize` and `objective` say.
 
-On a CPU a pass over memory that is fresh from the system costs ten times one over memory in the cache. So the work
-goes frame by
-frame through buffers that stay, and what is kept for the backward pass is the value, which the next layer keeps
-anyhow, and one byte per element.
+What is kept for the backward pass is the value, which the next layer keeps anyhow, and one byte per element. Where the
+step is one number and the clip lies on the CPU in float32, native kernels make one pass over memory in each direction;
+elsewhere the same is said in torch.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsetime import _quantize
 from sparsetime.quantize import FLOOR
 
 __all__ = ["clamp_quantize"]
@@ -21,82 +21,93 @@ __all__ = ["clamp_quantize"]
 
 class _ClampQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, low: float, high: float, frames: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, step: Tensor, low: float, high: float, frames: int, isa: str
+    ) -> tuple[Tensor, Tensor]:
         q = step.detach().abs().clamp_min(FLOOR).to(x.dtype)
-        ctx.frames = frames
+        ctx.frames, ctx.isa = frames, isa
         ctx.set_materialize_grads(False)  # None says that the penalty is in no loss
         clamped = low > -math.inf or high < math.inf
-        value = torch.empty_like(x)
+        x = _dense(x)
         inside = torch.empty_like(x, dtype=torch.bool) if clamped and ctx.needs_input_grad[0] else None
-        total = x.new_zeros(())
-        change = torch.empty_like(x[0])
-        for i in range(x.shape[0]):
-            frame, out = x[i], value[i]
+        if _native(x, step):
+            value = torch.empty_like(x)
+            total = _quantize.forward(
+                x.data_ptr(), value.data_ptr(), _address(inside), *_shape(x, frames), q.item(), low, high, *_how(isa)
+            )
+            change = x.new_tensor(total)
+        else:
             if inside is not None:
-                torch.gt(frame, low, out=inside[i])
-                if high < math.inf:
-                    inside[i] &= frame < high
-            if clamped:
-                torch.clamp(frame, low, high, out=out).div_(q)
-            else:
-                torch.div(frame, q, out=out)
-            out.round_().mul_(q)
-            if i % frames:
-                total += torch.sub(out, value[i - 1], out=change).abs_().sum()
+                torch.logical_and(x > low, x < high, out=inside)
+            value = (x.clamp(low, high) if clamped else x.clone()).div_(q).round_().mul_(q)
+            change = torch.diff(value.unflatten(0, (-1, frames)), dim=1).abs().sum()
         ctx.save_for_backward(value, inside, step)
-        count = x.numel() // frames * (frames - 1)
-        return value, total / max(count, 1)
+        return value, change / max(_changes(value, frames), 1)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         grad_value, grad_penalty = grads[0], grads[1]
         value, inside, step = ctx.saved_tensors
         frames = ctx.frames
-        weight: Tensor | None = None
-        if frames >= 2 and grad_penalty is not None:
-            weight = grad_penalty / (value.numel() // frames * (frames - 1))
-        grad = torch.empty_like(value)
-        product = torch.zeros_like(step, dtype=value.dtype)
-        sign_before = sign_after = torch.empty(0)
-        if weight is not None:
-            sign_before, sign_after = torch.empty_like(value[0]), torch.empty_like(value[0])
-        for i in range(value.shape[0]):
-            out = grad[i]
-            if grad_value is None:
-                out.zero_()
-            else:
-                out.copy_(grad_value[i])
-            if weight is not None:
-                # d/dO(t) of sum |O(t) - O(t-1)| = sign(O(t) - O(t-1)) - sign(O(t+1) - O(t))
-                if i % frames:
-                    out += sign_before
-                if (i + 1) % frames:
-                    torch.sub(value[i + 1], value[i], out=sign_after).sign_().mul_(weight)
-                    out -= sign_after
-                    sign_before, sign_after = sign_after, sign_before
-            if ctx.needs_input_grad[1]:
-                product += _product(out, value[i], step)
+        weight = value.new_zeros(()) if grad_penalty is None else grad_penalty / max(_changes(value, frames), 1)
+        if _native(value, step):
+            if grad_value is not None and grad_value.stride() != value.stride():
+                grad_value = torch.empty_like(value).copy_(grad_value)
+            grad = torch.empty_like(value)
+            address = _address(grad_value)
+            product = step.new_tensor(
+                _quantize.backward(
+                    address, value.data_ptr(), _address(inside), grad.data_ptr(), *_shape(value, frames), weight.item(),
+                    *_how(ctx.isa),
+                )
+            )  # fmt: skip
+        else:
+            grad = torch.zeros_like(value) if grad_value is None else grad_value.clone()
+            # d/dO(t) of sum |O(t) - O(t-1)| = sign(O(t) - O(t-1)) - sign(O(t+1) - O(t))
+            sign = torch.diff(value.unflatten(0, (-1, frames)), dim=1).sign() * weight
+            clip = grad.unflatten(0, (-1, frames))
+            clip[:, 1:] += sign
+            clip[:, :-1] -= sign
+            product = (grad * value).sum_to_size(step.shape)
             if inside is not None:
-                out *= inside[i]
-        grad_step = None
-        if ctx.needs_input_grad[1]:
-            # d value / d step = -n sign(step), n = value / q
-            q = step.detach().abs().clamp_min(FLOOR)
-            grad_step = -(product.to(step.dtype) / q) * torch.where(step < 0, -1.0, 1.0)
-        return (grad if ctx.needs_input_grad[0] else None), grad_step, None, None, None
+                grad *= inside
+        # d value / d step = -n sign(step), n = value / q
+        q = step.detach().abs().clamp_min(FLOOR)
+        grad_step = -(product.to(step.dtype) / q) * torch.where(step < 0, -1.0, 1.0)
+        wanted = ctx.needs_input_grad
+        return (grad if wanted[0] else None), (grad_step if wanted[1] else None), None, None, None, None
 
 
-def _product(a: Tensor, b: Tensor, step: Tensor) -> Tensor:
-    """Sum of a * b over what shares a step."""
-    if step.dim():
-        return (a * b).sum_to_size(step.shape)
-    if a.dim() == 3 and a.stride() == b.stride():
-        a, b = a.permute(1, 2, 0), b.permute(1, 2, 0)  # channels-last frames lie in this order
-    return torch.dot(a.reshape(-1), b.reshape(-1))
+def _dense(x: Tensor) -> Tensor:
+    """x with frames one after the other in memory and no gaps, channels last or first."""
+    if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
+        return x
+    return x.contiguous()
+
+
+def _native(x: Tensor, step: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and step.dim() == 0
+
+
+def _changes(x: Tensor, frames: int) -> int:
+    """Pairs of neighbouring frames times elements."""
+    return x.numel() // frames * (frames - 1)
+
+
+def _shape(x: Tensor, frames: int) -> tuple[int, int, int]:
+    return x.shape[0] // frames, frames, math.prod(x.shape[1:])
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _how(isa: str) -> tuple[int, str]:
+    return torch.get_num_threads(), isa
 
 
 def clamp_quantize(
-    x: Tensor, step: Tensor, low: float = -math.inf, high: float = math.inf, frames: int = 1
+    x: Tensor, step: Tensor, low: float = -math.inf, high: float = math.inf, frames: int = 1, isa: str = ""
 ) -> tuple[Tensor, Tensor]:
     """value = quantize(clamp(x, low, high), step, "dal") and mean |value(t) - value(t-1)|, t = 2..frames.
 
@@ -104,10 +115,11 @@ def clamp_quantize(
         x: (N * frames, ...), floating point.
         step: broadcastable to a frame.
         low, high: the clamp; the gradient of x passes strictly inside. (0, inf) is ReLU, (0, 6) ReLU6.
-        frames: frames of a clip, neighbours in the first dimension; below 2 the penalty is 0.
+        frames: frames of a clip, neighbours in the first dimension; with one the penalty is 0.
+        isa: instruction set of the native kernels, "" for the best this machine has.
 
     Returns:
         value, the shape of x, and the penalty, a scalar.
     """
-    result: tuple[Tensor, Tensor] = _ClampQuantize.apply(x, step, low, high, frames)
+    result: tuple[Tensor, Tensor] = _ClampQuantize.apply(x, step, low, high, frames, isa)
     return result

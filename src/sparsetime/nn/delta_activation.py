@@ -12,7 +12,18 @@ from torch.nn import functional as F
 
 from sparsetime.codec import Codec, CodecState, encode, encode_clip
 from sparsetime.nn._fused import clamp_quantize
-from sparsetime.quantize import Granularity, Rule, check_step, quantize, step_from_data, step_shape
+from sparsetime.nn._penalised import Penalised
+from sparsetime.quantize import (
+    FLOOR,
+    LSQ_NEG,
+    LSQ_POS,
+    Granularity,
+    Rule,
+    check_step,
+    quantize,
+    step_from_data,
+    step_shape,
+)
 
 __all__ = ["ACTIVATIONS", "DeltaActivation", "DeltaState"]
 
@@ -33,7 +44,7 @@ class DeltaState(NamedTuple):
     codec: CodecState
 
 
-class DeltaActivation(nn.Module):
+class DeltaActivation(Penalised):
     """Activation, quantizer with a learned step, and codec; in training the change over time is penalised.
 
         Z(t) = sum_{s <= t} X(s) + b   with `sigma`, else  X(t) + b
@@ -41,7 +52,7 @@ class DeltaActivation(nn.Module):
         penalty = mean over n, t >= 2, elements of |O(t) - O(t-1)|
 
     The first frame is in no penalty. With the `lsq` rule the change of the codes is penalised instead: with that
-    gradient a penalty on values would let the step shrink to nothing.
+    gradient a penalty on values would let the step shrink to nothing. Steps are trained with the codec `exact` alone.
 
     Clips are (N, T, C, H, W) or (N, T, F); with `frames=T`, (N * T, ...) as per-frame networks have them.
 
@@ -98,13 +109,8 @@ class DeltaActivation(nn.Module):
         self.pool = pool
         steps = torch.full(step_shape(granularity, frame_shape or ()), float(step))
         check_step(steps, "DeltaActivation: step")
-        self.step = nn.Parameter(steps, requires_grad=rule != "fixed")
+        self.step = nn.Parameter(steps, requires_grad=rule != "fixed" and codec == "exact")
         self.bias = nn.Parameter(torch.zeros(bias)) if bias else None
-        self.scale: Tensor
-        self.register_buffer("scale", torch.tensor(1.0))  # range of the activation; makes penalties unit-free
-        self.enabled = True
-        self.weight = 1.0  # share of the network's MACs that this layer feeds
-        self.penalty: Tensor | None = None  # of the last forward pass; see sparsetime.penalty
 
     def extra_repr(self) -> str:
         name = self.activation if isinstance(self.activation, str) else getattr(self.activation, "__name__", "function")
@@ -116,30 +122,28 @@ class DeltaActivation(nn.Module):
         """Clip form; see the class.
 
         Raises:
-            ValueError: fewer dimensions than a clip has, or a first dimension that `frames` does not divide.
+            ValueError: not the dimensions of a clip, an empty clip, or a first dimension that `frames` does not divide.
         """
         if frames is None:
-            if x.dim() < 3:
+            if x.dim() not in (3, 5):
                 raise ValueError(
-                    f"DeltaActivation: expected a clip (N, T, ...), got {tuple(x.shape)}; or pass frames=T"
+                    f"DeltaActivation: expected a clip (N, T, C, H, W) or (N, T, F), got {tuple(x.shape)}; "
+                    "for (N * T, ...) pass frames=T"
                 )
             n, t = x.shape[:2]
-            output: Tensor = self.forward(x.flatten(0, 1), frames=t)
-            return output.unflatten(0, (n, t))
-        if x.shape[0] % frames:
+            output: Tensor = self.forward(x.flatten(0, 1), frames=t).unflatten(0, (n, t))
+            return output
+        if frames < 1 or x.shape[0] == 0 or x.shape[0] % frames:
             raise ValueError(f"DeltaActivation: {x.shape[0]} frames do not divide into clips of {frames}")
-        if self.sigma:
-            x = x.unflatten(0, (-1, frames)).cumsum(1).flatten(0, 1)
-        x = self._add_bias(x)
+        x = self._add_bias(self._accumulate(x, frames))
+        sent = None
         if self.enabled and self._fuses:
             low, high = ACTIVATIONS[self.activation]  # type: ignore[index]
             value, penalty = clamp_quantize(x, self._checked_step(), low, high, frames if self._penalised else 1)
             self.penalty = penalty if self._penalised and frames > 1 else None
         else:
-            value = self._plain(self._activate(x), frames)
-        if self.output == "value":
-            return value
-        return self._to_deltas(value.unflatten(0, (-1, frames))).flatten(0, 1)
+            value, sent = self._plain(self._activate(x), frames)
+        return value if self.output == "value" else self._deltas(value, sent, frames)
 
     def step_stream(self, x: Tensor, state: DeltaState | None) -> tuple[Tensor, DeltaState]:
         """One frame of a stream: a pure function of the frame (N, C, H, W) or (N, F) and the state before it.
@@ -156,19 +160,23 @@ class DeltaActivation(nn.Module):
             x = sigma
         a = self._activate(self._add_bias(x))
         before = None if state is None else state.codec
-        delta, codec = encode(a, before, self._checked_step(), self.codec)
+        if self.enabled:
+            delta, codec = encode(self._clip(a), before, self._checked_step(), self.codec)
+        else:
+            delta, codec = encode(a, before, torch.zeros_like(self.step), "hold")  # every change is sent
         if self.output == "delta_without_background" and state is None:
             delta = torch.zeros_like(delta)
         return (codec.reference.clone() if self.output == "value" else delta), DeltaState(sigma, codec)
 
-    def calibrate(self, x: Tensor, percentile: float = 99.0, levels: int = 16) -> None:
+    def calibrate(self, x: Tensor, percentile: float = 99.0, levels: int = 16, frames: int = 1) -> None:
         """Set the steps from data: percentile of |activation| / levels (see `step_from_data`).
 
         Args:
             x: inputs of this layer, (M, C, H, W) or (M, F).
+            frames: T, if x are clips (N * T, ...); a layer with `sigma` has to know.
         """
         with torch.no_grad():
-            a = self._activate(self._add_bias(x))
+            a = self._activate(self._add_bias(self._accumulate(x, frames)))
             self.step.copy_(step_from_data(a, self.granularity, percentile, levels))
             self.scale.copy_(step_from_data(a, "layer", percentile, 1))
 
@@ -185,33 +193,52 @@ class DeltaActivation(nn.Module):
             check_step(self.step.detach(), "DeltaActivation: step")
         return self.step
 
+    def _accumulate(self, x: Tensor, frames: int) -> Tensor:
+        return x.unflatten(0, (-1, frames)).cumsum(1).flatten(0, 1) if self.sigma else x
+
     def _add_bias(self, x: Tensor) -> Tensor:
         return x if self.bias is None else x + self.bias.view(-1, *(1,) * (x.dim() - 2))
 
     def _activate(self, x: Tensor) -> Tensor:
         if isinstance(self.activation, str):
-            low, high = ACTIVATIONS[self.activation]
-            a = x if self.activation == "identity" else x.clamp(low, high)
+            # Not clamp: its gradient at the bounds is 1, theirs is 0.
+            a = x if self.activation == "identity" else getattr(F, self.activation)(x)
         else:
             a = self.activation(x)
         return a if self.pool is None else F.max_pool2d(a, *self.pool)
 
-    def _plain(self, a: Tensor, frames: int) -> Tensor:
-        """Quantizer and codec one after the other: the meaning, and the path of all that is not fused."""
+    def _clip(self, a: Tensor) -> Tensor:
+        """The range of the `lsq` rule's codes, which `encode` does not know."""
+        if self.rule != "lsq" or self.codec != "exact":
+            return a
+        q = self.step.abs().clamp_min(FLOOR).to(a.dtype)
+        return a.clamp(LSQ_NEG * q, LSQ_POS * q)
+
+    def _plain(self, a: Tensor, frames: int) -> tuple[Tensor, Tensor | None]:
+        """Quantizer and codec one after the other: the meaning, and the path of all that is not fused.
+
+        Returns values and, where the codec makes its own, the deltas.
+        """
         self.penalty = None
         if not self.enabled:
-            return a
+            return a, None
+        sent = None
         clip = a.unflatten(0, (-1, frames))
         if self.codec == "exact":
             value, code = quantize(clip, self._checked_step(), self.rule)
             measured = code if self.rule == "lsq" else value
         else:
-            _, value, _ = encode_clip(clip, None, self._checked_step(), self.codec)
+            sent, value, _ = encode_clip(clip, None, self._checked_step(), self.codec)
             measured = value
         if self._penalised and frames > 1:
             self.penalty = torch.diff(measured, dim=1).abs().mean()
-        return value.flatten(0, 1)
+        return value.flatten(0, 1), sent
 
-    def _to_deltas(self, value: Tensor) -> Tensor:
-        first = value[:, :1] if self.output == "delta" else torch.zeros_like(value[:, :1])
-        return torch.cat([first, torch.diff(value, dim=1)], 1)
+    def _deltas(self, value: Tensor, sent: Tensor | None, frames: int) -> Tensor:
+        """What `encode` sends frame by frame, (N * T, ...)."""
+        if sent is None:
+            clip = value.unflatten(0, (-1, frames))
+            sent = torch.diff(clip, dim=1, prepend=torch.zeros_like(clip[:, :1]))
+        if self.output == "delta_without_background":
+            sent = torch.cat([torch.zeros_like(sent[:, :1]), sent[:, 1:]], 1)
+        return sent.flatten(0, 1)

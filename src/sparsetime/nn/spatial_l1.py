@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from sparsetime.nn._penalised import Penalised
 from sparsetime.quantize import step_from_data
 
 __all__ = ["SpatialL1"]
 
 
-class SpatialL1(nn.Module):
+class SpatialL1(Penalised):
     """Passes its input on and penalises its mean magnitude.
 
     O = X,   penalty = mean |X|
@@ -18,21 +19,13 @@ class SpatialL1(nn.Module):
     The control against which temporal sparsity is compared (arXiv 2107.07305, "L1"). Shapes as in `DeltaActivation`.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale: Tensor
-        self.register_buffer("scale", torch.tensor(1.0))
-        self.enabled = True
-        self.weight = 1.0
-        self.penalty: Tensor | None = None
-
     def forward(self, x: Tensor, frames: int | None = None) -> Tensor:
         """The input itself; `frames` is accepted so that the layer fits where a `DeltaActivation` fits."""
         wanted = self.enabled and self.training and torch.is_grad_enabled()
         self.penalty = torch.linalg.vector_norm(x, 1) / x.numel() if wanted else None
         return x
 
-    def calibrate(self, x: Tensor, percentile: float = 99.0, levels: int = 16) -> None:
+    def calibrate(self, x: Tensor, percentile: float = 99.0, levels: int = 16, frames: int = 1) -> None:
         """Set the scale, the percentile of |x|, which makes the penalty unit-free."""
-        del levels  # no steps here
+        del levels, frames  # no steps here, no time
         self.scale.copy_(step_from_data(x, "layer", percentile, 1))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sparsetime.report.groups import Group, spread
 from sparsetime.report.runs import Run
-from sparsetime.report.svg import Axis, decimal, element, linear_axis, percent, share, short, text
+from sparsetime.report.svg import Axis, element, linear_axis, percent, short, text
 
 Points = list[tuple[float, float]]
 
@@ -116,7 +116,8 @@ def curves(group: Group, panel: Panel, x: Axis, y: Axis, height: int) -> str:
         if drawn
         else text("no values", x="50%", y=height / 2, class_="tick middle")
     )
-    return "".join(parts + _hits(group, panel, x, height))
+    parts.append(element("line", class_="cursor", x1=0, x2=0, y1=0, y2=height, visibility="hidden"))
+    return "".join(parts)
 
 
 def _points(run: Run, line: Line, panel: Panel) -> Points:
@@ -140,31 +141,16 @@ def _polyline(points: Points, x: Axis, y: Axis, height: int, kind: str) -> str:
     return element("polyline", points=places, class_=kind)
 
 
-def _hits(group: Group, panel: Panel, x: Axis, height: int) -> list[str]:
-    """Unseen stripes, one an epoch, that say the values there."""
-    stripes = []
-    phase_of = {row["epoch"]: row.get("phase") for row in group.runs[0].epochs}
-    tables = {line: [dict(_points(run, line, panel)) for run in group.runs] for line in panel.lines}
-    epochs = sorted({epoch for found in tables.values() for table in found for epoch in table})
-    for epoch in epochs:
-        phase = phase_of.get(epoch)
-        lines = [f"epoch {short(epoch)}" + (f", phase {phase}" if phase else "")]
-        for line, found in tables.items():
-            values = spread(table.get(epoch) for table in found)
+def curve_data(group: Group, panel: Panel) -> dict[str, list[list[float]]]:
+    """What the page's script says at an epoch: for each line [epoch, mean, least, greatest over the seeds], rounded."""
+    data = {}
+    for line in panel.lines:
+        tables = [dict(_points(run, line, panel)) for run in group.runs]
+        rows = []
+        for epoch in sorted({epoch for table in tables for epoch in table}):
+            values = spread(table.get(epoch) for table in tables)
             if values is not None:
-                shown = [share(v / 100) if panel.in_percent else decimal(v) for v in values[:3]]
-                seeds = f" ({shown[1]} to {shown[2]})" if values.number > 1 else ""
-                lines.append(f"{line.name}: {shown[0]}{seeds}")
-        start, end = x.place(epoch - 0.5), x.place(epoch + 0.5)
-        stripes.append(
-            element(
-                "rect",
-                x=percent(start),
-                y=0,
-                width=percent(end - start),
-                height=height,
-                class_="stripe hit",
-                data_tip="\n".join(lines),
-            )
-        )
-    return stripes
+                rows.append([float(f"{value:.4g}") for value in (epoch, *values[:3])])
+        if rows:
+            data[line.name] = rows
+    return data

@@ -1,6 +1,7 @@
 """Real frames with the change maps of some layers: how a run hands pictures to the report."""
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,7 +80,7 @@ def load_frames(path: Path) -> Frames:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError) as error:
+    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise ReportError(f"load_frames: {path} is not readable as an npz archive: {error}") from error
     if "frames" not in arrays:
         raise ReportError(f"load_frames: {path} holds no array 'frames', got {sorted(arrays)}")

@@ -175,18 +175,20 @@ def _curves(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """For each group of a task its phases and one plot a panel; all groups share the axes."""
     panels = [(panel, axes) for panel in curves.PANELS if (axes := curves.axes(groups, panel)) is not None]
     found = []
-    for group in groups:
+    for group in groups if panels else ():
         if not any(run.epochs for run in group.runs):
             continue
-        found.append(
+        plots = [
             {
-                "group": group,
-                "seeds": sum(bool(run.epochs) for run in group.runs),
-                "phases": curves.phases(group.runs[0]),
-                "panels": [(panel, curves.curves(group, panel, *axes, _CURVE_HEIGHT)) for panel, axes in panels],
+                "title": panel.title,
+                "contents": curves.curves(group, panel, x, y, _CURVE_HEIGHT),
+                "data": {"low": x.low, "high": x.high, "lines": curves.curve_data(group, panel)},
             }
-        )
-    return found if panels else []
+            for panel, (x, y) in panels
+        ]
+        seeds = sum(bool(run.epochs) for run in group.runs)
+        found.append({"group": group, "seeds": seeds, "phases": curves.phases(group.runs[0]), "plots": plots})
+    return found
 
 
 def _legend(groups: Sequence[Group]) -> list[Group]:
@@ -255,6 +257,7 @@ def _render(content: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
     script = _template("page.js")
     # The page may run this script and no other, and may ask no server for anything.
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")

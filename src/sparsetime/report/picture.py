@@ -11,7 +11,7 @@ from sparsetime.report.svg import element, shape, text
 
 _WIDTH, _HEIGHT = 400, 250
 _LEFT, _TOP, _RIGHT, _BOTTOM = 56, 66, 22, 56
-_LEGEND = 34
+_LEGEND = 54
 _COLUMNS = 2
 
 
@@ -49,7 +49,7 @@ def accuracy_figure_svg(run_dirs: Sequence[Path]) -> str:
         parts.append(
             element("svg", heading, contents, x=left, y=top, width=plot_width, height=_HEIGHT, overflow="visible")
         )
-    parts.append(_legend([group for _, groups, _ in drawn for group in groups], height - 18))
+    parts.append(_legend([group for _, groups, _ in drawn for group in groups], height - 38))
     return element(
         "svg",
         *parts,
@@ -69,8 +69,7 @@ def _legend(groups: Sequence[Group], at_y: int) -> str:
         mark = element("path", d=shape(style), class_=f"mark mean s{style}")
         parts.append(element("svg", mark, x=at_x, y=at_y, overflow="visible"))
         parts.append(text(method, x=at_x + 12, y=at_y, dy="0.32em", class_="tick"))
-        at_x += 30 + 8 * len(method)
-    parts.append(
-        text("bars: range over seeds; whiskers: 95 % interval", x=at_x + 4, y=at_y, dy="0.32em", class_="tick")
-    )
+        at_x += 34 + 7 * len(method)
+    note = "bars: range over seeds; whiskers: 95 % interval of the mean; dashes: commonest class"
+    parts.append(text(note, x=18, y=at_y + 20, dy="0.32em", class_="tick"))
     return "".join(parts)

@@ -1,5 +1,6 @@
 """Accuracy against operations: one mark per run, the mean and range of runs that differ in their seed only."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -147,7 +148,7 @@ def _axes(plane: Plane) -> str:
         parts.append(element("line", x1=across, x2=across, y1=0, y2=plane.height, class_="grid"))
         parts.append(text(plane.quantity.tick(tick), x=across, y=plane.height + 18, class_="tick middle"))
     parts.append(element("line", x1="0", x2="100%", y1=plane.height, y2=plane.height, class_="axis"))
-    parts.append(text("accuracy (%)", x=-40, y=-14, class_="title"))
+    parts.append(text("accuracy (%)", x=-40, y=-18, class_="title"))
     parts.append(text(plane.quantity.title, x="100%", y=plane.height + 38, class_="title end"))
     return "".join(parts)
 
@@ -180,7 +181,7 @@ def _bars(group: Group, spots: Sequence[Spot], value: float, accuracy: float, pl
 
 
 # Names must not touch where a plot is as narrow as on a phone; in a wider one they are further apart.
-_NARROW, _LETTER, _LINE = 290.0, 7.2, 15.0
+_NARROW, _LETTER, _LINE = 290.0, 7.0, 15.0
 
 
 @dataclass(frozen=True)
@@ -198,32 +199,29 @@ class Box:
 
 
 def _names(means: Sequence[tuple[Group, float, float]], plane: Plane) -> str:
-    """Each group's name above or below its interval, the first place where it touches nothing."""
-    taken = [Box(-40, 50, -26, -10)]  # the title of the vertical axis
+    """Each group's name above or below its interval, where it touches nothing; none if there is no such place."""
+    means = sorted(means, key=lambda entry: entry[1])
+    taken = [Box(-40, 46, -29, -14)]  # the title of the vertical axis
     ends = []
     for group, value, accuracy in means:
         low, high = group.interval() or (accuracy, accuracy)
         at = _NARROW * plane.x.place(value)
-        ends.append((plane.down(low) + 8, plane.down(high) - 8))
-        taken.append(Box(at - 6, at + 6, ends[-1][1] + 1, ends[-1][0] - 1))
+        ends.append((plane.down(low) + 16, plane.down(high) - 8))
+        taken.append(Box(at - 6, at + 6, plane.down(high) - 2, plane.down(low) + 2))
     parts = []
     for (group, value, _), (below, above) in zip(means, ends, strict=True):
         content = group.detail or group.method
-        place, width = plane.x.place(value), _LETTER * len(content)
-        shift, anchor = (-6.0, "") if place < 0.15 else (6 - width, "end ") if place > 0.85 else (-width / 2, "middle ")
-        left = _NARROW * place + shift
-        tries = [
-            above + 4,
-            below + 8,
-            *(above + 4 - _LINE * i for i in (1, 2)),
-            *(below + 8 + _LINE * i for i in (1, 2)),
-        ]
-        boxes = [Box(left, left + width, y - 11, y + 3) for y in tries if -30 < y < plane.height]
-        box = next((box for box in boxes if not any(box.touches(other) for other in taken)), boxes[0])
-        taken.append(box)
-        x = {"": -6, "end ": 6, "middle ": 0}[anchor]
-        name = text(content, x=x, y=0, class_=f"name {anchor}{group.paint}")
-        parts.append(element("svg", name, x=plane.across(value), y=box.bottom - 3, overflow="visible"))
+        at, width = _NARROW * plane.x.place(value), _LETTER * len(content)
+        heights = (above, below, above - _LINE, below + _LINE)
+        anchors = (("middle ", 0, at - width / 2), ("", -6, at - 6), ("end ", 6, at + 6 - width))
+        for y, (anchor, x, left) in itertools.product(heights, anchors):
+            box = Box(left, left + width, y - 11, y + 3)
+            inside = box.left >= 0 and box.right <= _NARROW + 10 and -20 < y < plane.height
+            if inside and not any(box.touches(other) for other in taken):
+                taken.append(box)
+                name = text(content, x=x, y=0, class_=f"name {anchor}{group.paint}")
+                parts.append(element("svg", name, x=plane.across(value), y=y, overflow="visible"))
+                break
     return "".join(parts)
 
 

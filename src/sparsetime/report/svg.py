@@ -134,19 +134,17 @@ def counted(value: float | None, unit: str = "") -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A time: 75 is 1 min 15 s."""
+    """A time in the largest unit of which there are at least two: 75 is 75.0 s, 150 is 2.5 min."""
     if seconds is None:
         return MISSING
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f}\u202fs" if seconds < 10 else f"{whole}\u202fs"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d}\u202fs"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f}\u202f{unit}"
+    return f"{seconds:.1f}\u202fs"
 
 
 def _three(value: float) -> str:
     if value == round(value) and abs(value) < 1000:
         return str(round(value))
-    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
-    return f"{value:.{min(digits, 6)}f}"
+    rounded = float(f"{value:.3g}")  # 0.9997 is written as 1.00, not as 1.000
+    return f"{rounded:.{min(max(0, 2 - math.floor(math.log10(abs(rounded)))), 6)}f}"

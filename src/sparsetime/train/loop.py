@@ -267,9 +267,10 @@ class Loop:
         try:
             write_atomic(path, buffer.getvalue())
         except OSError as error:
+            before = f"that of epoch {self.epochs_done - 2} is whole" if path.is_file() else "there was none before"
             raise CheckpointError(
-                f"checkpoint {path} of epoch {self.epochs_done - 1} could not be written: {error.strerror or error}. "
-                "The one before it is whole. Make room and give the same command again: the run goes on from there"
+                f"checkpoint {path} of epoch {self.epochs_done - 1} could not be written: {error.strerror or error}; "
+                f"{before}. Make room and give the same command again: the run goes on from there"
             ) from error
 
     def load(self, path: Path) -> None:

@@ -5,8 +5,9 @@ const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 /* Tips: what a mark, a bar or an epoch says, beside the pointer or the focused mark. */
 const tip = document.getElementById("tip");
 const saying = (target) => target instanceof Element ? target.closest(".mark[aria-label], .hit[data-tip]") : null;
-function showTip(item, x, y) {
-  tip.textContent = item.dataset.tip || item.getAttribute("aria-label");
+const says = (item) => item.dataset.tip || item.getAttribute("aria-label");
+function showTip(text, x, y) {
+  tip.textContent = text;
   tip.hidden = false;
   const box = tip.getBoundingClientRect();
   const left = Math.min(x + 14, document.documentElement.clientWidth - box.width - 8);
@@ -14,21 +15,41 @@ function showTip(item, x, y) {
   tip.style.left = `${Math.max(8, left)}px`;
   tip.style.top = `${Math.max(8, top)}px`;
 }
-document.addEventListener("pointermove", (event) => {
+/* Learning curves: the epoch nearest to the pointer, and its values. */
+let cursor = null;
+function atEpoch(plot, x) {
+  const { low, high, lines } = JSON.parse(plot.dataset.curves);
+  const box = plot.getBoundingClientRect();
+  const wanted = low + (high - low) * (x - box.left) / box.width;
+  const epochs = [...new Set(Object.values(lines).flat().map((row) => row[0]))];
+  if (!epochs.length) return null;
+  const epoch = epochs.reduce((best, each) => Math.abs(each - wanted) < Math.abs(best - wanted) ? each : best);
+  cursor = plot.querySelector(".cursor");
+  const place = `${100 * (epoch - low) / (high - low)}%`;
+  cursor.setAttribute("x1", place);
+  cursor.setAttribute("x2", place);
+  cursor.setAttribute("visibility", "visible");
+  const values = Object.entries(lines).map(([name, rows]) => {
+    const row = rows.find((each) => each[0] === epoch);
+    return row && `${name}: ${row[1]}${row[2] === row[3] ? "" : ` (${row[2]} to ${row[3]})`}`;
+  });
+  return [`epoch ${epoch}`, ...values.filter(Boolean)].join("\n");
+}
+function point(event) {
+  cursor?.setAttribute("visibility", "hidden");
   const item = saying(event.target);
-  if (item) showTip(item, event.clientX, event.clientY);
+  const plot = event.target instanceof Element ? event.target.closest("svg.curves") : null;
+  const text = item ? says(item) : plot ? atEpoch(plot, event.clientX) : null;
+  if (text) showTip(text, event.clientX, event.clientY);
   else tip.hidden = true;
-});
-document.addEventListener("pointerdown", (event) => {
-  const item = saying(event.target);
-  if (item) showTip(item, event.clientX, event.clientY);
-  else tip.hidden = true;
-});
+}
+document.addEventListener("pointermove", point);
+document.addEventListener("pointerdown", point);
 document.addEventListener("focusin", (event) => {
   const item = saying(event.target);
   if (!item) return;
   const box = item.getBoundingClientRect();
-  showTip(item, box.right, box.bottom - 10);
+  showTip(says(item), box.right, box.bottom - 10);
 });
 document.addEventListener("focusout", () => { tip.hidden = true; });
 document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
