@@ -21,7 +21,7 @@ demo: $(READY)
 	$(BIN)/sparsetime demo --out runs/demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -50,7 +50,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             )
             say(f"sparsetime: stopped{again}")
             raise typer.Exit(130) from None
-        except typer.Exit:
+        except (typer.Exit, typer.BadParameter):
             raise
         except Exception as error:
             if kwargs.get("debug"):

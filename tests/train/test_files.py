@@ -1,6 +1,5 @@
 """Files that are either whole or not there."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ def test_write_replaces_the_whole_file(tmp_path: Path) -> None:
     write_atomic(path, b"long content")
     write_atomic(path, b"short")
     assert path.read_bytes() == b"short"
-    assert os.listdir(path.parent) == ["file"]
+    assert [file.name for file in path.parent.iterdir()] == ["file"]
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
@@ -31,7 +30,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout == "File too large\n"
     assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["file"]
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 def test_json_refuses_what_json_does_not_know(tmp_path: Path) -> None:
