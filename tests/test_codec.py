@@ -210,7 +210,7 @@ def test_steps_have_a_floor(codec: Codec) -> None:
 
 @pytest.mark.parametrize("codec", ["exact", "residual"])
 def test_a_value_that_is_not_finite_is_not_swallowed(codec: Codec) -> None:
-    """`hold` compares, so that NaN is never above the threshold: frames are to be checked before (see SparseNetwork)."""
+    """`hold` compares, and NaN is never above the threshold: frames are checked before, see SparseNetwork."""
     _, state = encode(torch.zeros(1, 1), None, torch.tensor(0.3), codec)
     delta, state = encode(torch.full((1, 1), math.nan), state, torch.tensor(0.3), codec)
     assert math.isnan(delta.item())

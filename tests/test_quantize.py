@@ -52,7 +52,7 @@ def test_dtype_of_the_activation_stays(rule: str) -> None:
         assert value.dtype == code.dtype == dtype
 
 
-@pytest.mark.parametrize("rule", ("dal", "fixed"))
+@pytest.mark.parametrize("rule", ["dal", "fixed"])
 def test_the_gradient_of_the_input_is_the_identity(rule: str) -> None:
     a = param(0.1, 5.0, -200.0)
     value, _ = quantize(a, param(0.5), rule)
@@ -134,7 +134,7 @@ def test_fixed_steps_receive_nothing() -> None:
     assert step.grad is None
 
 
-@pytest.mark.parametrize("rule", ("dal", "lsq"))
+@pytest.mark.parametrize("rule", ["dal", "lsq"])
 def test_steps_below_the_floor_count_as_the_floor_and_can_come_back(rule: str) -> None:
     step = param(1e-12)
     value, code = quantize(torch.tensor([3e-8], dtype=torch.float64), step, rule)

@@ -78,9 +78,14 @@ def lr_factor(recipe: Recipe, spans: tuple[Span, ...], progress: float) -> float
     return 0.5 * (1 + math.cos(math.pi * (done - recipe.warmup) / (1 - recipe.warmup)))
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimizer of the recipe, with the steps in a group of their own."""
+def make_optimizer(model: nn.Module, recipe: Recipe, classifier: str) -> torch.optim.Optimizer:
+    """The optimizer of the recipe, with the steps and the classifier in groups of their own."""
     groups = sparsetime.parameter_groups(model, recipe.lr, recipe.step_lr, recipe.weight_decay)
+    head = {id(p) for name, p in model.named_parameters() if name.startswith(f"{classifier}.")}
+    weights = groups[0]
+    groups.append(weights | {"params": [p for p in weights["params"] if id(p) in head], "name": "classifier"})
+    groups[-1]["lr"] = recipe.lr if recipe.head_lr is None else recipe.head_lr
+    weights["params"] = [p for p in weights["params"] if id(p) not in head]
     for group in groups:
         group["peak_lr"] = group["lr"]
     if recipe.optimizer == "sgd":
@@ -114,7 +119,7 @@ class Loop:
         self.spans = schedule(recipe)
         self.rows: list[Row] = []
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        wrapped, optimizer = fabric.setup(self.model, make_optimizer(model.model, recipe))
+        wrapped, optimizer = fabric.setup(self.model, make_optimizer(model.model, recipe, str(model.model.classifier_name)))
         self.wrapped, self.optimizer = wrapped, optimizer
         self.sparse = recipe.method != "dense"
 

@@ -58,6 +58,7 @@ class Recipe:
         augment: shift and mirror training clips, the same for all frames of a clip.
         optimizer: ``adam``, ``adamw`` or ``sgd`` (momentum 0.9).
         lr, step_lr: peak learning rates of the weights and of the quantizer's steps.
+        head_lr: of the classifier; None for ten times `lr` where it starts fresh on top of trained weights, else `lr`.
         weight_decay: of the weights; the steps have none.
         warmup: share of the run over which the learning rate rises; it then falls as a cosine.
         clip_gradient: largest norm of the gradient; 0 leaves it as it is.
@@ -93,6 +94,7 @@ class Recipe:
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = 5e-4
     step_lr: float = 2e-3
+    head_lr: float | None = None
     weight_decay: float = 0.0
     warmup: float = 0.05
     clip_gradient: float = 1.0
@@ -149,9 +151,11 @@ def resolve(recipe: Recipe, *, trained: bool) -> Recipe:
             needs no warm-up.
     """
     warm_up = recipe.start == "refinement" and not trained
+    fresh_head = recipe.weights is not None and not trained
     return recipe.replace(
         phases=recipe.phases or default_phases(recipe.method, warm_up=warm_up),
         penalty=DEFAULT_PENALTY[recipe.method] if recipe.penalty is None else recipe.penalty,
+        head_lr=recipe.lr * (10 if fresh_head else 1) if recipe.head_lr is None else recipe.head_lr,
     )
 
 
@@ -312,7 +316,7 @@ def _check(recipe: Recipe) -> None:
     ):
         if not getattr(recipe, name) > 0:
             raise RecipeError(f"recipe: {name} must be more than 0, got {getattr(recipe, name)}")
-    for name in ("penalty", "step_lr", "weight_decay", "clip_gradient", "patience", "seed"):
+    for name in ("penalty", "step_lr", "head_lr", "weight_decay", "clip_gradient", "patience", "seed"):
         if not (getattr(recipe, name) or 0) >= 0:
             raise RecipeError(f"recipe: {name} must be 0 or more, got {getattr(recipe, name)}")
     for name in ("validate", "warmup"):
