@@ -38,13 +38,12 @@ class Experiment:
 
 
 EXPERIMENTS = (
-    Experiment("uti-025", "ut_interaction", "mobilenet_v1_025", "mobilenet_v1_0.25_128_quant.npz", 40, 32),
-    Experiment("uti-mbv2", "ut_interaction", "mobilenet_v2", "mobilenet_v2_1.0_224_quant.npz", 12, 10, 8),
-    Experiment("jhmdb-025", "jhmdb", "mobilenet_v1_025", "mobilenet_v1_0.25_128_quant.npz", 30, 24),
-    Experiment("uti-050", "ut_interaction", "mobilenet_v1_050", "mobilenet_v1_0.5_160_quant.npz", 24, 16),
-    Experiment("jhmdb-050", "jhmdb", "mobilenet_v1_050", "mobilenet_v1_0.5_160_quant.npz", 20, 14, 8),
+    Experiment("uti-025", "ut_interaction", "mobilenet_v1_025", "mobilenet_v1_0.25_128_quant.npz", 24, 32),
+    Experiment("uti-mbv2", "ut_interaction", "mobilenet_v2", "mobilenet_v2_1.0_224_quant.npz", 10, 12, 8),
+    Experiment("jhmdb-025", "jhmdb", "mobilenet_v1_025", "mobilenet_v1_0.25_128_quant.npz", 16, 20),
+    Experiment("uti-050", "ut_interaction", "mobilenet_v1_050", "mobilenet_v1_0.5_160_quant.npz", 16, 20, 8),
+    Experiment("jhmdb-050", "jhmdb", "mobilenet_v1_050", "mobilenet_v1_0.5_160_quant.npz", 14, 16, 8),
 )
-PENALTY = {"spatial_l1": "8", "delta": "40"}
 
 
 def directory(out: Path, experiment: Experiment, method: str, seed: int) -> Path:
@@ -59,13 +58,12 @@ def commands(args: argparse.Namespace, experiment: Experiment, method: str, seed
     recipe.write_text(f"frames_per_video = {experiment.frames_per_video}\n", encoding="utf-8")
     train = [args.program, "train", "--data", str(data), "--model", experiment.network, "--method", method]
     train += ["--out", str(run), "--seed", str(seed), "--threads", "1", "--recipe", str(recipe)]
-    train += ["--clip-length", "4", "--batch-size", "4"]
     if method == "dense":
         weights = args.data / "weights" / "imagenet" / experiment.weights
         train += ["--weights", str(weights), "--epochs", str(experiment.dense_epochs)]
     else:
         dense = directory(args.out, experiment, "dense", seed)
-        train += ["--weights", str(dense), "--epochs", str(experiment.refine_epochs), "--penalty", PENALTY[method]]
+        train += ["--weights", str(dense), "--epochs", str(experiment.refine_epochs)]
     yield train
     yield [args.program, "evaluate", str(run), "--data", str(data), "--split", "test", "--threads", "1"]
 

@@ -22,8 +22,9 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
     program = (
+        # The module alone: importing torch takes seconds.
         "import pathlib, resource, runpy, sys\n"
-        "write_atomic = runpy.run_path(sys.argv[2])['write_atomic']\n"  # the module alone: importing torch takes seconds
+        "write_atomic = runpy.run_path(sys.argv[2])['write_atomic']\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: write_atomic(pathlib.Path(sys.argv[1]), bytes(5000))\n"
         "except OSError as error: print(error.strerror)\n"

@@ -57,7 +57,8 @@ class Recipe:
         frames_per_video: frames seen of each video in one epoch, so that short and long clips see equally many.
         augment: shift and mirror training clips, the same for all frames of a clip.
         optimizer: ``adam``, ``adamw`` or ``sgd`` (momentum 0.9).
-        lr, step_lr: peak learning rates of the weights and of the quantizer's steps.
+        lr, step_lr: peak learning rates of the weights and of the quantizer's steps; lr None for 2e-4 on top of
+            trained weights, 1e-3 from scratch.
         head_lr: of the classifier; None for ten times `lr` where it starts fresh on top of trained weights, else `lr`.
         weight_decay: of the weights; the steps have none.
         warmup: share of the run over which the learning rate rises; it then falls as a cosine.
@@ -85,14 +86,14 @@ class Recipe:
     phases: tuple[Phase, ...] = ()
     epochs: int = 40
     penalty: float | None = None
-    clip_length: int = 8
-    batch_size: int = 8
+    clip_length: int = 4
+    batch_size: int = 4
     seed: int = 0
     stride: int = 1
     frames_per_video: int = 16
     augment: bool = True
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    lr: float = 5e-4
+    lr: float | None = None
     step_lr: float = 2e-3
     head_lr: float | None = None
     weight_decay: float = 0.0
@@ -123,7 +124,7 @@ class Recipe:
 
 
 #: Weight of the penalty in the strong phase.
-DEFAULT_PENALTY: dict[str, float] = {"dense": 0.0, "spatial_l1": 4.0, "delta": 8.0}
+DEFAULT_PENALTY: dict[str, float] = {"dense": 0.0, "spatial_l1": 40.0, "delta": 40.0}
 
 
 def default_phases(method: Method, *, warm_up: bool) -> tuple[Phase, ...]:
@@ -151,11 +152,13 @@ def resolve(recipe: Recipe, *, trained: bool) -> Recipe:
             needs no warm-up.
     """
     warm_up = recipe.start == "refinement" and not trained
+    lr = recipe.lr or (1e-3 if recipe.weights is None else 2e-4)
     fresh_head = recipe.weights is not None and not trained
     return recipe.replace(
         phases=recipe.phases or default_phases(recipe.method, warm_up=warm_up),
         penalty=DEFAULT_PENALTY[recipe.method] if recipe.penalty is None else recipe.penalty,
-        head_lr=recipe.lr * (10 if fresh_head else 1) if recipe.head_lr is None else recipe.head_lr,
+        lr=lr,
+        head_lr=lr * (10 if fresh_head else 1) if recipe.head_lr is None else recipe.head_lr,
     )
 
 
@@ -310,12 +313,13 @@ def _check(recipe: Recipe) -> None:
         "batch_size",
         "stride",
         "frames_per_video",
-        "lr",
         "levels",
         "calibration_clips",
     ):
         if not getattr(recipe, name) > 0:
             raise RecipeError(f"recipe: {name} must be more than 0, got {getattr(recipe, name)}")
+    if recipe.lr is not None and not recipe.lr > 0:
+        raise RecipeError(f"recipe: lr must be more than 0, got {recipe.lr}")
     for name in ("penalty", "step_lr", "head_lr", "weight_decay", "clip_gradient", "patience", "seed"):
         if not (getattr(recipe, name) or 0) >= 0:
             raise RecipeError(f"recipe: {name} must be 0 or more, got {getattr(recipe, name)}")
