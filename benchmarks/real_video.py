@@ -3,7 +3,8 @@
     python benchmarks/real_video.py run --data ../shared/data --out runs/real      # hours; goes on where it stopped
     python benchmarks/real_video.py table --out runs/real --json real_video.json
 
-Every run is the command line program's own `train` and `evaluate`. A dense network is refined from ImageNet weights; spatial L1
+Every run is the command line program's own `train` and `evaluate`. A dense network is refined from ImageNet weights;
+spatial L1
 and delta refine that network further. Settings were chosen on groups held out of the training split, never on `test`.
 """
 
@@ -26,7 +27,9 @@ METHODS = ("dense", "spatial_l1", "delta")
 
 @dataclass(frozen=True)
 class Experiment:
-    """One network on one data set: epochs of the dense run and of the refinements, and how much of each video an epoch sees."""
+    """One network on one data set: epochs of the dense run and of the refinements, and how much of each video an
+    epoch sees.
+    """
 
     name: str
     data: str

@@ -182,7 +182,8 @@ class Loop:
         for step, batch in enumerate(loader.epoch(epoch)):
             progress = epoch + step / len(loader)
             for group in self.optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * lr_factor(self.recipe, self.spans, progress)
+                phase = span.lr if group["name"] == "weights" else 1.0
+                group["lr"] = group["peak_lr"] * phase * lr_factor(self.recipe, self.spans, progress)
             clip = batch["clip"].to(self.fabric.device, non_blocking=True)
             label = batch["label"].to(self.fabric.device, non_blocking=True)
             log_p = log_mean_softmax(self.wrapped(clip))
@@ -207,7 +208,7 @@ class Loop:
         return {
             "epoch": epoch,
             "phase": span.name,
-            "lr": resolved_rates(self.recipe)[0] * lr_factor(self.recipe, self.spans, epoch),
+            "lr": resolved_rates(self.recipe)[0] * span.lr * lr_factor(self.recipe, self.spans, epoch),
             "penalty_weight": span.penalty,
             "train_loss": (task_sum + span.penalty * penalty_sum) / clips,
             "task_loss": task_sum / clips,

@@ -25,6 +25,7 @@ class Phase:
         penalty: times ``Recipe.penalty`` is the weight of ``sparsetime.penalty`` in the loss.
         clip_length: times ``Recipe.clip_length`` is T, rounded, at least 2.
         batch_size: times ``Recipe.batch_size`` is the number of clips in a batch, rounded.
+        lr: times ``Recipe.lr`` is the peak learning rate of the weights (not of classifier and steps).
         quantize: False lets every layer pass its values through unquantized (the dense warm-up).
     """
 
@@ -33,6 +34,7 @@ class Phase:
     penalty: float = 1.0
     clip_length: float = 1.0
     batch_size: float = 1.0
+    lr: float = 1.0
     quantize: bool = True
 
 
@@ -124,7 +126,7 @@ class Recipe:
 
 
 #: Weight of the penalty in the strong phase.
-DEFAULT_PENALTY: dict[str, float] = {"dense": 0.0, "spatial_l1": 40.0, "delta": 40.0}
+DEFAULT_PENALTY: dict[str, float] = {"dense": 0.0, "spatial_l1": 50.0, "delta": 50.0}
 
 
 def default_phases(method: Method, *, warm_up: bool) -> tuple[Phase, ...]:
@@ -140,7 +142,10 @@ def default_phases(method: Method, *, warm_up: bool) -> tuple[Phase, ...]:
     if method == "dense":
         return (Phase("dense", penalty=0.0),)
     front = (Phase("warm-up", 0.4, penalty=0.0, quantize=False),) if warm_up else ()
-    return (*front, Phase("strong", 0.4), Phase("weak", 0.2, penalty=0.25, clip_length=0.5, batch_size=2.0))
+    # The penalty reshapes the whole network, which takes larger steps than learning a classifier on trained features.
+    rate = 2.5
+    weak = Phase("weak", 0.2, penalty=0.25, clip_length=0.5, batch_size=2.0, lr=rate)
+    return (*front, Phase("strong", 0.4, lr=rate), weak)
 
 
 def resolve(recipe: Recipe, *, trained: bool) -> Recipe:
@@ -172,6 +177,7 @@ class Span:
         penalty: weight of the penalty in the loss.
         clip_length: T.
         batch_size: clips in a batch, over all processes.
+        lr: multiple of the recipe's, for the weights.
         quantize: whether the layers quantize.
     """
 
@@ -181,6 +187,7 @@ class Span:
     penalty: float
     clip_length: int
     batch_size: int
+    lr: float
     quantize: bool
 
 
@@ -216,6 +223,7 @@ def schedule(recipe: Recipe) -> tuple[Span, ...]:
                     penalty=penalty,
                     clip_length=max(2, round(recipe.clip_length * phase.clip_length)),
                     batch_size=max(1, round(recipe.batch_size * phase.batch_size)),
+                    lr=phase.lr,
                     quantize=phase.quantize,
                 )
             )
@@ -331,8 +339,10 @@ def _check(recipe: Recipe) -> None:
     if recipe.patience and not recipe.validate:
         raise RecipeError("recipe: patience watches a held-out part of the training groups; set validate, e.g. 0.2")
     for phase in recipe.phases:
-        if not (phase.share > 0 and phase.clip_length > 0 and phase.batch_size > 0 and phase.penalty >= 0):
+        if not (
+            phase.share > 0 and phase.clip_length > 0 and phase.batch_size > 0 and phase.lr > 0 and phase.penalty >= 0
+        ):
             raise RecipeError(
-                f"recipe: phase {phase.name!r} needs share, clip_length and batch_size above 0 and penalty of 0 or "
+                f"recipe: phase {phase.name!r} needs share, clip_length, batch_size and lr above 0 and penalty of 0 or "
                 f"more, got {phase}"
             )
