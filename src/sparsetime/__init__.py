@@ -1,15 +1,24 @@
 """Neural networks that are sparse in time: train them so that little changes, pay only for what did."""
 
-from sparsetime.convert import SparseNetwork, SparsifyError, sparsify, unsparsify
-from sparsetime.meter import Counts, Meter
-from sparsetime.nn import DeltaActivation, SpatialL1
-from sparsetime.objective import calibrate, delta_layers, enable, parameter_groups, penalty
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsetime.convert.network import SparseNetwork, unsparsify
+    from sparsetime.convert.sparsify import SparsifyError, sparsify
+    from sparsetime.convert.stream import DeltaStream
+    from sparsetime.meter import Counts, Meter
+    from sparsetime.nn import DeltaActivation, SpatialL1
+    from sparsetime.objective import calibrate, delta_layers, enable, parameter_groups, penalty
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "Counts",
     "DeltaActivation",
+    "DeltaStream",
     "Meter",
     "SparseNetwork",
     "SparsifyError",
@@ -22,3 +31,28 @@ __all__ = [
     "sparsify",
     "unsparsify",
 ]
+
+# Names are looked up on first use (PEP 562): `import sparsetime`, and with it the command line's help, costs no torch.
+_HOMES = {
+    "sparsetime.convert": ("SparseNetwork", "SparsifyError", "sparsify", "unsparsify"),
+    "sparsetime.convert.stream": ("DeltaStream",),
+    "sparsetime.meter": ("Counts", "Meter"),
+    "sparsetime.nn": ("DeltaActivation", "SpatialL1"),
+    "sparsetime.objective": ("calibrate", "delta_layers", "enable", "parameter_groups", "penalty"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(home), name)
+    try:
+        return importlib.import_module(f"sparsetime.{name}")  # sparsetime.networks without an import of its own
+    except ModuleNotFoundError as error:
+        if error.name != f"sparsetime.{name}":
+            raise
+        raise AttributeError(f"module 'sparsetime' has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

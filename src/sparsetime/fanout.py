@@ -76,7 +76,8 @@ def _outputs_per_weight(op: LinearOp, weight: Tensor | None) -> Tensor:
     if op.kind == "conv_transpose":
         return alive.sum(1)
     # (groups, O/groups, I/groups, k...) -> (groups * I/groups, k...)
-    return alive.unflatten(0, (op.groups, -1)).sum(1).flatten(0, 1)
+    by_group: Tensor = alive.unflatten(0, (op.groups, -1))
+    return by_group.sum(1).flatten(0, 1)
 
 
 def fanout(op: LinearOp, input_shape: tuple[int, ...], weight: Tensor | None = None) -> Tensor:

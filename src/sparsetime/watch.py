@@ -6,6 +6,7 @@ needs no particular module classes, and says which operations with multiplicatio
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsetime.fanout import LinearOp
 
@@ -73,7 +75,9 @@ _UNCOUNTED: dict[Any, str] = {
 
 
 class LinearCall:
-    """One call of a linear operation: what it is, what went in, its weight, and what came out."""
+    """One call of a linear operation: what it is, what went in, its weight, and what came out. Zeros that `F.pad` put
+    around the input of a convolution are part of the operation.
+    """
 
     def __init__(self, op: LinearOp, x: Tensor, weight: Tensor, output: Tensor) -> None:
         self.op = op
@@ -94,7 +98,15 @@ def _bind(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any],
     return [given.get(name, defaults.get(name)) for name in names]
 
 
-def _describe(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> LinearCall | None:
+def _zero_padded(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[int, ...]] | None:
+    """The input of `F.pad` and its amounts, last dimension first, if it adds zeros and nothing else."""
+    x, pad, mode, value = _bind(("input", "pad", "mode", "value"), args, kwargs, {"mode": "constant"})
+    return None if mode != "constant" or value or min(pad) < 0 else (x, tuple(pad))
+
+
+def _describe(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor, padded: WeakTensorKeyDictionary
+) -> LinearCall | None:
     defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
     if function is F.linear:
         x, weight, _ = _bind(("input", "weight", "bias"), args, kwargs, {})
@@ -111,6 +123,11 @@ def _describe(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outp
             padding = [d * (k - 1) // 2 for d, k in zip(dilations, weight.shape[2:], strict=True)]
         elif padding == "valid":
             padding = 0
+        padding = _per_dim(padding, dims)
+        if x in padded and len(padded[x][1]) <= 2 * dims:  # zeros that the convolution could not add itself
+            x, pad = padded[x]
+            before = (0,) * (dims - len(pad) // 2) + pad[::2][::-1]
+            padding = tuple(map(operator.add, padding, before))
         kind = "conv"
     elif function in _TRANSPOSED:
         dims = _TRANSPOSED[function]
@@ -173,11 +190,14 @@ class WatchLinear(TorchFunctionMode):
         self._on_linear = on_linear
         self._on_uncounted = on_uncounted
         self._on_output = on_output
+        self._padded = WeakTensorKeyDictionary()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        call = _describe(func, args, kwargs, output) if isinstance(output, Tensor) else None
+        if func is F.pad and (source := _zero_padded(args, kwargs)) is not None:
+            self._padded[output] = source
+        call = _describe(func, args, kwargs, output, self._padded) if isinstance(output, Tensor) else None
         if call is not None:
             self._on_linear(call)
         elif self._on_uncounted is not None and (func in _UNCOUNTED or func in _CONVS or func in _TRANSPOSED):

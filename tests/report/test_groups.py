@@ -99,6 +99,13 @@ def test_without_a_good_one_the_most_accurate_is_named() -> None:
     assert found.apart is True
 
 
+def test_of_two_equally_accurate_the_one_with_fewer_operations_is_named() -> None:
+    groups = [made_up("dense", 0.5, 0.9), made_up("spatial_l1", 0.3, 0.5), made_up("delta", 0.1, 0.5)]
+    found = finding(groups)
+    assert found is not None
+    assert found.sentence.startswith("delta: 0.10 of operations")
+
+
 def test_more_operations_than_dense_are_said_so() -> None:
     found = finding([made_up("dense", 0.2, 0.5), made_up("delta", 0.4, 0.5)])
     assert found is not None

@@ -97,6 +97,17 @@ _KEEPING_METHODS = {
     "unbind",
     "expand",
 }
+_VIEWING_MODULES = (*_DROPOUTS, nn.Identity, nn.Flatten, nn.Unflatten)
+_VIEWING_METHODS = _KEEPING_METHODS - {"clone"}
+_VIEWING_FUNCTIONS = _KEEPING_FUNCTIONS - {
+    torch.cat,
+    torch.concat,
+    torch.clone,
+    torch.channel_shuffle,
+    F.channel_shuffle,
+    F.pixel_shuffle,
+    F.pixel_unshuffle,
+}
 _MAX_POOLS = (
     nn.MaxPool1d,
     nn.MaxPool2d,
@@ -147,18 +158,18 @@ class _Look(fx.Interpreter):
         super().__init__(module, garbage_collect_values=True)
         self.seen = _Seen(batch)
         self._names = names
+        self._node = next(iter(module.graph.nodes))
+
+    def note(self, call: LinearCall) -> None:
+        self.seen.calls[self._node].append(_Op(self._names(call), call.op, tuple(call.x.shape)))
+
+    def note_uncounted(self, name: str) -> None:
+        self.seen.uncounted[self._node].append(name)
 
     def run_node(self, n: fx.Node) -> Any:
-        calls: list[_Op] = []
-        uncounted: list[str] = []
-
-        def note(call: LinearCall) -> None:
-            calls.append(_Op(self._names(call), call.op, tuple(call.x.shape)))
-
-        with WatchLinear(note, uncounted.append):
-            result = super().run_node(n)
-        self.seen.calls[n] = calls
-        self.seen.uncounted[n] = uncounted
+        self._node = n
+        self.seen.calls[n], self.seen.uncounted[n] = [], []
+        result = super().run_node(n)
         self.seen.value[n] = torch.empty_like(result, device="meta") if isinstance(result, Tensor) else result
         return result
 
@@ -268,13 +279,21 @@ def sparsify(
 
 def _spare(graph: fx.Graph) -> None:
     """Nobody may write into what a delta layer gives: it is kept for the layer's backward pass."""
-    layers = {node for node in graph.nodes if node.op == "call_module" and str(node.target).startswith(f"{PREFIX}.")}
-    for node in [node for node in graph.nodes if node not in layers]:
-        target = base = writes_to(node)
-        while base is not None and base not in layers and _keeps(base) and base.all_input_nodes:
+    nodes = list(graph.nodes)
+    layers = {node for node in nodes if node.op == "call_module" and str(node.target).startswith(f"{PREFIX}.")}
+    for index, node in enumerate(nodes):
+        target = base = None if node in layers else writes_to(node)
+        while base is not None and base not in layers and _may_view(base):
             base = base.all_input_nodes[0]
-        if target is None or base not in layers:
+        if target is None or base is None or base not in layers:
             continue
+        views = {base}
+        views.update(n for n in nodes[:index] if n not in layers and _may_view(n) and n.all_input_nodes[0] in views)
+        if any(user in nodes[index + 1 :] for view in views for user in view.users):
+            raise SparsifyError(
+                f"sparsify: {_label(node)} ({node.meta.get('line', '')}) works in place on a view of what "
+                f"{base.target} gives, and others read that afterwards; let it work out of place (inplace=False)"
+            )
         if node.target in OUT_OF_PLACE:
             node.target = OUT_OF_PLACE[node.target]
             continue
@@ -283,13 +302,13 @@ def _spare(graph: fx.Graph) -> None:
 
 
 def _look(model: nn.Module, graph: fx.Graph, inputs: list[Tensor]) -> _Seen:
-    # Two frames at least, so that the batch is told from other dimensions of size one.
-    batch = [(i if i.shape[0] > 1 else i.expand(2, *i.shape[1:])).clone() for i in inputs]
     flags = {module: module.training for module in model.modules()}
     try:
+        # Two frames at least, so that the batch is told from other dimensions of size one.
+        batch = [(i if i.shape[0] > 1 else i.expand(2, *i.shape[1:])).clone() for i in inputs]
         model.eval()
         look = _Look(fx.GraphModule(model, graph), OpNames(model), len(batch[0]))
-        with torch.no_grad():
+        with torch.no_grad(), WatchLinear(look.note, look.note_uncounted):
             look.run(*batch)
     except Exception as error:
         raise SparsifyError(
@@ -311,6 +330,8 @@ def _shares(call: _Op, data: fx.Node, sources: list[fx.Node], seen: _Seen) -> li
     """The MACs of one frame that each source causes: the fan-out of the elements that come from it."""
     if len(sources) == 1:
         return [_macs(call, seen.batch)]
+    while seen.value[data].shape != call.shape:  # padding with zeros, counted as a part of the operation
+        data = data.all_input_nodes[0]
     fan = fanout(call.op, call.shape[1:])
     return [float((_marks(data, source, sources, seen, {}) * fan).sum()) / seen.batch for source in sources]
 
@@ -365,11 +386,20 @@ def _keeps(node: fx.Node) -> bool:
     return node.target in _KEEPING_FUNCTIONS or _is_max_pool(node)
 
 
+def _may_view(node: fx.Node) -> bool:
+    """True if the value of the node may lie in the memory of its input."""
+    if not node.all_input_nodes or _is_max_pool(node):
+        return False
+    if node.op == "call_module":
+        return isinstance(module_of(node), _VIEWING_MODULES)
+    return node.target in (_VIEWING_METHODS if node.op == "call_method" else _VIEWING_FUNCTIONS)
+
+
 def _clamp_name(node: fx.Node) -> str | None:
     """The name in `ACTIVATIONS` that this node computes, if any; not where it overwrites what others read."""
     module = module_of(node)
     base = writes_to(node)
-    while base is not None and _keeps(base) and base.all_input_nodes:  # a view: others may see the tensor behind it
+    while base is not None and _may_view(base):  # others may read the tensor behind it
         base = base.all_input_nodes[0]
         if len(base.users) > 1:
             return None

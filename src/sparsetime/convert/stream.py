@@ -197,6 +197,8 @@ class _Run(fx.Interpreter):
             return (lambda x, *a, **k: getattr(x, name)(*a, **k)) if name in _LINEAR_METHODS else None
         if n.target in _LINEAR_FUNCTIONS:
             return n.target
+        if not callable(n.target):
+            return None
         both = len(n.args) == 2 and all(isinstance(a, fx.Node) and _is_signal(self.env[a]) for a in n.args)
         if n.target in _ADDITIONS and both:
             return n.target

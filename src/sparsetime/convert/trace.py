@@ -68,13 +68,11 @@ def trace(model: nn.Module) -> tuple[dict[bool, fx.Graph], dict[str, bool]]:
         SparsifyError: the module cannot be traced; the message names the line.
     """
     flags = {module: module.training for module in model.modules()}
-    graphs = {}
+    training = {module: flag or not flags[model] for module, flag in flags.items()}
     try:
-        for mode in (False, True):
-            for module, flag in flags.items():
-                module.training = mode and (flag or not flags[model])
-            graphs[mode] = _Tracer().trace(model)
-            fx.GraphModule(model, graphs[mode])  # nodes find their modules through it
+        graphs = {False: _trace_as(model, dict.fromkeys(flags, False)), True: _trace_as(model, training)}
+        # What is frozen looks alike in both: would it, were it not frozen?
+        thawed = graphs[True] if all(training.values()) else _trace_as(model, dict.fromkeys(flags, True))
     except Exception as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
         where = f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "unknown line"
@@ -88,11 +86,19 @@ def trace(model: nn.Module) -> tuple[dict[bool, fx.Graph], dict[str, bool]]:
             module.training = flag
     code = {mode: graph.python_code("self").src for mode, graph in graphs.items()}
     if code[True] == code[False]:
-        return dict.fromkeys((False, True), graphs[False]), {}
-    parts = {mode: Counter(_part(node) for node in graph.nodes) for mode, graph in graphs.items()}
-    different = (parts[True] - parts[False]) + (parts[False] - parts[True])
-    names = {path[-1].partition("@")[0] if path else "" for path, *_ in different}
-    return graphs, {name: flags[model.get_submodule(name)] or not flags[model] for name in sorted(names)}
+        graphs[True] = graphs[False]
+    evaluated, trained = (Counter(_part(node) for node in graph.nodes) for graph in (graphs[False], thawed))
+    names = {path[-1].partition("@")[0] if path else "" for path, *_ in (evaluated - trained) + (trained - evaluated)}
+    return graphs, {name: training[model.get_submodule(name)] for name in sorted(names)}
+
+
+def _trace_as(model: nn.Module, flags: dict[nn.Module, bool]) -> fx.Graph:
+    """Trace with every module in the mode given."""
+    for module, flag in flags.items():
+        module.training = flag
+    graph = _Tracer().trace(model)
+    fx.GraphModule(model, graph)  # nodes find their modules through it
+    return graph
 
 
 def _part(node: fx.Node) -> tuple[Any, ...]:

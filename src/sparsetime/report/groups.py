@@ -192,7 +192,8 @@ def finding(groups: Sequence[Group], tolerance: float = 0.01) -> Finding | None:
         best = min(sparse, key=_density)
         return Finding(f"{_figures(best)}. No dense run to compare it with.", 0.0, len(sparse))
     good_enough = [group for group in sparse if _accuracy(group) >= _accuracy(dense) - tolerance - 1e-9]
-    best = min(good_enough, key=_density) if good_enough else max(sparse, key=_accuracy)
+    most_accurate = max(sparse, key=lambda group: (_accuracy(group), -_density(group)))
+    best = min(good_enough, key=_density) if good_enough else most_accurate
     ratio = _density(dense) / _density(best) if _density(best) > 0 else math.inf
     difference = 100 * (_accuracy(best) - _accuracy(dense))
     if abs(difference) < 0.05:

@@ -133,7 +133,8 @@ def _first_readable(group: Group, notes: list[str]) -> tuple[Run, Frames] | None
             return run, load_frames(file)
         except ReportError as error:
             notes.append(f"{run.name}: {error}.")
-    notes.append(f"{group.label} on {' · '.join(group.task)}: no readable frames-{group.split or '<split>'}.npz.")
+    if group.evaluations():
+        notes.append(f"{group.label} on {' · '.join(group.task)}: no readable frames-{group.split}.npz.")
     return None
 
 

@@ -62,7 +62,8 @@ class Progress:
 
     def batch(self, epoch: int, done: int, total: int, loss: float) -> None:
         """Move the bar."""
-        self.bar.update(self.task, description=f"epoch {epoch} loss {loss:.3f}", completed=done, total=total)
+        text = f"epoch {epoch + 1}/{self.epochs} loss {loss:.3f}"
+        self.bar.update(self.task, description=text, completed=done, total=total)
 
     def epoch(self, row: dict[str, Any]) -> None:
         """One line for a finished epoch."""

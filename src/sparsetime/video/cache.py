@@ -56,9 +56,7 @@ class FrameCache:
                 self._store(entry, frames)
             except OSError as error:
                 if not self._told_full:
-                    logger.warning(
-                        "frame cache %s: %s; videos are decoded again each time", self.folder, error.strerror
-                    )
+                    logger.warning("frame cache %s: %s; videos are decoded again each time", self.folder, error)
                     self._told_full = True
         return frames
 

@@ -130,7 +130,7 @@ function overlay(values, map, frame, largest) {
     const share = values[frame * size + i];
     if (share === 0) continue;
     const relative = Math.min(share / largest, 1);
-    picture.data.set([...heat(relative), 90 + 150 * relative], 4 * i);
+    picture.data.set([...heat(relative), 70 + 130 * relative], 4 * i);
   }
   context.putImageData(picture, 0, 0);
   return canvas;

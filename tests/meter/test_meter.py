@@ -1,0 +1,522 @@
+"""The meter against counting loops, and what must not change while it counts."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import sparsetime
+from sparsetime import DeltaActivation, Meter
+
+
+class Net(nn.Module):
+    """Strides, groups, borders, a convolution used twice, batch norm, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 4, 3, 2, 1)
+        self.norm = nn.BatchNorm2d(4)
+        self.depth = nn.Conv2d(4, 4, 3, padding=1, groups=2)
+        self.head = nn.Linear(4, 3)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.norm(self.stem(x)))
+        x = self.relu(self.depth(x))
+        x = F.relu(self.depth(x))
+        return self.head(x.mean((2, 3)))
+
+
+def moving(n: int = 2, t: int = 4, size: int = 7, seed: int = 0) -> Tensor:
+    """A clip in which a part moves and a part is black."""
+    generator = torch.Generator().manual_seed(seed)
+    clip = torch.randn(n, 1, 2, size, size, generator=generator).expand(n, t, -1, -1, -1).clone()
+    clip[:, :, :, : size // 2] = 0
+    clip[:, :, :, -2:] += torch.randn(n, t, 2, 2, size, generator=generator)
+    return clip
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    net = Net().eval()
+    nn.init.constant_(net.depth.bias, 0.2)  # type: ignore[arg-type]  # no layer is silent
+    return net
+
+
+def sparse(net: Net, **options: Any) -> sparsetime.SparseNetwork:
+    model = sparsetime.sparsify(net, moving()[:, 0], **options)
+    sparsetime.calibrate(model, moving())
+    return model
+
+
+def conv_macs(mask: np.ndarray, weight: np.ndarray, stride: int, padding: int, groups: int) -> int:
+    """Products of inputs that `mask` has, one frame (C, H, W), counted one by one."""
+    _, h, w = mask.shape
+    o, per_group, kh, kw = weight.shape
+    count = 0
+    for out in range(o):
+        group = out // (o // groups)
+        for y in range((h + 2 * padding - kh) // stride + 1):
+            for x in range((w + 2 * padding - kw) // stride + 1):
+                for i in range(per_group):
+                    for dy in range(kh):
+                        for dx in range(kw):
+                            row, column = y * stride - padding + dy, x * stride - padding + dx
+                            if 0 <= row < h and 0 <= column < w and weight[out, i, dy, dx] != 0:
+                                count += bool(mask[group * per_group + i, row, column])
+    return count
+
+
+def inputs_of(model: nn.Module, clip: Tensor) -> dict[str, Tensor]:
+    """What each linear operation reads, (N, T, ...), by the meter's name."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            key = name if name not in seen else f"{name}#2"
+            seen[key] = args[0].detach().unflatten(0, clip.shape[:2])
+
+        return hook
+
+    handles = [
+        m.register_forward_hook(keep(n)) for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)
+    ]
+    with torch.no_grad():
+        model(clip if isinstance(model, sparsetime.SparseNetwork) else clip.flatten(0, 1))
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def brute_force(model: nn.Module, clip: Tensor) -> dict[str, dict[str, float]]:
+    """Everything the meter counts per operation, by loops."""
+    modules = {"stem": (2, 1, 1), "depth": (1, 1, 2), "depth#2": (1, 1, 2), "head": None}
+    result = {}
+    for name, x in inputs_of(model, clip).items():
+        weight = model.get_parameter(f"{name.removesuffix('#2')}.weight").detach().numpy()
+        ones = np.ones_like(weight)
+        settings = modules[name]
+
+        def macs(mask: np.ndarray, w: np.ndarray, settings: Any = settings) -> float:
+            return float((mask[None] * (w != 0)).sum()) if settings is None else conv_macs(mask, w, *settings)
+
+        array = x.numpy()
+        n, t = array.shape[:2]
+        later = [(array[i, j], array[i, j - 1]) for i in range(n) for j in range(1, t)]
+        result[name] = {
+            "dense_macs": macs(np.ones(array.shape[2:], bool), ones),
+            "macs_first": sum(macs(array[i, 0] != 0, ones) for i in range(n)),
+            "macs_later": sum(macs(now != 0, ones) for now, _ in later),
+            "delta_macs_later": sum(macs(now != before, ones) for now, before in later),
+            "nonzero_first": int((array[:, 0] != 0).sum()),
+            "nonzero_later": int((array[:, 1:] != 0).sum()),
+            "changed_later": int((array[:, 1:] != array[:, :-1]).sum()),
+            "nb": sum(macs(array[i, j] != 0, weight) for i in range(n) for j in range(t)),
+        }
+    return result
+
+
+def zero_some_weights(model: nn.Module) -> None:
+    with torch.no_grad():
+        model.get_parameter("depth.weight")[:, :, 0] = 0
+        model.get_parameter("head.weight")[0] = 0
+
+
+@pytest.mark.parametrize("kind", ["plain", "delta", "zero weights"])
+def test_counts_equal_loops(kind: str, net: Net) -> None:
+    clip = moving(t=3)
+    model: nn.Module = net if kind == "plain" else sparse(net)
+    if kind == "zero weights":
+        zero_some_weights(model)
+    with torch.no_grad(), Meter(model, frames=3) as meter:
+        model(clip.flatten(0, 1) if kind == "plain" else clip)
+    expected = brute_force(model, clip)
+    assert list(meter.counts.ops) == ["stem", "depth", "depth#2", "head"]
+    for name, op in meter.counts.ops.items():
+        for key, value in expected[name].items():
+            if key != "nb":
+                assert getattr(op, key) == pytest.approx(value), (name, key)
+        assert op.nb_macs + op.nb_acs == pytest.approx(expected[name]["nb"]), name
+        assert op.nb_dense == op.dense_macs * 6
+        assert (op.frames_first, op.frames_later) == (2, 4)
+    assert meter.counts.clips == 2
+    # The clip leaves something to count in every class.
+    stem = meter.counts.ops["stem"]
+    assert 0 < stem.changed_later < stem.nonzero_later < stem.elements * 4
+
+
+def test_figures_are_made_of_the_counts(net: Net) -> None:
+    clip = moving()
+    model = sparse(net)
+    with torch.no_grad(), Meter(model) as meter:
+        model(clip)
+    expected = brute_force(model, clip)
+    figures = meter.summary()
+    dense = sum(op["dense_macs"] for op in expected.values())
+    later = sum(op["delta_macs_later"] for op in expected.values())
+    first = sum(op["macs_first"] for op in expected.values())
+    assert figures["skips"] == "deltas"
+    assert figures["dense_macs"] == dense
+    assert figures["op_density"] == pytest.approx(later / (dense * 6))
+    assert figures["op_density_with_first_frame"] == pytest.approx((first + later) / (dense * 8))
+    assert figures["op_density_activations"] == pytest.approx(
+        sum(op["macs_later"] for op in expected.values()) / (dense * 6)
+    )
+    assert [row["name"] for row in figures["layers"]] == ["stem", "depth", "depth#2", "head"]
+    json.dumps(figures, allow_nan=False)
+
+
+@pytest.mark.parametrize("kind", ["plain", "delta", "training"])
+def test_metered_and_unmetered_runs_give_the_same_bits(kind: str, net: Net) -> None:
+    results = []
+    for metered in (False, True):
+        model: nn.Module = net if kind == "plain" else sparse(net)
+        model.train(kind == "training")
+        model.zero_grad()
+        clip = moving() if kind != "plain" else moving().flatten(0, 1)
+        if metered:
+            with Meter(model, frames=4):
+                output = model(clip)
+        else:
+            output = model(clip)
+        output.square().sum().backward()
+        results.append([output, *(p.grad for p in model.parameters() if p.grad is not None), *model.buffers()])
+    for one, two in zip(*results, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_meter_leaves_nothing_behind(net: Net) -> None:
+    model = sparse(net)
+    with Meter(model):
+        model(moving())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    with pytest.raises(RuntimeError, match="channels"), Meter(model):
+        model(torch.zeros(1, 2, 3, 7, 7))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_two_clips_in_one_run_are_two_meters_added(net: Net) -> None:
+    model = sparse(net)
+    clips = moving(seed=1), moving(n=1, t=6, seed=2)
+    with torch.no_grad():
+        with Meter(model) as one_run:
+            for clip in clips:
+                model(clip)
+        parts = []
+        for clip in clips:
+            with Meter(model) as meter:
+                model(clip)
+            parts.append(meter)
+    total = parts[0] + parts[1]
+    assert total.counts == one_run.counts
+    assert total.summary() == one_run.summary()
+    assert one_run.summary()["clips"] == 3
+    assert one_run.summary()["frames"] == 2 * 4 + 6
+
+
+def test_how_clips_are_batched_does_not_matter(net: Net) -> None:
+    model = sparse(net)
+    clip = moving()
+    with torch.no_grad(), Meter(model) as together:
+        model(clip)
+    with torch.no_grad(), Meter(model) as apart:
+        for one in clip.split(1):
+            model(one)
+    assert together.counts == apart.counts
+
+
+def test_a_plain_network_is_told_the_frames(net: Net) -> None:
+    clip = moving()
+    with torch.no_grad(), Meter(net, frames=4) as meter:
+        net(clip.flatten(0, 1))
+    stem = meter.counts.ops["stem"]
+    assert stem.changed_later == int((clip[:, 1:] != clip[:, :-1]).sum())
+    assert meter.summary()["skips"] == "activations"
+    assert meter.summary()["op_density"] == meter.summary()["op_density_activations"]
+    with torch.no_grad(), Meter(net) as single:
+        net(clip.flatten(0, 1))
+    assert (single.counts.ops["stem"].frames_first, single.counts.ops["stem"].frames_later) == (8, 0)
+    assert single.summary()["op_density"] is None
+    assert single.summary()["activation_density"] == meter.summary()["activation_density"]
+
+
+def test_frames_that_do_not_divide(net: Net) -> None:
+    words = r"7 frames do not divide into clips of 3; see Meter\(frames=\)"
+    with pytest.raises(ValueError, match=words), Meter(net, frames=3):
+        net(moving().flatten(0, 1)[:7])
+    with pytest.raises(ValueError, match="frames must be at least 1, got 0"):
+        Meter(net, frames=0)
+
+
+def test_frames_given_to_a_sparse_network_are_clips_of_one(net: Net) -> None:
+    model = sparse(net)
+    with torch.no_grad(), Meter(model) as meter:
+        model(moving()[:, 0])
+    assert (meter.counts.clips, meter.counts.ops["stem"].frames_later) == (2, 0)
+
+
+def test_a_sparse_network_inside_another_module(net: Net) -> None:
+    class Around(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model, self.extra = model, nn.Parameter(torch.zeros(3))
+
+        def forward(self, clip: Tensor) -> Tensor:
+            return self.model(clip / 2) + self.extra
+
+    model = sparse(net)
+    around = Around(model)
+    with torch.no_grad(), Meter(around) as meter:
+        around(moving())
+    with torch.no_grad(), Meter(model) as inner:
+        model(moving() / 2)
+    assert meter.counts.ops == inner.counts.ops
+    assert meter.counts.clips == 2
+    assert meter.counts.weight_bytes == inner.counts.weight_bytes + 12
+
+
+def test_static_frames_leave_no_operation(net: Net) -> None:
+    model = sparse(net)
+    with torch.no_grad(), Meter(model) as meter:
+        model(moving()[:, :1].expand(-1, 5, -1, -1, -1))
+    assert meter.summary()["op_density"] == 0
+    assert meter.summary()["delta_density"] == 0
+    assert meter.summary()["op_density_with_first_frame"] > 0
+
+
+def test_disabled_layers_and_spatial_layers_skip_zeros(net: Net) -> None:
+    model = sparse(net)
+    sparsetime.enable(model, False)
+    with torch.no_grad(), Meter(model) as disabled:
+        model(moving())
+    with torch.no_grad(), Meter(net, frames=4) as plain:
+        net(moving().flatten(0, 1))
+    spatial = sparsetime.sparsify(net, moving()[:, 0], layer="spatial_l1")
+    with torch.no_grad(), Meter(spatial) as spatially:
+        spatial(moving())
+    for meter in (disabled, spatially):
+        for key in ("skips", "op_density", "op_density_with_first_frame", "activation_density", "state_bytes"):
+            assert meter.summary()[key] == plain.summary()[key], key
+    assert plain.summary()["state_bytes"] == 0
+
+
+# ------------------------------------------------------------------------------------------------------- partial use
+
+
+def test_what_is_excluded_skips_zeros_and_keeps_no_state(net: Net) -> None:
+    """Otherwise partial use would have the savings of full use at a fraction of its memory."""
+    clip = moving()
+    model = sparsetime.sparsify(net, clip[:, 0], include="input")
+    sparsetime.calibrate(model, clip)
+    with torch.no_grad(), Meter(model) as meter:
+        model(clip)
+    rows = {row["name"]: row for row in meter.summary()["layers"]}
+    assert {name: row["encoded"] for name, row in rows.items()} == {
+        "stem": True,
+        "depth": False,
+        "depth#2": False,
+        "head": False,
+    }
+    assert rows["stem"]["op_density"] == rows["stem"]["op_density_deltas"]
+    assert rows["depth"]["op_density"] == rows["depth"]["op_density_activations"]
+    assert rows["depth"]["op_density_deltas"] < rows["depth"]["op_density_activations"]
+    # the input's last values, 2 * 7 * 7, and the accumulator of the stem, 4 * 4 * 4
+    assert meter.summary()["state_bytes"] == (98 + 64) * 4
+
+
+def test_state_bytes_by_hand(net: Net) -> None:
+    model = sparse(net)
+    with torch.no_grad(), Meter(model) as meter:
+        model(moving())
+    references = 2 * 7 * 7 + 4 * 4 * 4 + 4 * 4 * 4 + 4
+    accumulators = 3 * 4 * 4 * 4 + 3
+    assert meter.summary()["state_bytes"] == (references + accumulators) * 4
+    assert meter.summary()["weight_bytes"] == sum(p.numel() for p in model.parameters()) * 4
+    double = model.double()
+    with torch.no_grad(), Meter(double) as meter:
+        double(moving().double())
+    assert meter.summary()["state_bytes"] == (references + accumulators) * 8
+
+
+def test_state_is_that_of_one_stream(net: Net) -> None:
+    model = sparse(net)
+    sizes = []
+    for n, t in ((1, 2), (3, 5)):
+        with torch.no_grad(), Meter(model) as meter:
+            model(moving(n, t))
+        sizes.append(meter.summary()["state_bytes"])
+    assert sizes[0] == sizes[1]
+
+
+# -------------------------------------------------------------------------------------------------------- NeuroBench
+
+
+def test_activation_sparsity_counts_every_activation_once(net: Net) -> None:
+    with torch.no_grad(), Meter(net, frames=4) as meter:
+        net(moving().flatten(0, 1))
+    x = moving().flatten(0, 1)
+    with torch.no_grad():
+        a = F.relu(net.norm(net.stem(x)))
+        b = F.relu(net.depth(a))
+        c = F.relu(net.depth(b))
+    zeros = sum(int((v == 0).sum()) for v in (a, b, c))
+    elements = sum(v.numel() for v in (a, b, c))
+    assert meter.counts.activations == elements
+    assert meter.summary()["neurobench"]["ActivationSparsity"] == pytest.approx(zeros / elements)
+
+
+def test_activation_sparsity_of_layers_that_compute_the_activation(net: Net) -> None:
+    """The same places as in the plain network, the values quantised; the input is no activation."""
+    model = sparse(net)
+    seen: list[Tensor] = []
+    for name, layer in sparsetime.delta_layers(model).items():
+        if "relu" in name:
+            layer.register_forward_hook(lambda m, a, o: seen.append(o))
+    with torch.no_grad(), Meter(model) as meter:
+        model(moving())
+    # the last ReLU feeds no linear operation: it is still itself
+    assert len(seen) == 2
+    assert meter.counts.activations == 3 * 8 * 64
+    assert meter.counts.activations_nonzero >= sum(int((o != 0).sum()) for o in seen)
+
+
+ACTIVATIONS = [
+    *(nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.LeakyReLU(), nn.PReLU(), nn.RReLU(), nn.ELU(), nn.SELU()),
+    *(nn.CELU(), nn.GELU(), nn.SiLU(), nn.Mish(), nn.Hardswish(), nn.Hardsigmoid(), nn.Hardtanh(), nn.Sigmoid()),
+    *(nn.Tanh(), nn.Softplus(), nn.Softsign(), nn.LogSigmoid(), nn.Threshold(0.0, 0.0), F.relu, F.silu, torch.relu),
+    *(torch.sigmoid, torch.tanh, Tensor.relu, lambda x: x.sigmoid(), lambda x: x.tanh(), lambda x: x.relu_()),
+]
+
+
+@pytest.mark.parametrize("function", ACTIVATIONS)
+def test_every_activation_function_is_known(function: Callable[[Tensor], Tensor]) -> None:
+    class Plain(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return function(x)
+
+    model = Plain()
+    x = torch.tensor([[-1.0, 0.0, 2.0, 0.0]])
+    with torch.no_grad(), Meter(model) as meter:
+        y = model(x.clone())
+    assert meter.counts.activations == 4
+    assert meter.counts.activations_nonzero == int((y != 0).sum())
+
+
+@pytest.mark.parametrize("activation", ["relu", F.relu, torch.square])
+def test_a_layer_placed_by_hand_counts_as_one_activation(activation: Any) -> None:
+    layer = DeltaActivation(activation=activation, step=0.5)
+    x = torch.tensor([[[0.1, 1.0], [0.0, -2.0]]])
+    with torch.no_grad(), Meter(layer, frames=1) as meter:
+        y = layer(x)
+    assert meter.counts.activations == 4
+    assert meter.counts.activations_nonzero == int((y != 0).sum())
+    assert meter.counts.reference_elements == 2  # per frame, whatever the clip's length
+
+
+def test_inputs_of_minus_one_zero_and_one_are_accumulated() -> None:
+    net = nn.Linear(3, 5)
+    with torch.no_grad():
+        net.weight[0, 0] = 0
+    cases = [([[1.0, 0.0, -1.0]], 0.0, 9.0), ([[1.0, 0.0, -2.0]], 9.0, 0.0), ([[0.0, 0.0, 0.0]], 0.0, 0.0)]
+    for x, macs, acs in cases:
+        with torch.no_grad(), Meter(net) as meter:
+            net(torch.tensor(x))
+        operations = meter.summary()["neurobench"]["SynapticOperations"]
+        assert operations == {"Effective_MACs": macs, "Effective_ACs": acs, "Dense": 15.0}
+        assert meter.summary()["acs"] == acs
+
+
+def test_synaptic_operations_are_per_sample() -> None:
+    net = nn.Linear(3, 5)
+    with torch.no_grad(), Meter(net) as meter:
+        net(torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 3.0]]))
+    assert meter.summary()["neurobench"]["SynapticOperations"]["Effective_MACs"] == 15 / 2
+
+
+# ------------------------------------------------------------------------------------------------------- not counted
+
+
+def test_what_is_not_counted_is_named() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proj, self.rnn = nn.Linear(4, 4), nn.GRU(4, 4, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rnn(self.proj(F.scaled_dot_product_attention(x, x, x)))[0] @ x.transpose(1, 2)
+
+    net = Attention().eval()
+    with torch.no_grad(), Meter(net) as meter:
+        net(torch.randn(2, 3, 4))
+    assert meter.summary()["not_counted"] == ["gru", "matmul", "scaled_dot_product_attention"]
+    assert list(meter.counts.ops) == ["proj"]
+    assert meter.counts.ops["proj"].dense_macs == 3 * 16
+
+
+def test_operations_that_are_not_on_frames_are_named_and_not_counted_wrongly() -> None:
+    """Windows, and tables that are the same for all frames: their first dimension is not the frames'."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.windows, self.table, self.head = nn.Linear(2, 3), nn.Linear(2, 3), nn.Linear(2, 5)
+            self.positions = nn.Parameter(torch.randn(4, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.windows(x.reshape(-1, 2, 2)).reshape(x.shape[0], -1)
+            return self.head(x.mean(1)).sum(1) + y.sum(1) + self.table(self.positions).sum()
+
+    net = Net()
+    with torch.no_grad(), Meter(net, frames=2) as meter:
+        net(torch.randn(2, 4, 2))
+    assert list(meter.counts.ops) == ["head"]
+    assert meter.summary()["not_counted"] == [
+        f"{name} (the first dimension of its input is not that of the frames)" for name in ("table", "windows")
+    ]
+
+
+def test_zeros_that_are_padded_apart_are_no_operations() -> None:
+    """The same network twice: once the convolution pads, once a layer before it does."""
+    torch.manual_seed(0)
+    together = nn.Sequential(nn.Conv2d(2, 3, 3, 2, 1), nn.ReLU(), nn.Conv2d(3, 3, 3, padding=1))
+    apart = nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(2, 3, 3, 2), nn.ReLU(), nn.ZeroPad2d(1), nn.Conv2d(3, 3, 3))
+    apart.load_state_dict(
+        {f"{k}{key[1:]}": v for key, v in together.state_dict().items() for k in [{"0": 1, "2": 4}[key[0]]]}
+    )
+    figures = []
+    for net in (together, apart):
+        model = sparsetime.sparsify(net, moving()[:, 0])
+        sparsetime.calibrate(model, moving())
+        with torch.no_grad(), Meter(model) as meter:
+            model(moving())
+        summary = meter.summary()
+        layers = [{k: v for k, v in row.items() if k != "name"} for row in summary.pop("layers")]
+        figures.append((summary, layers, [layer.weight for layer in sparsetime.delta_layers(model).values()]))
+    assert figures[0] == figures[1]
+
+
+def test_layers_that_send_deltas_are_counted_by_what_they_send() -> None:
+    """Placed by hand between operations that read deltas: zeros are what is skipped."""
+
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.fc = (
+                DeltaActivation(activation="identity", step=0.5, output="delta"),
+                nn.Linear(2, 3, False),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.encoder(x, frames=3))
+
+    net = Chain()
+    with torch.no_grad(), Meter(net, frames=3) as meter:
+        net(torch.tensor([[1.0, 1.0], [1.0, 2.0], [1.0, 2.0]]))
+    assert meter.summary()["skips"] == "activations"
+    assert meter.summary()["op_density"] == pytest.approx(3 / 12)  # one of two elements, once in two later frames
