@@ -277,14 +277,14 @@ def test_a_layer_that_is_not_reached_is_named() -> None:
 
 
 def test_steps_have_a_learning_rate_of_their_own(net: Net, clip: Tensor) -> None:
-    model = sparsetime.sparsify(net, clip[:, 0])
-    weights, steps = sparsetime.parameter_groups(model, lr=0.1, step_lr=0.4, weight_decay=0.01)
+    model = sparsetime.sparsify(net, clip[:, 0], step={"relu": 0.5, "mean": 2.0})
+    weights, *steps = sparsetime.parameter_groups(model, lr=0.1, step_lr=0.4, weight_decay=0.01)
     layers = sparsetime.delta_layers(model)
     assert (weights["lr"], weights["weight_decay"]) == (0.1, 0.01)
-    assert (steps["lr"], steps["weight_decay"]) == (0.4, 0.0)
-    assert {id(p) for p in steps["params"]} == {id(layers["relu"].step), id(layers["mean"].step)}  # type: ignore[union-attr]
+    assert [(group["lr"], group["weight_decay"]) for group in steps] == [(0.2, 0.0), (0.8, 0.0)]
+    assert [group["params"] for group in steps] == [[layers["relu"].step], [layers["mean"].step]]  # type: ignore[union-attr]
     assert {id(p) for p in weights["params"]} == {id(p) for p in sparsetime.unsparsify(model).parameters()}
-    torch.optim.SGD([weights, steps], lr=1.0, momentum=0.9)
+    torch.optim.SGD([weights, *steps], lr=1.0, momentum=0.9)
 
 
 def test_frozen_parameters_and_fixed_steps_are_in_no_group(net: Net, clip: Tensor) -> None:

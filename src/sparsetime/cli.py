@@ -167,7 +167,9 @@ def train(
     optimizer: Annotated[Literal["adam", "adamw", "sgd"] | None, typer.Option(help="The optimizer.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of the weights.")] = None,
     head_lr: Annotated[float | None, typer.Option(help="Peak learning rate of the classifier.")] = None,
-    step_lr: Annotated[float | None, typer.Option(help="Peak learning rate of the quantizer's steps.")] = None,
+    step_lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate of the steps, as a share of their size.")
+    ] = None,
     levels: Annotated[int | None, typer.Option(metavar="N", help="Steps in a layer's range at the start.")] = None,
     percentile: Annotated[float | None, typer.Option(help="Percentile of an activation that is its range.")] = None,
     validate: Annotated[

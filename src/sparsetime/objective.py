@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sparsetime.nn import DeltaActivation, SpatialL1
 from sparsetime.quantize import SilentError
 
-__all__ = ["calibrate", "delta_layers", "enable", "parameter_groups", "penalty"]
+__all__ = ["calibrate", "delta_layers", "enable", "parameter_groups", "penalty", "step_rate"]
 
 Layer = DeltaActivation | SpatialL1
 
@@ -147,11 +147,26 @@ def _set(layer: Layer, values: list[Tensor]) -> None:
 
 
 def parameter_groups(model: nn.Module, lr: float, step_lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer: weights, and the steps with a learning rate of their own and no decay."""
+    """Groups for a torch optimizer: the weights, and each layer's step in a group of its own, without decay.
+
+    Adam moves a number by about its learning rate whatever the gradient. A rate that is right for a step of 0.1 would
+    leave one of 2 where it is, so the rate of a step is relative to its size: lr = step_lr * mean |step|. Calibrate
+    first; after another calibration see `step_rate`.
+
+    Args:
+        model: what `sparsify` returned.
+        lr, weight_decay: of the weights.
+        step_lr: of the steps, as a share of their size.
+    """
     steps = [m.step for m in model.modules() if isinstance(m, DeltaActivation) and m.step.requires_grad]
     known = {id(p) for p in steps}
     weights = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
     groups: list[dict[str, Any]] = [{"params": weights, "lr": lr, "weight_decay": weight_decay, "name": "weights"}]
-    if steps:
-        groups.append({"params": steps, "lr": step_lr, "weight_decay": 0.0, "name": "steps"})
+    for step in steps:
+        groups.append({"params": [step], "lr": step_rate(step, step_lr), "weight_decay": 0.0, "name": "step"})
     return groups
+
+
+def step_rate(step: Tensor, step_lr: float) -> float:
+    """The learning rate of a step: step_lr * mean |step|."""
+    return step_lr * float(step.detach().abs().mean())

@@ -170,13 +170,13 @@ class _Run(fx.Interpreter):
             value, state = module.step_stream(args[0].value, self._layers_before.get(n.name))
             self.layers[n.name] = state
             return self._remember(n, value)
-        values = pytree.tree_map(lambda a: a.value if _is_signal(a) else a, (args, kwargs), is_leaf=_is_signal)
         if not self._flush and (linear := self._linear(n, module)) is not None:
-            deltas = pytree.tree_map(lambda a: a.delta if _is_signal(a) else a, (args, kwargs), is_leaf=_is_signal)
+            deltas = pytree.tree_map(_change_of, (args, kwargs), is_leaf=_is_signal)
             change = linear(*deltas[0], **deltas[1])
             value = pytree.tree_map(lambda v, d: v + d, self._before[n.name], change)
             self.values[n.name] = value
             return _Signal(value, change)
+        values = pytree.tree_map(_value_of, (args, kwargs), is_leaf=_is_signal)
         value = getattr(self, n.op)(n.target, *values)
         if not any(isinstance(v, Tensor) for v in pytree.tree_leaves(value)):
             return value  # a shape
@@ -186,7 +186,10 @@ class _Run(fx.Interpreter):
         """Keep the value for the next frame; what changed is the difference to the kept one."""
         before = self._before.get(n.name)
         self.values[n.name] = value
-        return _Signal(value, value if before is None else pytree.tree_map(lambda v, b: v - b, value, before))
+        if before is None:
+            return _Signal(value, value)
+        change = pytree.tree_map(lambda v, b: v - b if isinstance(v, Tensor) else v, value, before)
+        return _Signal(value, change)
 
     def _linear(self, n: fx.Node, module: nn.Module | None) -> Callable[..., Any] | None:
         """The node as a linear function of its streams, or None."""
@@ -210,6 +213,18 @@ class _Run(fx.Interpreter):
 
 def _is_signal(value: Any) -> bool:
     return isinstance(value, _Signal)
+
+
+def _value_of(argument: Any) -> Any:
+    """A copy of the value: what works in place must not write into what is kept."""
+    return pytree.tree_map_only(Tensor, torch.clone, argument.value) if _is_signal(argument) else argument
+
+
+def _change_of(argument: Any) -> Any:
+    """A copy of the change; that of a constant is zero."""
+    if _is_signal(argument):
+        return pytree.tree_map_only(Tensor, torch.clone, argument.delta)
+    return torch.zeros_like(argument) if isinstance(argument, Tensor) else argument
 
 
 def _copy(value: Any, dtype: torch.dtype) -> Any:

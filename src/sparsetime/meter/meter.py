@@ -158,7 +158,7 @@ class Meter:
         delta = _sum_clips(changed)
         dense = float(maps[0].expand(frame).sum() if call.op.kind == "linear" else maps[0].sum())
         nb = float(((first + later) * maps[1]).sum())
-        ternary = bool((x.abs() == nonzero.flatten(0, 1)).all())
+        ternary = _ternary(x)
         frames = x.shape[0]
         encoded = not isinstance(self._root, SparseNetwork) or name in self._root.encoded
         counts = OpCounts(
@@ -217,4 +217,19 @@ class Meter:
 
 def _sum_clips(mask: Tensor) -> Tensor:
     """Sum over clips and frames, (N, T, ...) -> (...), float64 so that it multiplies with a fan-out."""
-    return mask.sum((0, 1), dtype=torch.float64)
+    frames = mask.flatten(0, 1).view(torch.uint8)
+    total = torch.zeros(mask.shape[2:], dtype=torch.float64, device=mask.device)
+    for part in frames.split(255):  # bytes add sixty at a time, and hold a sum of 255 of them
+        count = torch.zeros_like(frames[0]) if len(part) == 0 else part[0].clone()
+        for frame in part[1:]:
+            count += frame
+        total += count
+    return total
+
+
+def _ternary(x: Tensor) -> bool:
+    """Whether all values are -1, 0 or 1; a sample answers for most tensors that are not."""
+    for values in (x.flatten()[:4096] if x.is_contiguous() else x[0], x):
+        if not bool(((values == 0) | (values.abs() == 1)).all()):
+            return False
+    return True

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 import sparsetime
 from sparsetime.meter import Meter
+from sparsetime.objective import step_rate
 from sparsetime.train.data import PhaseLoader, TrainingData
 from sparsetime.train.errors import CheckpointError, TrainingError
 from sparsetime.train.files import write_atomic
@@ -172,6 +173,9 @@ class Loop:
             sparsetime.calibrate(
                 self.model.model, clips.split(1), percentile=self.recipe.percentile, levels=self.recipe.levels
             )
+            for group in self.optimizer.param_groups:
+                if group["name"] == "step":
+                    group["peak_lr"] = step_rate(group["params"][0], self.recipe.step_lr)
         sparsetime.enable(self.model.model, span.quantize)
 
     def _epoch(self, span: Span, epoch: int, loader: PhaseLoader, watch: Watch) -> Row:

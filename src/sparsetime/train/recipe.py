@@ -59,7 +59,8 @@ class Recipe:
         frames_per_video: frames seen of each video in one epoch, so that short and long clips see equally many.
         augment: shift and mirror training clips, the same for all frames of a clip.
         optimizer: ``adam``, ``adamw`` or ``sgd`` (momentum 0.9).
-        lr, step_lr: peak learning rates of the weights and of the quantizer's steps; lr None for 2e-4 on top of
+        lr, step_lr: peak learning rates of the weights, and of the quantizer's steps as a share of
+            their size; lr None for 2e-4 on top of
             trained weights, 1e-3 from scratch.
         head_lr: of the classifier; None for ten times `lr` where it starts fresh on top of trained weights, else `lr`.
         weight_decay: of the weights; the steps have none.
@@ -96,7 +97,7 @@ class Recipe:
     augment: bool = True
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float | None = None
-    step_lr: float = 2e-3
+    step_lr: float = 5e-3
     head_lr: float | None = None
     weight_decay: float = 0.0
     warmup: float = 0.05
@@ -126,7 +127,7 @@ class Recipe:
 
 
 #: Weight of the penalty in the strong phase.
-DEFAULT_PENALTY: dict[str, float] = {"dense": 0.0, "spatial_l1": 50.0, "delta": 50.0}
+DEFAULT_PENALTY: dict[str, float] = {"dense": 0.0, "spatial_l1": 50.0, "delta": 30.0}
 
 
 def default_phases(method: Method, *, warm_up: bool) -> tuple[Phase, ...]:
