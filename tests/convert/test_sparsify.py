@@ -484,6 +484,21 @@ def test_shares_know_the_borders_of_concatenated_frames() -> None:
     assert layers["relu"].weight / layers["relu_1"].weight == pytest.approx(2 / 5)
 
 
+def test_shares_of_a_convolution_that_pads_by_itself_with_what_is_there() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 6, 1)
+            self.c = nn.Conv2d(8, 4, 3, padding=1, padding_mode="circular")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(torch.cat([F.relu(self.a(x)), F.relu(self.b(x))], 1))
+
+    layers = layers_of(sparsetime.sparsify(Net(), clip()[:, 0]))
+    assert layers["relu_1"].weight / layers["relu"].weight == pytest.approx(3)
+    assert sum(layer.weight for layer in layers.values()) == pytest.approx(1)
+
+
 def test_shares_of_windows_and_of_other_orders_count_the_whole_frame() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -669,23 +684,40 @@ def test_a_clamp_in_place_on_a_view_of_what_others_read() -> None:
         sparsetime.sparsify(network, clip()[:, 0])
 
 
-def test_counting_in_place_is_arithmetic_on_numbers() -> None:
+def test_an_operator_that_writes_into_what_is_read_under_another_name_is_refused() -> None:
+    """Tracing takes `x += y` for `x = x + y`, which is something else here."""
+
+    class Net(nn.Module):
+        def __init__(self, alias: bool) -> None:
+            super().__init__()
+            self.a, self.b, self.alias = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), alias
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            kept = x if self.alias else x.clone()
+            x += 1
+            return self.b(torch.relu(x)) + kept
+
+    sparsetime.sparsify(Net(False), clip()[:, 0])
+    with pytest.raises(SparsifyError, match=r"Net computes something else when it is traced.*Write x = x \+ y"):
+        sparsetime.sparsify(Net(True), clip()[:, 0])
+
+
+def test_chance_in_evaluation_is_no_difference_and_draws_nothing_from_outside() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
 
         def forward(self, x: Tensor) -> Tensor:
-            x = torch.relu(self.a(x))
-            n = x.shape[1]
-            m = n
-            m += 1
-            return self.b(x) * n + m
+            return self.b(F.dropout(torch.relu(self.a(x)), 0.5, training=True))
 
     network = Net()
-    model = sparsetime.sparsify(network, clip()[:, 0])
-    sparsetime.enable(model, False)
-    assert torch.equal(model(clip()[:, 0]), network(clip()[:, 0]))
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    sparsetime.sparsify(network, clip()[:, 0])
+    assert torch.equal(torch.rand(1), expected)
 
 
 # ------------------------------------------------------------------------------------------- modes and buffers

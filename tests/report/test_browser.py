@@ -45,7 +45,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tasks, three methods, two seeds, and a second delta configuration."""
+    """Two tasks, three methods, two seeds, and two more delta configurations, close to others in the plot."""
     folder = tmp_path_factory.mktemp("report")
     runs = [
         fabricate(folder / f"{data}-{method}-{seed}", data=data, method=method, seed=seed)
@@ -53,7 +53,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for method in ("dense", "spatial_l1", "delta")
         for seed in (0, 1)
     ]
-    runs.append(fabricate(folder / "jhmdb-delta-40", data="jhmdb", penalty=40.0, density=0.05, right=9))
+    for penalty, density, right in ((1.0, 0.27, 18), (40.0, 0.05, 9)):
+        path = folder / f"jhmdb-delta-p{penalty:g}"
+        runs.append(fabricate(path, data="jhmdb", penalty=penalty, density=density, right=right))
     write_report(runs, folder / "report.html")
     return folder / "report.html"
 
@@ -80,7 +82,7 @@ def emulate(browser: Any, scheme: str) -> None:
 def wait(browser: Any, condition: str) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
-    WebDriverWait(browser, 10).until(lambda driver: driver.execute_script(f"return {condition}"))
+    WebDriverWait(browser, 60).until(lambda driver: driver.execute_script(f"return {condition}"))
 
 
 def test_nothing_is_fetched_and_nothing_fails(page: Any) -> None:
@@ -114,7 +116,7 @@ def test_there_is_a_mark_for_each_run_where_its_figures_say(page: Any) -> None:
         }));
         """
     )
-    assert [sum("run" in mark["kind"] for mark in facet["marks"]) for facet in facets] == [7, 6]
+    assert [sum("run" in mark["kind"] for mark in facet["marks"]) for facet in facets] == [8, 6]
     assert [sum("mean" in mark["kind"] for mark in facet["marks"]) for facet in facets] == [3, 3]
     for facet in facets:
         x0, x1 = [tick for tick in facet["ticks"] if tick["across"]][:2]
@@ -161,7 +163,7 @@ def test_bars_are_as_long_as_their_density(page: Any) -> None:
           [+bar.dataset.value, bar.getBoundingClientRect().width / bar.ownerSVGElement.getBoundingClientRect().width]);
         """
     )
-    assert len(bars) == 28 * 4  # 28 layers, 4 configurations
+    assert len(bars) == 28 * 5  # 28 layers, 5 configurations
     for density, length in bars:
         assert length == pytest.approx(density, abs=0.005)
 
@@ -173,6 +175,17 @@ def test_one_task_at_a_time_the_same_everywhere(page: Any) -> None:
     assert page.execute_script(shown) == ["ut_interaction · mobilenet_v1_025"] * 3
     values = page.execute_script("return [...document.querySelectorAll('select.task')].map((select) => select.value)")
     assert set(values) == {"ut_interaction · mobilenet_v1_025"}
+
+
+def test_a_section_without_the_task_keeps_its_own(browser: Any, tmp_path: Path) -> None:
+    runs = [fabricate(tmp_path / "a", data="jhmdb"), fabricate(tmp_path / "b", data="other", pictures=False)]
+    runs.append(fabricate(tmp_path / "c", data="ut_interaction"))
+    write_report(runs, tmp_path / "report.html")
+    browser.get((tmp_path / "report.html").as_uri())
+    choose(browser, "#layers select.task", "other · mobilenet_v1_025")
+    shown = "return [...document.querySelectorAll('[data-task]')].filter((b) => !b.hidden).map((b) => b.dataset.task)"
+    names = [task.partition(" ")[0] for task in browser.execute_script(shown)]
+    assert names == ["other", "jhmdb", "other"]  # layers, maps, learning curves
 
 
 PIXELS = """
@@ -201,12 +214,26 @@ def test_the_slider_moves_the_overlay_with_the_change(page: Any) -> None:
         left, area = page.execute_script(PIXELS, 2)
         return left, area
 
+    def texture() -> float:
+        """How uneven the picture is where the square stood in the first frame."""
+        return page.execute_script(
+            """
+            const canvas = document.querySelectorAll(".maps:not([hidden]) canvas")[2], size = canvas.width / 128;
+            const box = [10 * size, 42 * size, 26 * size, 28 * size];
+            const {data} = canvas.getContext("2d").getImageData(...box);
+            const grey = [...data].filter((_, i) => i % 4 === 0);
+            const mean = grey.reduce((sum, value) => sum + value) / grey.length;
+            return Math.sqrt(grey.reduce((sum, value) => sum + (value - mean) ** 2, 0) / grey.length);
+            """
+        )
+
     choose(page, ".maps:not([hidden]) [data-role=layer]", "features_0_2")
     # The square of 32 of 128 pixels stands at 8 + 10 t; a position of the map is 2 pixels.
     for frame in (1, 5):
         left, area = at(frame)
         assert left == pytest.approx((8 + 10 * frame) / 128, abs=0.02)
         assert area == pytest.approx((32 / 128) ** 2, abs=0.01)
+    assert texture() > 8  # the ground, and no longer the square
     said = page.find_element("css selector", ".maps:not([hidden]) [data-role=place]").text
     assert said == "frame 6 of 8"
 

@@ -14,176 +14,24 @@ gets its layer after the pool (less state), and a source that is a clamp (ReLU, 
 from __future__ import annotations
 
 import copy
-import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
-import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from sparsetime.codec import Codec
 from sparsetime.convert.network import PREFIX, SparseNetwork
-from sparsetime.convert.trace import (
-    OUT_OF_PLACE,
-    Origin,
-    SparsifyError,
-    by_origin,
-    follow_in_place,
-    module_of,
-    trace,
-    writes_to,
-)
-from sparsetime.fanout import LinearOp, fanout
+from sparsetime.convert.place import Site, find_sites, label, look, macs_of, may_view
+from sparsetime.convert.trace import SparsifyError, by_origin, follow_in_place, trace, writes_to
 from sparsetime.nn import DeltaActivation, SpatialL1
 from sparsetime.quantize import Granularity, Rule
-from sparsetime.watch import LinearCall, OpNames, WatchLinear
 
 __all__ = ["SparsifyError", "sparsify"]
 
 T = TypeVar("T")
-
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-_KEEPING_MODULES = (
-    *_DROPOUTS,
-    nn.Identity,
-    nn.Flatten,
-    nn.Unflatten,
-    nn.ZeroPad1d,
-    nn.ZeroPad2d,
-    nn.ZeroPad3d,
-    nn.PixelShuffle,
-    nn.PixelUnshuffle,
-    nn.ChannelShuffle,
-)
-_KEEPING_FUNCTIONS = {
-    torch.flatten,
-    torch.reshape,
-    torch.permute,
-    torch.transpose,
-    torch.squeeze,
-    torch.unsqueeze,
-    torch.chunk,
-    torch.split,
-    torch.unbind,
-    torch.cat,
-    torch.concat,
-    torch.clone,
-    torch.channel_shuffle,
-    F.channel_shuffle,
-    F.dropout,
-    F.dropout2d,
-    F.pixel_shuffle,
-    F.pixel_unshuffle,
-    operator.getitem,
-}
-_KEEPING_METHODS = {
-    "view",
-    "reshape",
-    "flatten",
-    "unflatten",
-    "permute",
-    "transpose",
-    "squeeze",
-    "unsqueeze",
-    "contiguous",
-    "clone",
-    "chunk",
-    "split",
-    "unbind",
-    "expand",
-}
-_VIEWING_MODULES = (*_DROPOUTS, nn.Identity, nn.Flatten, nn.Unflatten)
-_VIEWING_METHODS = _KEEPING_METHODS - {"clone"}
-_VIEWING_FUNCTIONS = _KEEPING_FUNCTIONS - {
-    torch.cat,
-    torch.concat,
-    torch.clone,
-    torch.channel_shuffle,
-    F.channel_shuffle,
-    F.pixel_shuffle,
-    F.pixel_unshuffle,
-}
-_MAX_POOLS = (
-    nn.MaxPool1d,
-    nn.MaxPool2d,
-    nn.MaxPool3d,
-    nn.AdaptiveMaxPool1d,
-    nn.AdaptiveMaxPool2d,
-    nn.AdaptiveMaxPool3d,
-)
-_MAX_POOL_FUNCTIONS = {
-    F.max_pool1d,
-    F.max_pool2d,
-    F.max_pool3d,
-    torch.max_pool1d,
-    torch.max_pool2d,
-    torch.max_pool3d,
-    F.adaptive_max_pool1d,
-    F.adaptive_max_pool2d,
-    F.adaptive_max_pool3d,
-}
-
-
-_CLAMPS = {"relu": (0, None), "relu6": (0, 6)}
-"""Bounds of the activations that a delta layer computes itself."""
-
-
-class _Op(NamedTuple):
-    """A linear operation that the network runs: its name, what it is, and the shape that went in."""
-
-    name: str
-    op: LinearOp
-    shape: tuple[int, ...]
-
-
-@dataclass
-class _Seen:
-    """What running the graph on the example showed of each node."""
-
-    batch: int
-    value: dict[fx.Node, Any] = field(default_factory=dict)
-    calls: dict[fx.Node, list[_Op]] = field(default_factory=dict)
-    uncounted: dict[fx.Node, list[str]] = field(default_factory=dict)
-
-
-class _Look(fx.Interpreter):
-    """Runs the graph on the example and notes, per node, its value's shape and the linear operations inside it."""
-
-    def __init__(self, module: fx.GraphModule, names: OpNames, batch: int) -> None:
-        super().__init__(module, garbage_collect_values=True)
-        self.seen = _Seen(batch)
-        self._names = names
-        self._node = next(iter(module.graph.nodes))
-
-    def note(self, call: LinearCall) -> None:
-        self.seen.calls[self._node].append(_Op(self._names(call), call.op, tuple(call.x.shape)))
-
-    def note_uncounted(self, name: str) -> None:
-        self.seen.uncounted[self._node].append(name)
-
-    def run_node(self, n: fx.Node) -> Any:
-        self._node = n
-        self.seen.calls[n], self.seen.uncounted[n] = [], []
-        result = super().run_node(n)
-        self.seen.value[n] = torch.empty_like(result, device="meta") if isinstance(result, Tensor) else result
-        return result
-
-
-@dataclass
-class _Site:
-    """Where a delta layer goes."""
-
-    name: str
-    node: fx.Node  # the layer reads this node ...
-    origin: Origin
-    clamp: str | None  # ... or replaces it, if it is this clamp
-    macs: float  # of one frame, caused by what the layer gives
-    feeds: list[str]  # linear operations that read it, by name
 
 
 def sparsify(
@@ -229,17 +77,16 @@ def sparsify(
         model = copy.deepcopy(model)
     inputs = [example] if isinstance(example, Tensor) else list(example)
     graphs, modes = trace(model)
-    seen = _look(model, graphs[False], inputs)
-    tensors = {origin for origin, node in by_origin(graphs[False]).items() if isinstance(seen.value[node], Tensor)}
+    seen = look(model, graphs[False], inputs)
     for graph in dict.fromkeys(graphs.values()):
-        follow_in_place(graph, tensors)
-    sites, left_dense = _find_sites(graphs[False], seen)
-    total = sum(_macs(op, seen.batch) for ops in seen.calls.values() for op in ops)
+        follow_in_place(graph)
+    sites, left_dense = find_sites(graphs[False], seen)
+    total = sum(macs_of(op, seen.batch) for ops in seen.calls.values() for op in ops)
     if layer == "spatial_l1":
         sites = [site for site in sites if site.node.op != "placeholder"]
     all_sites = sites
     sites = _select(sites, _patterns(include), _patterns(exclude))
-    reasons = {_label(node): reason for node, reason in left_dense.items()}
+    reasons = {label(node): reason for node, reason in left_dense.items()}
     for site in all_sites:
         if site not in sites:
             reasons |= dict.fromkeys(site.feeds, f"fed by {site.name}, which is excluded")
@@ -277,230 +124,7 @@ def sparsify(
     return SparseNetwork(model, modules, layers, reasons, frozenset(encoded), modes, inputs[0].dim())
 
 
-def _spare(graph: fx.Graph) -> None:
-    """Nobody may write into what a delta layer gives: it is kept for the layer's backward pass."""
-    nodes = list(graph.nodes)
-    layers = {node for node in nodes if node.op == "call_module" and str(node.target).startswith(f"{PREFIX}.")}
-    for index, node in enumerate(nodes):
-        target = base = None if node in layers else writes_to(node)
-        while base is not None and base not in layers and _may_view(base):
-            base = base.all_input_nodes[0]
-        if target is None or base is None or base not in layers:
-            continue
-        views = {base}
-        views.update(n for n in nodes[:index] if n not in layers and _may_view(n) and n.all_input_nodes[0] in views)
-        if any(user in nodes[index + 1 :] for view in views for user in view.users):
-            raise SparsifyError(
-                f"sparsify: {_label(node)} ({node.meta.get('line', '')}) works in place on a view of what "
-                f"{base.target} gives, and others read that afterwards; let it work out of place (inplace=False)"
-            )
-        if node.target in OUT_OF_PLACE:
-            node.target = OUT_OF_PLACE[node.target]
-            continue
-        with graph.inserting_before(node):
-            node.replace_input_with(target, graph.call_method("clone", (target,)))
-
-
-def _look(model: nn.Module, graph: fx.Graph, inputs: list[Tensor]) -> _Seen:
-    flags = {module: module.training for module in model.modules()}
-    try:
-        # Two frames at least, so that the batch is told from other dimensions of size one.
-        batch = [(i if i.shape[0] > 1 else i.expand(2, *i.shape[1:])).clone() for i in inputs]
-        model.eval()
-        look = _Look(fx.GraphModule(model, graph), OpNames(model), len(batch[0]))
-        with torch.no_grad(), WatchLinear(look.note, look.note_uncounted):
-            look.run(*batch)
-    except Exception as error:
-        raise SparsifyError(
-            f"sparsify: the model does not run on the example {tuple(inputs[0].shape)}: {error}"
-        ) from error
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
-    return look.seen
-
-
-def _macs(call: _Op, batch: int) -> float:
-    """Dense MACs of one frame."""
-    times = math.prod(call.shape[:-1]) if call.op.kind == "linear" else call.shape[0]
-    return float(fanout(call.op, call.shape[1:]).sum()) * times / batch
-
-
-def _shares(call: _Op, data: fx.Node, sources: list[fx.Node], seen: _Seen) -> list[float]:
-    """The MACs of one frame that each source causes: the fan-out of the elements that come from it."""
-    if len(sources) == 1:
-        return [_macs(call, seen.batch)]
-    while seen.value[data].shape != call.shape:  # padding with zeros, counted as a part of the operation
-        data = data.all_input_nodes[0]
-    fan = fanout(call.op, call.shape[1:])
-    return [float((_marks(data, source, sources, seen, {}) * fan).sum()) / seen.batch for source in sources]
-
-
-def _marks(node: fx.Node, source: fx.Node, sources: list[fx.Node], seen: _Seen, known: dict[fx.Node, Any]) -> Any:
-    """The value of a node that keeps elements: 1 where they come from `source`, else 0."""
-    if node in known:
-        return known[node]
-    value = seen.value[node]
-    result: Any
-    if node in sources or node.op == "get_attr":
-        result = torch.full(value.shape, float(node is source), dtype=torch.float64)
-    elif not _holds_tensors(value):
-        result = value
-    elif isinstance(module_of(node), _DROPOUTS):
-        result = _marks(node.all_input_nodes[0], source, sources, seen, known)
-    else:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _marks(n, source, sources, seen, known))
-        function = module_of(node) or (getattr(args[0], str(node.target)) if node.op == "call_method" else node.target)
-        result = function(*(args[1:] if node.op == "call_method" else args), **kwargs)  # type: ignore[operator]
-    known[node] = result
-    return result
-
-
-def _label(node: fx.Node) -> str:
-    return str(node.target) if node.op == "call_module" else node.name
-
-
-def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
-def _is_max_pool(node: fx.Node) -> bool:
-    module = module_of(node)
-    return isinstance(module, _MAX_POOLS) or (node.op == "call_function" and node.target in _MAX_POOL_FUNCTIONS)
-
-
-def _keeps(node: fx.Node) -> bool:
-    """True if an element that did not change going in leaves unchanged what it becomes, and zeros stay zeros."""
-    module = module_of(node)
-    if module is not None:
-        nearest = isinstance(module, nn.Upsample) and module.mode == "nearest"
-        return isinstance(module, _KEEPING_MODULES) or nearest or _is_max_pool(node)
-    if node.op == "call_method":
-        return node.target in _KEEPING_METHODS
-    if node.op != "call_function":
-        return False
-    if node.target is F.pad:
-        return _argument(node, 2, "mode", "constant") == "constant" and not _argument(node, 3, "value", None)
-    if node.target is F.interpolate:
-        return bool(_argument(node, 3, "mode", "nearest") == "nearest")
-    return node.target in _KEEPING_FUNCTIONS or _is_max_pool(node)
-
-
-def _may_view(node: fx.Node) -> bool:
-    """True if the value of the node may lie in the memory of its input."""
-    if not node.all_input_nodes or _is_max_pool(node):
-        return False
-    if node.op == "call_module":
-        return isinstance(module_of(node), _VIEWING_MODULES)
-    return node.target in (_VIEWING_METHODS if node.op == "call_method" else _VIEWING_FUNCTIONS)
-
-
-def _clamp_name(node: fx.Node) -> str | None:
-    """The name in `ACTIVATIONS` that this node computes, if any; not where it overwrites what others read."""
-    module = module_of(node)
-    base = writes_to(node)
-    while base is not None and _may_view(base):  # others may read the tensor behind it
-        base = base.all_input_nodes[0]
-        if len(base.users) > 1:
-            return None
-    bounds: tuple[Any, Any] | None = None
-    if isinstance(module, nn.ReLU6):
-        bounds = (0, 6)
-    elif isinstance(module, nn.Hardtanh):
-        bounds = (module.min_val, module.max_val)
-    elif isinstance(module, nn.ReLU) or (
-        node.op == "call_function" and node.target in (F.relu, torch.relu, torch.relu_, F.relu_)
-    ):
-        bounds = (0, None)
-    elif node.op == "call_function" and node.target is F.relu6:
-        bounds = (0, 6)
-    elif node.op == "call_function" and node.target is F.hardtanh:
-        bounds = (_argument(node, 1, "min_val", -1.0), _argument(node, 2, "max_val", 1.0))
-    elif node.op == "call_method" and node.target in ("relu", "relu_"):
-        bounds = (0, None)
-    elif (node.op == "call_function" and node.target is torch.clamp) or (
-        node.op == "call_method" and node.target in ("clamp", "clamp_")
-    ):
-        bounds = (_argument(node, 1, "min", None), _argument(node, 2, "max", None))
-    return next((name for name, (low, high) in _CLAMPS.items() if bounds == (low, high)), None)
-
-
-def _sources(node: fx.Node, seen: _Seen) -> list[fx.Node]:
-    """The nodes whose values reach `node` unchanged, each where its delta layer would go."""
-    if not _keeps(node):
-        return [node]
-    inputs = [n for n in node.all_input_nodes if _holds_tensors(seen.value[n])]
-    if _is_max_pool(node) and len(inputs) == 1 and len(inputs[0].users) == 1 and not _keeps(inputs[0]):
-        return [node]
-    one_of_several = node.target is operator.getitem and inputs and not isinstance(seen.value[inputs[0]], Tensor)
-    if one_of_several and not _keeps(inputs[0]):
-        return [node]
-    return list(dict.fromkeys(s for n in inputs for s in _sources(n, seen)))
-
-
-def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, Tensor) or (isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in value))
-
-
-def _find_sites(graph: fx.Graph, seen: _Seen) -> tuple[list[_Site], dict[fx.Node, str]]:
-    """One site per source that feeds a linear operation, in the order of the graph; and the operations that cannot
-    be fed so.
-    """
-    nodes = list(graph.nodes)
-    macs: dict[fx.Node, float] = {}
-    feeds: dict[fx.Node, list[str]] = {}
-    left: dict[fx.Node, str] = {}
-    for node in nodes:
-        if seen.uncounted[node]:
-            left[node] = (
-                f"{', '.join(sorted(set(seen.uncounted[node])))}: not a product of a batch of frames and weights"
-            )
-        if not seen.calls[node]:
-            continue
-        data = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else node.kwargs.get("input")
-        if len(seen.calls[node]) > 1 or not isinstance(data, fx.Node):
-            left[node] = "a module with several linear operations inside, which tracing does not open"
-            continue
-        sources = [s for s in _sources(data, seen) if s.op != "get_attr"]
-        bad = [
-            s
-            for s in sources
-            if not isinstance(seen.value[s], Tensor)
-            or seen.value[s].shape[:1] != (seen.batch,)
-            or not seen.value[s].is_floating_point()
-        ]
-        if bad or not sources:
-            left[node] = (
-                "its input has not the batch of frames as first dimension" if bad else "its input does not vary"
-            )
-            continue
-        call = seen.calls[node][0]
-        for source, share in zip(sources, _shares(call, data, sources, seen), strict=True):
-            macs[source] = macs.get(source, 0.0) + share
-            feeds.setdefault(source, []).append(call.name)
-    if not macs:
-        raise SparsifyError(
-            "sparsify: no linear operation (convolution, linear layer) was found that can be fed with deltas"
-            + "".join(f"; {_label(n)}: {reason}" for n, reason in left.items())
-        )
-    placeholders = [n for n in nodes if n.op == "placeholder" and isinstance(seen.value[n], Tensor)]
-    origins = {node: origin for origin, node in by_origin(graph).items()}
-    sites: list[_Site] = []
-    taken = set(dir(nn.ModuleDict()))
-    for node in nodes:
-        if node not in macs:
-            continue
-        name = node.name
-        if node.op == "placeholder":
-            name = "input" if len(placeholders) == 1 else f"input_{node.name}"
-        while name in taken:
-            name += "_"
-        taken.add(name)
-        sites.append(_Site(name, node, origins[node], _clamp_name(node), macs[node], feeds[node]))
-    return sites, left
-
-
-def _insert(graph: fx.Graph, sites: list[_Site], *, fuse: bool) -> None:
+def _insert(graph: fx.Graph, sites: list[Site], *, fuse: bool) -> None:
     """Edit the graph: a first placeholder, the number of frames, and one call per site. Sites are found by where they
     were made, so any mode's graph will do.
     """
@@ -529,6 +153,27 @@ def _insert(graph: fx.Graph, sites: list[_Site], *, fuse: bool) -> None:
     _spare(graph)
 
 
+def _spare(graph: fx.Graph) -> None:
+    """Nobody may write into what a delta layer gives: it is kept for the layer's backward pass."""
+    nodes = list(graph.nodes)
+    layers = {node for node in nodes if node.op == "call_module" and str(node.target).startswith(f"{PREFIX}.")}
+    for index, node in enumerate(nodes):
+        target = base = None if node in layers else writes_to(node)
+        while base is not None and base not in layers and may_view(base):
+            base = base.all_input_nodes[0]
+        if target is None or base is None or base not in layers:
+            continue
+        views = {base}
+        views.update(n for n in nodes[:index] if n not in layers and may_view(n) and n.all_input_nodes[0] in views)
+        if any(user in nodes[index + 1 :] for view in views for user in view.users):
+            raise SparsifyError(
+                f"sparsify: {label(node)} ({node.meta.get('line', '')}) works in place on a view of what "
+                f"{base.target} gives, and others read that afterwards; let it work out of place (inplace=False)"
+            )
+        with graph.inserting_before(node):
+            node.replace_input_with(target, graph.call_method("clone", (target,)))
+
+
 def _patterns(value: str | Sequence[str]) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
@@ -537,7 +182,7 @@ def _fits(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _select(sites: list[_Site], include: list[str], exclude: list[str]) -> list[_Site]:
+def _select(sites: list[Site], include: list[str], exclude: list[str]) -> list[Site]:
     names = [site.name for site in sites]
     for pattern in include + exclude:
         if not _fits_any(names, pattern):

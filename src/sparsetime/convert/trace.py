@@ -6,11 +6,9 @@ names are counted through and differ as soon as one mode does more than the othe
 
 from __future__ import annotations
 
-import operator
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Container
 from functools import cache
 from pathlib import Path
 from types import FrameType
@@ -19,18 +17,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-__all__ = ["OUT_OF_PLACE", "Origin", "SparsifyError", "by_origin", "follow_in_place", "module_of", "trace", "writes_to"]
+__all__ = ["Origin", "SparsifyError", "by_origin", "follow_in_place", "module_of", "trace", "writes_to"]
 
 Origin = tuple[Any, ...]
 """Modules entered, kind of node, target, line, and how many of the same came before."""
-
-OUT_OF_PLACE: dict[Any, Any] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
-"""Python's operators in place, and what they do otherwise."""
 
 _FOREIGN = (Path(torch.__file__).parent, Path(__file__).parent)
 
@@ -126,25 +116,22 @@ def module_of(node: fx.Node) -> nn.Module | None:
 
 
 def writes_to(node: fx.Node) -> fx.Node | None:
-    """The node into whose value this one writes, if it works in place."""
+    """The node into whose value this one writes, if it works in place (`x += y` is traced as `x = x + y`)."""
     target = node.args[0] if node.args else node.kwargs.get("input")
     if not isinstance(target, fx.Node):
         return None
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
     named = node.op in ("call_method", "call_function") and name.endswith("_") and not name.endswith("__")
     asked = bool(getattr(module_of(node), "inplace", False) or node.kwargs.get("inplace", False))
-    return target if named or asked or node.target in OUT_OF_PLACE else None
+    return target if named or asked else None
 
 
-def follow_in_place(graph: fx.Graph, tensors: Container[Origin]) -> None:
-    """Whoever reads a tensor after somebody wrote into it reads the writer: the same memory, and now the graph says so.
-
-    Args:
-        graph: edited.
-        tensors: origins of the nodes whose value is a tensor; `+=` on a number writes into nothing.
+def follow_in_place(graph: fx.Graph) -> None:
+    """Edit a graph: whoever reads a tensor after somebody wrote into it reads the writer. It is the same memory, and
+    now the graph says so.
     """
     written: dict[fx.Node, fx.Node] = {}
-    for origin, node in by_origin(graph).items():
+    for node in graph.nodes:
         for source in node.all_input_nodes:
             last = source
             while last in written:
@@ -152,5 +139,5 @@ def follow_in_place(graph: fx.Graph, tensors: Container[Origin]) -> None:
             if last is not source:
                 node.replace_input_with(source, last)
         target = writes_to(node)
-        if target is not None and origin in tensors:
+        if target is not None:
             written[target] = node

@@ -127,7 +127,7 @@ class Recipe:
 
 
 #: Weight of the penalty in the strong phase.
-DEFAULT_PENALTY: dict[str, float] = {"dense": 0.0, "spatial_l1": 50.0, "delta": 30.0}
+DEFAULT_PENALTY: dict[str, float] = {"dense": 0.0, "spatial_l1": 50.0, "delta": 40.0}
 
 
 def default_phases(method: Method, *, warm_up: bool) -> tuple[Phase, ...]:
