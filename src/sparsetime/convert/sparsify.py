@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 
 from sparsetime.codec import Codec
 from sparsetime.convert.network import PREFIX, SparseNetwork
-from sparsetime.convert.place import Site, find_sites, label, look, macs_of, may_view
+from sparsetime.convert.sites import Site, find_sites, label, look, macs_of, may_view
 from sparsetime.convert.trace import SparsifyError, by_origin, follow_in_place, trace, writes_to
 from sparsetime.nn import DeltaActivation, SpatialL1
 from sparsetime.quantize import Granularity, Rule
