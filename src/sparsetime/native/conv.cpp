@@ -1,0 +1,474 @@
+#include "conv.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace sparsetime {
+
+namespace {
+
+constexpr int L1_FLOATS = 9 * 1024;      // scratch that one sweep keeps in the first cache
+constexpr int PANEL_FLOATS = 48 * 1024;  // weights that one sweep over a chunk of pixels keeps in the second cache
+
+template <class T>
+T* sized(std::vector<T>& v, size_t n) {
+    if (v.size() < n) v.resize(n);
+    return v.data();
+}
+
+int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+
+}  // namespace
+
+Axis::Axis(int in_, int out_, int taps_, int num_, int den_, std::vector<int> shift_)
+    : in(in_), out(out_), taps(taps_), num(num_), den(den_), shift(std::move(shift_)), source(size_t(out_) * taps_, -1) {
+    for (int o = 0; o < out; ++o)
+        for (int k = 0; k < taps; ++k) {
+            const int scaled = o * den - shift[k];
+            if (scaled >= 0 && scaled % num == 0 && scaled / num < in) source[size_t(o) * taps + k] = scaled / num;
+        }
+}
+
+Conv::Conv(Shape in_, Shape out_, Axis rows, Axis columns, int groups, bool transposed, const float* weight)
+    : in(in_), out(out_), rows_(std::move(rows)), columns_(std::move(columns)), groups_(groups) {
+    depthwise_ = groups > 1 && groups == in.channels && in.channels == out.channels && in.channels > NARROW;
+    pack(weight, transposed);
+    zeros_.assign(size_t(std::max(in.stride(), LANE)), 0.0f);
+    int64_t reached_rows = 0, reached_columns = 0;
+    for (int32_t s : rows_.source) reached_rows += s >= 0;
+    for (int32_t s : columns_.source) reached_columns += s >= 0;
+    dense_macs_ = reached_rows * reached_columns * in.channels * (out.channels / groups);
+}
+
+void Conv::pack(const float* weight, bool transposed) {
+    const Kernels& k = kernels();
+    width_ = k.width;
+    const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw;
+    const int C = in.channels, O = out.channels, cg = C / groups_, og = O / groups_;
+    const auto at = [&](int o, int c, int t) -> float {
+        if (o >= O || o / og != c / cg) return 0.0f;
+        return transposed ? weight[(size_t(c) * og + o % og) * taps + t] : weight[(size_t(o) * cg + c % cg) * taps + t];
+    };
+    if (depthwise_) {
+        tile_.assign(size_t(taps) * in.stride(), 0.0f);
+        for (int t = 0; t < taps; ++t)
+            for (int c = 0; c < C; ++c) tile_[size_t(t) * in.stride() + c] = weight[size_t(c) * taps + t];
+        return;
+    }
+    const int blocks = (O + width_ - 1) / width_;
+    for (int b = 0; b < blocks; b += k.tile_vectors) {
+        const int vectors = std::min(k.tile_vectors, blocks - b);
+        panels_.push_back(vectors);
+        for (int t = 0; t < taps; ++t)
+            for (int c = 0; c < C; ++c)
+                for (int j = 0; j < vectors * width_; ++j) tile_.push_back(at(b * width_ + j, c, t));
+    }
+
+    // Offsets of taps from the base output, by phase of the input's place.
+    row_low_ = column_low_ = 1 << 20;
+    row_high_ = column_high_ = -(1 << 20);
+    const auto offsets = [](const Axis& a, int phase, std::vector<int>& tap, std::vector<int>& offset) {
+        for (int t = 0; t < a.taps; ++t)
+            if ((phase + a.shift[t]) % a.den == 0) {
+                tap.push_back(t);
+                offset.push_back(floor_div(phase + a.shift[t], a.den));
+            }
+    };
+    for (int py = 0; py < rows_.phases(); ++py)
+        for (int px = 0; px < columns_.phases(); ++px) {
+            std::vector<int> ty, oy, tx, ox;
+            offsets(rows_, py, ty, oy);
+            offsets(columns_, px, tx, ox);
+            for (int o : oy) row_low_ = std::min(row_low_, o), row_high_ = std::max(row_high_, o);
+            for (int o : ox) column_low_ = std::min(column_low_, o), column_high_ = std::max(column_high_, o);
+            const int n = int(ty.size() * tx.size());
+            if (n == 0) continue;
+            const int limit = width_ == 16 ? MAX_SLOTS : 9;  // registers
+            const int pieces = (n + limit - 1) / limit;
+            for (int b = 0; b < blocks;) {
+                const int vectors = std::min({blocks - b, std::max(1, 4 / n)});
+                for (int piece = 0; piece < pieces; ++piece) {
+                    const int from = n * piece / pieces, to = n * (piece + 1) / pieces;
+                    Pass p{py * columns_.phases() + px, (to - from) * vectors, vectors, scatter_.size(), b, {}, {}};
+                    for (int j = from; j < to; ++j)
+                        for (int v = 0; v < vectors; ++v) {
+                            p.row.push_back(oy[j / tx.size()]);
+                            p.column.push_back(ox[j % tx.size()]);
+                        }
+                    for (int c = 0; c < C; ++c)
+                        for (int j = from; j < to; ++j)
+                            for (int v = 0; v < vectors; ++v)
+                                for (int l = 0; l < width_; ++l)
+                                    scatter_.push_back(at((b + v) * width_ + l, c, ty[j / tx.size()] * kw + tx[j % tx.size()]));
+                    passes_.push_back(std::move(p));
+                }
+                b += vectors;
+            }
+        }
+    // Phase by phase the same columns of outputs are swept: blocks first keeps a block's scratch in the cache.
+    std::stable_sort(passes_.begin(), passes_.end(), [](const Pass& a, const Pass& b) { return a.first_block < b.first_block; });
+}
+
+size_t Conv::weight_bytes() const { return (tile_.size() + scatter_.size()) * sizeof(float); }
+
+int Conv::touched(const Change& change, uint8_t* mask, int32_t* list, Workspace& ws) const {
+    const int n = out.pixels();
+    if (change.active_count == 0) {
+        std::memset(mask, 0, size_t(n));
+        return 0;
+    }
+    int found = 0;
+    if (rows_.taps == 1 && columns_.taps == 1 && rows_.den == 1 && rows_.num == 1 && columns_.den == 1 && columns_.num == 1 &&
+        in.pixels() == n && rows_.shift[0] == 0 && columns_.shift[0] == 0) {
+        std::memcpy(mask, change.mask, size_t(n));
+        std::memcpy(list, change.active, size_t(change.active_count) * sizeof(int32_t));
+        return change.active_count;
+    }
+    std::memset(mask, 0, size_t(n));
+    uint8_t* any = sized(ws.bytes, size_t(in.height + in.width));
+    uint8_t* line = any + in.height;
+    std::memset(any, 0, size_t(in.height));
+    for (int i = 0; i < change.active_count; ++i) any[change.active[i] / in.width] = 1;
+    for (int y = 0; y < out.height; ++y) {
+        const int32_t* source = &rows_.source[size_t(y) * rows_.taps];
+        bool hit = false;
+        for (int k = 0; k < rows_.taps; ++k) {
+            if (source[k] < 0 || !any[source[k]]) continue;
+            const uint8_t* from = change.mask + size_t(source[k]) * in.width;
+            if (hit)
+                for (int x = 0; x < in.width; ++x) line[x] |= from[x];
+            else
+                std::memcpy(line, from, size_t(in.width));
+            hit = true;
+        }
+        if (!hit) continue;
+        uint8_t* to = mask + size_t(y) * out.width;
+        for (int k = 0; k < columns_.taps; ++k) {
+            const int shift = columns_.shift[k];
+            if (columns_.num == 1 && columns_.den == 1) {
+                const int low = std::max(0, shift), high = std::min(out.width, in.width + shift);
+                const uint8_t* from = line - shift;
+                for (int x = low; x < high; ++x) to[x] |= from[x];
+            } else {
+                for (int x = 0; x < out.width; ++x) {
+                    const int i = columns_.source[size_t(x) * columns_.taps + k];
+                    if (i >= 0) to[x] |= line[i];
+                }
+            }
+        }
+        const int32_t first = y * out.width;
+        for (int x = 0; x < out.width; ++x) {
+            list[found] = first + x;
+            found += to[x];
+        }
+    }
+    return found;
+}
+
+// Touched outputs in chunks; per chunk a panel of weights at a time over groups of pixels that fill the register tile.
+void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
+    const Kernels& k = kernels();
+    const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw, C = in.channels;
+    const int sums = round_up(out.channels, LANE);
+    const int limit = k.tile_pixels;
+    // Large weights pass by once a chunk: the larger they are, the longer the chunk.
+    const int wanted = tile_.size() * sizeof(float) <= 512 * 1024 ? 16 * limit : 64 * limit;
+    const int chunk = std::max(limit, std::min(wanted, 128 * 1024 / sums / limit * limit));
+    float* sum = sized(ws.sum, size_t(chunk) * sums);
+    int32_t* at = sized(ws.at, size_t(chunk));
+    for (int i = 0; i < chunk; ++i) at[i] = i * sums;
+    const int max_groups = chunk / limit + 1;
+    const float** pointers = sized(ws.pointers, size_t(max_groups) * taps * limit);
+    int32_t* segments = sized(ws.segments, size_t(max_groups) * (taps + 2));
+    const float** weights = sized(ws.weights, size_t(taps));
+    const float* zeros = zeros_.data();
+    const float* inputs[MAX_TILE];
+    float* outputs[MAX_TILE];
+    const int depth_chunk = std::min(C, 768);
+
+    for (int start = 0; start < count; start += chunk) {
+        const int n = std::min(chunk, count - start);
+        const int groups = (n + limit - 1) / limit;
+        for (int g = 0; g < groups; ++g) {
+            const int from = int(int64_t(n) * g / groups), m = int(int64_t(n) * (g + 1) / groups) - from;
+            const int32_t* ry[MAX_TILE];
+            const int32_t* rx[MAX_TILE];
+            for (int i = 0; i < m; ++i) {
+                const int p = list[start + from + i];
+                ry[i] = &rows_.source[size_t(p / out.width) * kh];
+                rx[i] = &columns_.source[size_t(p % out.width) * kw];
+            }
+            int32_t* seg = segments + size_t(g) * (taps + 1);
+            const float** ptr = pointers + size_t(g) * taps * limit;
+            int found = 0;
+            for (int ky = 0; ky < kh; ++ky)
+                for (int kx = 0; kx < kw; ++kx) {
+                    bool any = false;
+                    for (int i = 0; i < m; ++i) {
+                        const int y = ry[i][ky], x = rx[i][kx];
+                        const ptrdiff_t p = ptrdiff_t(y) * in.width + x;
+                        const bool live = (y | x) >= 0 && (!mask || mask[p]);
+                        inputs[i] = live ? rows + p * in.stride() : zeros;
+                        any |= live;
+                    }
+                    if (!any) continue;
+                    for (int i = 0; i < m; ++i) ptr[found * m + i] = inputs[i];
+                    seg[1 + found++] = ky * kw + kx;
+                }
+            seg[0] = found;
+        }
+        const float* panel = tile_.data();
+        int column = 0;
+        for (int vectors : panels_) {
+            const int wide = vectors * width_;
+            const int tap_step = std::max(1, PANEL_FLOATS / (depth_chunk * wide));
+            bool accumulate = false;
+            for (int c = 0; c < C; c += depth_chunk) {
+                const int depth = std::min(depth_chunk, C - c);
+                for (int t = 0; t < taps; t += tap_step) {
+                    for (int g = 0; g < groups; ++g) {
+                        const int from = int(int64_t(n) * g / groups), m = int(int64_t(n) * (g + 1) / groups) - from;
+                        const int32_t* seg = segments + size_t(g) * (taps + 1);
+                        int s = 0;
+                        while (s < seg[0] && seg[1 + s] < t) ++s;
+                        int e = s;
+                        for (; e < seg[0] && seg[1 + e] < t + tap_step; ++e)
+                            weights[e - s] = panel + (size_t(seg[1 + e]) * C + c) * wide;
+                        if (e == s && accumulate) continue;
+                        for (int i = 0; i < m; ++i) outputs[i] = sum + size_t(from + i) * sums + column;
+                        const TileArgs args{e - s, pointers + size_t(g) * taps * limit + size_t(s) * m, weights, depth,
+                                            outputs, c, accumulate};
+                        k.tile(m, vectors, args);
+                    }
+                    accumulate = true;
+                }
+            }
+            panel += size_t(taps) * C * wide;
+            column += wide;
+        }
+        sink.pixels = n;
+        sink.pixel = list + start;
+        sink.at = at;
+        sink.sum = sum;
+        sink.block = width_;
+        sink.clear = false;
+        k.finish(sink);
+    }
+}
+
+void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink,
+                            Workspace& ws) const {
+    const Kernels& k = kernels();
+    const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw, stride = in.stride();
+    const int chunk = std::max(4, std::min(64, 8 * 1024 / stride));
+    float* sum = sized(ws.sum, size_t(chunk) * stride);
+    int32_t* at = sized(ws.at, size_t(chunk));
+    for (int i = 0; i < chunk; ++i) at[i] = i * stride;
+    const float** pointers = sized(ws.pointers, size_t(chunk) * taps);
+    const float* zeros = zeros_.data();
+    std::vector<float*>& outs = ws.outputs;
+    if (int(outs.size()) < chunk) outs.resize(size_t(chunk));
+    for (int start = 0; start < count; start += chunk) {
+        const int n = std::min(chunk, count - start);
+        for (int i = 0; i < n; ++i) {
+            const int p = list[start + i];
+            const int32_t* ry = &rows_.source[size_t(p / out.width) * kh];
+            const int32_t* rx = &columns_.source[size_t(p % out.width) * kw];
+            const float** ptr = pointers + size_t(i) * taps;
+            for (int ky = 0; ky < kh; ++ky)
+                for (int kx = 0; kx < kw; ++kx) {
+                    const ptrdiff_t q = ptrdiff_t(ry[ky]) * in.width + rx[kx];
+                    *ptr++ = (ry[ky] | rx[kx]) >= 0 && (!mask || mask[q]) ? rows + q * stride : zeros;
+                }
+            outs[i] = sum + size_t(i) * stride;
+        }
+        k.depthwise({n, taps, pointers, tile_.data(), stride, outs.data()});
+        sink.pixels = n;
+        sink.pixel = list + start;
+        sink.at = at;
+        sink.sum = sum;
+        sink.block = width_;
+        sink.clear = false;
+        k.finish(sink);
+    }
+}
+
+void Conv::dense(const float* value, int first, int count, FinishArgs& sink, Workspace& ws) const {
+    int32_t* list = sized(ws.list, size_t(count));
+    for (int i = 0; i < count; ++i) list[i] = first + i;
+    if (depthwise_) gather_depthwise(value, nullptr, list, count, sink, ws);
+    else gather(value, nullptr, list, count, sink, ws);
+}
+
+void Conv::pixels(const Change& change, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
+    if (depthwise_) gather_depthwise(change.rows, change.mask, list, count, sink, ws);
+    else gather(change.rows, change.mask, list, count, sink, ws);
+}
+
+void Conv::elements(const Change& change, int first, int last, const int32_t* list, int count, FinishArgs& sink,
+                    Workspace& ws) const {
+    const Kernels& k = kernels();
+    const int C = in.channels, blocks = (out.channels + width_ - 1) / width_;
+    const int phases_x = columns_.phases(), phases = rows_.phases() * phases_x;
+    const int vectors = passes_.front().vectors;
+
+    // Scratch covers all outputs that taps can reach, those outside the map too, so that no event needs a test.
+    const int left = -std::min(0, column_low_);
+    const int wide = columns_.base(in.width - 1) + 1 + left + std::max(0, column_high_);
+    const int halo = row_high_ - row_low_;
+
+    // A strip is some rows of inputs; a tile part of its columns, so that the scratch of one sweep stays in the first cache.
+    const int room = L1_FLOATS / (width_ * vectors);
+    int tiles = 1, strip_rows = 1;
+    double best = 1e30;
+    for (int n = 1; n <= std::min(16, in.width); ++n) {
+        const int columns = columns_.base((in.width + n - 1) / n - 1) + 1 + column_high_ - column_low_;
+        const int fit = room / columns - halo;  // output rows
+        if (fit < 1 && n < std::min(16, in.width)) continue;
+        const int rows = std::min(std::max(1, fit), rows_.base(in.height - 1) + 1);
+        // Larger strips repeat less: weights, halo columns, carried rows.
+        const double cost = double(columns) * n * (rows + halo) / rows;
+        if (cost < best * 0.98) best = cost, tiles = n, strip_rows = rows;
+    }
+    const int in_rows = std::max(1, rows_.num == 1 ? strip_rows * rows_.den : strip_rows / rows_.num);
+    const int tile_width = (in.width + tiles - 1) / tiles;
+    const int scratch_rows = rows_.base(in_rows) + 2 + halo + 1;  // one spare, always zero
+    const int region = scratch_rows * wide;
+    const size_t scratch_size = size_t(region) * blocks * width_;
+    if (ws.scratch.size() < scratch_size) ws.scratch.resize(scratch_size, 0.0f);
+    float* scratch = ws.scratch.data();
+    const int capacity =
+        round_up(((in_rows + rows_.phases() - 1) / rows_.phases()) * ((tile_width + phases_x - 1) / phases_x), 8) + 8;
+    const int buckets = tiles * phases * C;
+    Placed* placed = sized(ws.events, size_t(buckets) * capacity);
+    int32_t* counts = sized(ws.count, size_t(buckets) + size_t(in.width) * 2);
+    int32_t* column_key = counts + buckets;  // by input column: first bucket, scratch offset
+    for (int x = 0; x < in.width; ++x) {
+        column_key[2 * x] = ((x / tile_width) * phases + columns_.phase(x)) * C;
+        column_key[2 * x + 1] = (columns_.base(x) + left) * width_;
+    }
+    const int batch = out.width * scratch_rows;
+    int32_t* at = sized(ws.at, size_t(batch));
+
+    // Only inputs that reach rows [first, last).
+    const auto low_of = [&](int y) { return rows_.base(y) + row_low_; };
+    const auto high_of = [&](int y) { return rows_.base(y) + row_high_; };
+    int y0 = 0;
+    while (y0 < in.height && high_of(y0) < first) ++y0;
+    int y_end = in.height;
+    while (y_end > y0 && low_of(y_end - 1) >= last) --y_end;
+
+    const uint32_t channel_mask = (1u << change.shape.shift()) - 1;
+    const int shift = change.shape.shift();
+    const auto event_of_row = [&](int y) {
+        return std::lower_bound(change.place, change.place + change.events, uint32_t(uint64_t(y) * in.width << shift)) - change.place;
+    };
+    int64_t event = y0 < in.height ? event_of_row(y0) : change.events;
+    bool carried = false;  // scratch holds sums of rows not finished yet
+    int32_t slots[MAX_SLOTS];
+    int top = 0;    // output row of the scratch's first row
+    int taken = 0;  // of list
+    const auto finish_before = [&](int row, bool sums) {
+        while (taken < count && list[taken] < row * out.width) {
+            const int32_t* from = list + taken;
+            int n = 0;
+            while (n < batch && taken < count && list[taken] < row * out.width) {
+                const int y = list[taken] / out.width, x = list[taken] % out.width;
+                ++taken;
+                // A residual may touch outputs that no event reaches: they find zeros in the spare last row.
+                const int r = sums && y >= top && y < top + scratch_rows ? y - top : scratch_rows - 1;
+                at[n++] = (r * wide + x + left) * width_;
+            }
+            sink.pixels = n;
+            sink.pixel = from;
+            sink.at = at;
+            sink.sum = scratch;
+            sink.block = ptrdiff_t(region) * width_;
+            sink.clear = true;
+            k.finish(sink);
+        }
+    };
+    for (; y0 < y_end; y0 += in_rows) {
+        const int y1 = std::min(y0 + in_rows, y_end);
+        const int64_t event_end = y1 == in.height ? change.events : event_of_row(y1);
+        if (!carried) top = low_of(y0);
+        if (event_end > event) {
+            std::memset(counts, 0, size_t(buckets) * sizeof(int32_t));
+            for (int y = y0; y < y1 && event < event_end; ++y) {
+                const uint32_t row_start = uint32_t(y) * uint32_t(in.width);
+                const uint32_t row_end = y + 1 == in.height ? ~0u : (row_start + uint32_t(in.width)) << shift;
+                const int32_t key = rows_.phase(y) * phases_x * C;
+                const int32_t offset = (rows_.base(y) - top) * wide * width_;
+                for (; event < event_end && change.place[event] < row_end; ++event) {
+                    const uint32_t place = change.place[event];
+                    const uint32_t x = (place >> shift) - row_start;
+                    const int32_t bucket = key + column_key[2 * x] + int32_t(place & channel_mask);
+                    placed[size_t(bucket) * capacity + counts[bucket]++] = {offset + column_key[2 * x + 1], change.change[event]};
+                }
+            }
+            for (size_t i = 0; i < passes_.size();) {
+                size_t j = i;
+                while (j < passes_.size() && passes_[j].first_block == passes_[i].first_block) ++j;
+                for (int tile = 0; tile < tiles; ++tile)
+                    for (size_t q = i; q < j; ++q) {
+                        const Pass& p = passes_[q];
+                        for (int s = 0; s < p.slots; ++s)
+                            slots[s] = (p.row[s] * wide + p.column[s] + (p.first_block + s % p.vectors) * region) * width_;
+                        const int bucket = (tile * phases + p.phase) * C;
+                        k.scatter({placed + size_t(bucket) * capacity, counts + bucket, C, capacity, scatter_.data() + p.w,
+                                   slots, p.slots, scratch});
+                    }
+                i = j;
+            }
+            carried = true;
+        }
+        // Rows that no later input reaches are complete.
+        const int complete = y1 == y_end ? last : low_of(y1);
+        finish_before(complete, carried);
+        if (!carried) continue;
+        // What fell outside the map or the rows asked for is dropped; sums of rows still open move to the top.
+        const int done = y1 == y_end ? scratch_rows : complete - top;
+        const int right = wide - left - out.width;
+        for (int b = 0; b < blocks; ++b) {
+            float* block = scratch + size_t(b) * region * width_;
+            for (int r = 0; r < done; ++r) {
+                float* row = block + size_t(r) * wide * width_;
+                const int y = top + r;
+                if (y < first || y >= last) std::memset(row, 0, size_t(wide) * width_ * sizeof(float));
+                else {
+                    if (left > 0) std::memset(row, 0, size_t(left) * width_ * sizeof(float));
+                    if (right > 0)
+                        std::memset(row + size_t(left + out.width) * width_, 0, size_t(right) * width_ * sizeof(float));
+                }
+            }
+            if (done > 0 && done < scratch_rows) {
+                const size_t length = size_t(wide) * width_;
+                for (int r = 0; r < halo; ++r) {
+                    std::memcpy(block + r * length, block + (r + done) * length, length * sizeof(float));
+                    std::memset(block + (r + done) * length, 0, length * sizeof(float));
+                }
+            }
+        }
+        top = complete;
+        carried = y1 < y_end && halo > 0;
+    }
+    finish_before(last, false);
+}
+
+int64_t Conv::macs(const Change& change) const {
+    // Outputs inside the map that an input row or column reaches.
+    std::vector<int32_t> fan_y(size_t(in.height), 0), fan_x(size_t(in.width), 0);
+    for (int32_t s : rows_.source)
+        if (s >= 0) ++fan_y[size_t(s)];
+    for (int32_t s : columns_.source)
+        if (s >= 0) ++fan_x[size_t(s)];
+    const int shift = change.shape.shift();
+    int64_t sum = 0;
+    for (int64_t e = 0; e < change.events; ++e) {
+        const int p = int(change.place[e] >> shift);
+        sum += int64_t(fan_y[size_t(p / in.width)]) * fan_x[size_t(p % in.width)];
+    }
+    return sum * (out.channels / groups_);
+}
+
+}  // namespace sparsetime

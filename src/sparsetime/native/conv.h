@@ -1,0 +1,118 @@
+// Convolution on deltas: three ways to the same sums, each followed by FinishArgs' stage.
+//
+//   dense     every output from the values of its receptive field (flush, scene cut)
+//   pixels    touched outputs from the rows of the active pixels of their receptive field, register-blocked
+//   elements  every event adds its weights to the outputs that it reaches
+//
+// One class serves conv2d, conv_transpose2d and linear (a map of one pixel): on each axis, tap k joins input i and output o where
+// o * den = i * num + shift[k].
+
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels.h"
+
+namespace sparsetime {
+
+constexpr int round_up(int x, int to) { return (x + to - 1) / to * to; }
+constexpr int stride_of(int channels) { return channels <= NARROW ? channels : round_up(channels, LANE); }
+
+// A channels-last map.
+struct Shape {
+    int height, width, channels;
+    int stride() const { return stride_of(channels); }
+    int pixels() const { return height * width; }
+    int shift() const {
+        int s = 0;
+        while ((1 << s) < channels) ++s;
+        return s;
+    }
+};
+
+// The change of one value in one frame. `rows` holds deltas of the active pixels only; elsewhere it is undefined.
+struct Change {
+    Shape shape;
+    float* rows;
+    uint8_t* mask;
+    int32_t* active;
+    int32_t active_count;
+    uint32_t* place;
+    float* change;
+    int64_t events;
+    bool listed;  // place and change hold the events
+};
+
+struct Axis {
+    int in, out, taps;
+    int num, den;            // o * den = i * num + shift[k]
+    std::vector<int> shift;
+    std::vector<int32_t> source;  // [out][taps]: input that tap k reads, or -1
+    Axis() = default;
+    Axis(int in, int out, int taps, int num, int den, std::vector<int> shift);
+    int base(int i) const { return num == 1 ? i / den : i * num; }
+    int phase(int i) const { return num == 1 ? i % den : 0; }
+    int phases() const { return num == 1 ? den : 1; }
+};
+
+// Buffers of one thread, reused by all layers.
+struct Workspace {
+    std::vector<float> sum;       // zero between uses where `elements` uses it
+    std::vector<float> scratch;
+    std::vector<Placed> events;
+    std::vector<int32_t> count, at, list;
+    std::vector<const float*> pointers, weights;
+    std::vector<int32_t> segments;
+    std::vector<float*> outputs;
+    std::vector<uint8_t> bytes;
+};
+
+class Conv {
+  public:
+    // weight is (O, C / groups, kh, kw), or (C, O / groups, kh, kw) where transposed; padding top and left are in the axes' shifts.
+    Conv(Shape in, Shape out, Axis rows, Axis columns, int groups, bool transposed, const float* weight);
+
+    // Marks the outputs that the active pixels of `in` reach; mask is written whole. Returns how many, in `list` ascending.
+    int touched(const Change& in, uint8_t* mask, int32_t* list, Workspace& ws) const;
+
+    void dense(const float* value, int first, int count, FinishArgs& sink, Workspace& ws) const;
+    void pixels(const Change& in, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
+    // Outputs of rows [first, last); `list` holds the touched ones among them.
+    void elements(const Change& in, int first, int last, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
+
+    int64_t dense_macs() const { return dense_macs_; }
+    int64_t macs(const Change& in) const;  // by true fan-out; `in` must be listed
+    size_t weight_bytes() const;
+    bool depthwise() const { return depthwise_; }
+
+    Shape in, out;
+
+  private:
+    struct Pass {          // one sweep over a strip's events of one class
+        int phase;         // row phase * column phases + column phase
+        int slots;         // taps * vectors
+        int vectors;
+        size_t w;          // where its weights start in scatter_
+        int first_block;
+        std::vector<int> row, column;  // [slots]: output offset from the base
+    };
+    void pack(const float* weight, bool transposed);
+    void gather(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
+    void gather_depthwise(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink,
+                          Workspace& ws) const;
+
+    Axis rows_, columns_;
+    int groups_;
+    bool depthwise_;
+    int width_;                  // vector width that the weights are packed for
+    std::vector<float> tile_;    // [panel][tap][channel][panel width]
+    std::vector<int> panels_;    // vectors in each panel
+    std::vector<float> scatter_;
+    std::vector<Pass> passes_;
+    std::vector<float> zeros_;
+    int64_t dense_macs_ = 0;
+    int row_low_, row_high_, column_low_, column_high_;  // outputs that taps reach beside the base: base + [low, high]
+};
+
+}  // namespace sparsetime

@@ -1,0 +1,465 @@
+// One source, compiled once per instruction set with SPARSETIME_TABLE naming the table. Vector extensions of GCC and Clang, so
+// that the compiler maps them to what the target has. Everything stays in an anonymous namespace: code compiled for a wide
+// instruction set must not be merged by the linker into what narrow machines run.
+
+#include "kernels.h"
+
+#include <cstring>
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+using namespace sparsetime;
+
+#if defined(__AVX512F__)
+constexpr int VL = 16, TILE_M = 6, TILE_V = 4;
+#elif defined(__AVX2__)
+constexpr int VL = 8, TILE_M = 6, TILE_V = 2;
+#elif defined(__aarch64__)
+constexpr int VL = 4, TILE_M = 6, TILE_V = 4;
+#else
+constexpr int VL = 4, TILE_M = 4, TILE_V = 2;
+#endif
+
+typedef float Vec __attribute__((vector_size(VL * 4)));
+typedef float VecU __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+typedef int32_t Int __attribute__((vector_size(VL * 4)));
+
+inline Vec load(const float* p) { return *reinterpret_cast<const VecU*>(p); }
+inline void store(float* p, Vec v) { *reinterpret_cast<VecU*>(p) = v; }
+inline Vec splat(float x) { return x - Vec{}; }
+inline Vec bits(Int v) { return reinterpret_cast<Vec>(v); }
+inline Int bits(Vec v) { return reinterpret_cast<Int>(v); }
+
+// ---- register tile ------------------------------------------------------------------------------------------------------
+
+template <int M, int V>
+void tile(const TileArgs& t) {
+    Vec acc[M][V];
+    for (int i = 0; i < M; ++i)
+        for (int v = 0; v < V; ++v) acc[i][v] = t.accumulate ? load(t.out[i] + v * VL) : Vec{};
+    for (int s = 0; s < t.segments; ++s) {
+        const float* a[M];
+        for (int i = 0; i < M; ++i) a[i] = t.a[s * M + i] + t.offset;
+        const float* w = t.w[s];
+        const int depth = t.depth;
+        for (int k = 0; k < depth; ++k, w += V * VL) {
+            Vec b[V];
+            for (int v = 0; v < V; ++v) b[v] = load(w + v * VL);
+            for (int i = 0; i < M; ++i) {
+                const Vec x = splat(a[i][k]);
+                for (int v = 0; v < V; ++v) acc[i][v] += x * b[v];
+            }
+        }
+    }
+    for (int i = 0; i < M; ++i)
+        for (int v = 0; v < V; ++v) store(t.out[i] + v * VL, acc[i][v]);
+}
+
+template <int V>
+void tile_of(int pixels, const TileArgs& t) {
+    switch (pixels) {
+        case 1: return tile<1, V>(t);
+        case 2: return tile<2, V>(t);
+        case 3: return tile<3, V>(t);
+        case 4: return tile<4, V>(t);
+#if !defined(__x86_64__) || defined(__AVX2__)
+        case 5: return tile<5, V>(t);
+        case 6: return tile<6, V>(t);
+#endif
+        default: return;
+    }
+}
+
+void tile_any(int pixels, int vectors, const TileArgs& t) {
+    switch (vectors) {
+        case 1: return tile_of<1>(pixels, t);
+        case 2: return tile_of<2>(pixels, t);
+#if defined(__AVX512F__) || defined(__aarch64__)
+        case 3: return tile_of<3>(pixels, t);
+        case 4: return tile_of<4>(pixels, t);
+#endif
+        default: return;
+    }
+}
+
+// ---- events into scratch ------------------------------------------------------------------------------------------------
+
+// The weights of one channel stay in registers while its events pass by; each event updates `T` vectors of scratch.
+template <int T>
+void scatter_slots(const ScatterArgs& s) {
+    ptrdiff_t slot[T];
+    for (int t = 0; t < T; ++t) slot[t] = s.slot[t];
+    const float* w = s.w;
+    const Placed* events = s.events;
+    for (int c = 0; c < s.channels; ++c, w += T * VL, events += s.capacity) {
+        const int n = s.count[c];
+        if (n == 0) continue;
+        Vec weight[T];
+        for (int t = 0; t < T; ++t) weight[t] = load(w + t * VL);
+        for (int i = 0; i < n; ++i) {
+            float* out = s.scratch + events[i].offset;
+            const Vec x = splat(events[i].change);
+            for (int t = 0; t < T; ++t) store(out + slot[t], load(out + slot[t]) + x * weight[t]);
+        }
+    }
+}
+
+// 3x3, the common case: three base addresses and constant distances instead of nine offsets.
+void scatter_3x3(const ScatterArgs& s, ptrdiff_t row) {
+    const float* w = s.w;
+    const Placed* events = s.events;
+    float* const base = s.scratch + s.slot[8];  // the last tap has the smallest offset
+    for (int c = 0; c < s.channels; ++c, w += 9 * VL, events += s.capacity) {
+        const int n = s.count[c];
+        if (n == 0) continue;
+        Vec weight[9];
+        for (int t = 0; t < 9; ++t) weight[t] = load(w + t * VL);
+        for (int i = 0; i < n; ++i) {
+            float* out = base + events[i].offset;
+            const Vec x = splat(events[i].change);
+            for (int r = 0; r < 3; ++r, out += row)
+                for (int t = 0; t < 3; ++t)
+                    store(out + t * VL, load(out + t * VL) + x * weight[8 - 3 * r - t]);
+        }
+    }
+}
+
+bool is_3x3(const ScatterArgs& s) {
+    if (s.slots != 9) return false;
+    const int32_t row = s.slot[5] - s.slot[8];
+    for (int r = 0; r < 3; ++r)
+        for (int t = 0; t < 3; ++t)
+            if (s.slot[8 - 3 * r - t] != s.slot[8] + r * row + t * VL) return false;
+    return true;
+}
+
+void scatter(const ScatterArgs& s) {
+    if (is_3x3(s)) return scatter_3x3(s, s.slot[5] - s.slot[8]);
+    switch (s.slots) {
+        case 1: return scatter_slots<1>(s);
+        case 2: return scatter_slots<2>(s);
+        case 3: return scatter_slots<3>(s);
+        case 4: return scatter_slots<4>(s);
+        case 5: return scatter_slots<5>(s);
+        case 6: return scatter_slots<6>(s);
+        case 7: return scatter_slots<7>(s);
+        case 8: return scatter_slots<8>(s);
+        case 9: return scatter_slots<9>(s);
+        case 10: return scatter_slots<10>(s);
+        case 11: return scatter_slots<11>(s);
+        case 12: return scatter_slots<12>(s);
+        case 13: return scatter_slots<13>(s);
+        case 14: return scatter_slots<14>(s);
+        case 15: return scatter_slots<15>(s);
+        case 16: return scatter_slots<16>(s);
+        default: return;
+    }
+}
+
+// ---- depthwise ----------------------------------------------------------------------------------------------------------
+
+void depthwise(const DepthwiseArgs& d) {
+    for (int i = 0; i < d.pixels; ++i) {
+        const float* const* a = d.a + ptrdiff_t(i) * d.segments;
+        float* out = d.out[i];
+        for (int c = 0; c < d.stride; c += VL) {
+            Vec acc{};
+            const float* w = d.w + c;
+            for (int s = 0; s < d.segments; ++s, w += d.stride) acc += load(a[s] + c) * load(w);
+            store(out + c, acc);
+        }
+    }
+}
+
+// ---- activations --------------------------------------------------------------------------------------------------------
+
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
+
+inline Vec round_even(Vec x) {
+#if defined(__AVX512F__)
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__AVX2__)
+    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    // Adding 2^23 with x's sign leaves no bits behind the point; from 2^23 on there are none.
+    const Int sign = bits(x) & int32_t(0x80000000);
+    const Vec big = bits(bits(splat(8388608.0f)) | sign);
+    const Vec magnitude = bits(bits(x) & 0x7fffffff);
+    const Vec rounded = (x + big) - big;
+    return magnitude < 8388608.0f ? bits(bits(rounded) | sign) : x;
+#endif
+}
+
+// e^x, relative error below 2e-7 (Cody-Waite reduction, degree 6); saturates outside [-87, 88].
+inline Vec exp(Vec x) {
+    x = min(max(x, splat(-87.0f)), splat(88.0f));
+    const Vec n = round_even(x * 1.44269504088896341f);
+    Vec r = x - n * 0.693145751953125f;
+    r = r - n * 1.42860682030941723212e-6f;
+    Vec p = splat(1.3888949086377719040e-3f);
+    p = p * r + 8.3333337679505980e-3f;
+    p = p * r + 4.1666667908e-2f;
+    p = p * r + 1.6666667163e-1f;
+    p = p * r + 5.0000000000e-1f;
+    p = p * r * r + r + 1.0f;
+    const Int exponent = (__builtin_convertvector(n, Int) + 127) << 23;
+    return p * bits(exponent);
+}
+
+inline Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp(-x)); }
+
+inline Vec tanh(Vec x) {
+    // Near 0 the quotient would cancel: odd polynomial below 0.625 (Cephes).
+    const Vec magnitude = bits(bits(x) & 0x7fffffff);
+    const Vec e = exp(2.0f * magnitude);
+    Vec large = 1.0f - 2.0f / (e + 1.0f);
+    large = bits(bits(large) | (bits(x) & int32_t(0x80000000)));
+    const Vec s = x * x;
+    Vec p = splat(-5.70498872745e-3f);
+    p = p * s + 2.06390887954e-2f;
+    p = p * s - 5.37397155531e-2f;
+    p = p * s + 1.33314422036e-1f;
+    p = p * s - 3.33332819422e-1f;
+    const Vec small = x + x * s * p;
+    return magnitude < 0.625f ? small : large;
+}
+
+inline Vec erf_gelu(Vec x) {
+    for (int i = 0; i < VL; ++i) x[i] = 0.5f * x[i] * (1.0f + __builtin_erff(x[i] * 0.70710678118654752f));
+    return x;
+}
+
+template <Act A>
+inline Vec activate(Vec x, Act act, float a, float b) {
+    if constexpr (A == Act::none) return x;
+    if constexpr (A == Act::clamp) return min(max(x, splat(a)), splat(b));
+    switch (act) {
+        case Act::leaky_relu: return x > 0.0f ? x : x * a;
+        case Act::hardswish: return x * min(max(x + 3.0f, Vec{}), splat(6.0f)) / 6.0f;
+        case Act::hardsigmoid: return min(max(x + 3.0f, Vec{}), splat(6.0f)) / 6.0f;
+        case Act::silu: return x * sigmoid(x);
+        case Act::gelu: return erf_gelu(x);
+        case Act::gelu_tanh: return 0.5f * x * (1.0f + tanh(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+        case Act::sigmoid: return sigmoid(x);
+        case Act::tanh: return tanh(x);
+        default: return x;
+    }
+}
+
+// ---- from sums to events ------------------------------------------------------------------------------------------------
+
+inline Int iota() {
+    Int v;
+    for (int i = 0; i < VL; ++i) v[i] = i;
+    return v;
+}
+
+#if defined(__AVX512F__)
+using Lanes = __mmask16;
+inline Lanes nonzero(Vec d) { return _mm512_cmp_ps_mask(d, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
+inline int append(Lanes m, Int place, Vec d, uint32_t* places, float* changes) {
+    // Compressing into a register and storing whole vectors: compressing stores are microcoded on some machines.
+    _mm512_storeu_si512(places, _mm512_maskz_compress_epi32(m, reinterpret_cast<__m512i>(place)));
+    _mm512_storeu_ps(changes, _mm512_maskz_compress_ps(m, d));
+    return __builtin_popcount(m);
+}
+#else
+using Lanes = unsigned;
+inline Lanes nonzero(Vec d) {
+    const Int m = d != 0.0f;
+#if defined(__AVX2__)
+    return unsigned(_mm256_movemask_ps(reinterpret_cast<__m256>(m)));
+#else
+    unsigned lanes = 0;
+    for (int i = 0; i < VL; ++i) lanes |= unsigned(m[i] & 1) << i;
+    return lanes;
+#endif
+}
+inline int append(Lanes m, Int place, Vec d, uint32_t* places, float* changes) {
+    int n = 0;
+    for (; m; m &= m - 1, ++n) {
+        const int i = __builtin_ctz(m);
+        places[n] = uint32_t(place[i]);
+        changes[n] = d[i];
+    }
+    return n;
+}
+#endif
+
+template <Act A, Encode E, bool EMIT>
+void finish_rows(FinishArgs& f) {
+    uint32_t* place = f.place;
+    float* change = f.change;
+    int64_t total = f.events, emitted = f.events;
+    const int blocks = (f.channels + VL - 1) / VL;
+    const int tail = f.channels - (blocks - 1) * VL;
+    const Int tail_mask = iota() < tail;
+    for (int i = 0; i < f.pixels; ++i) {
+        const ptrdiff_t p = f.pixel[i];
+        float* sum = f.sum + f.at[i];
+        float* value = f.value + p * f.stride;
+        float* z = E == Encode::linear ? nullptr : f.z + p * f.stride;
+        float* row = f.rows + p * f.stride;
+        const float* step = f.step_map ? f.step + p * f.stride : f.step;
+        Int where = iota() + int32_t(uint32_t(p) << f.shift);
+        const float* extra = f.extra && (!f.extra_mask || f.extra_mask[p]) ? f.extra + p * f.stride : nullptr;
+        unsigned any = 0;
+        for (int b = 0; b < blocks; ++b, sum += f.block, where += VL) {
+            const int c = b * VL;
+            Vec s = load(sum);
+            if (extra) s += load(extra + c);
+            if (f.clear) store(sum, Vec{});
+            const Vec v = load(value + c);
+            Vec d;
+            if constexpr (E == Encode::linear) {
+                const Vec next = f.replace ? load(f.bias + c) + s : v + s;
+                d = f.replace ? next - v : s;
+                store(value + c, next);
+            } else {
+                const Vec next = (f.replace ? load(f.bias + c) : load(z + c)) + s;
+                store(z + c, next);
+                const Vec y = activate<A>(next, f.act, f.act_a, f.act_b);
+                if constexpr (E == Encode::exact) {
+                    const Vec q = load(step + c);
+                    const Vec to = q * round_even(y / q);
+                    d = to - v;
+                    store(value + c, to);
+                } else if constexpr (E == Encode::hold) {
+                    const Vec raw = y - v;
+                    const Vec magnitude = bits(bits(raw) & 0x7fffffff);
+                    const Int sent = magnitude > load(step + c);
+                    d = bits(bits(raw) & sent);
+                    store(value + c, sent ? y : v);
+                } else {
+                    d = y - v;
+                    store(value + c, y);
+                }
+            }
+            if (b == blocks - 1 && tail != VL) {
+                d = bits(bits(d) & tail_mask);
+                store(value + c, bits(bits(load(value + c)) & tail_mask));
+            }
+            store(row + c, d);
+            const Lanes m = nonzero(d);
+            any |= m;
+            const int n = __builtin_popcount(m);
+            if constexpr (EMIT) emitted += append(m, where, d, place + emitted, change + emitted);
+            total += n;
+        }
+        f.active[f.active_count] = int32_t(p);
+        f.active_count += any != 0;
+        f.mask[p] = any != 0;
+    }
+    f.events = total;
+}
+
+// Maps of at most NARROW channels are not padded to vectors: one channel at a time.
+template <Encode E>
+void finish_narrow(FinishArgs& f) {
+    for (int i = 0; i < f.pixels; ++i) {
+        const ptrdiff_t p = f.pixel[i];
+        const float* extra = f.extra && (!f.extra_mask || f.extra_mask[p]) ? f.extra + p * f.stride : nullptr;
+        bool any = false;
+        for (int c = 0; c < f.channels; ++c) {
+            // Sums lie in vectors of this instruction set, the last one padded.
+            float& place = f.sum[f.at[i] + (c / VL) * f.block + c % VL];
+            const float sum = place + (extra ? extra[c] : 0.0f);
+            const ptrdiff_t e = p * f.stride + c;
+            const float v = f.value[e];
+            float d;
+            if (E == Encode::linear) {
+                const float next = f.replace ? f.bias[c] + sum : v + sum;
+                d = f.replace ? next - v : sum;
+                f.value[e] = next;
+            } else {
+                const float next = (f.replace ? f.bias[c] : f.z[e]) + sum;
+                f.z[e] = next;
+                const Vec all = f.act == Act::none ? splat(next)
+                                : f.act == Act::clamp
+                                    ? activate<Act::clamp>(splat(next), f.act, f.act_a, f.act_b)
+                                    : activate<Act::leaky_relu>(splat(next), f.act, f.act_a, f.act_b);
+                const float y = all[0];
+                const float q = f.step ? f.step[f.step_map ? e : c] : 0.0f;
+                const float to = E == Encode::exact ? q * round_even(splat(y / q))[0] : y;
+                d = to - v;
+                if (E == Encode::hold && !(__builtin_fabsf(d) > q)) d = 0.0f;
+                else f.value[e] = to;
+            }
+            if (f.clear) place = 0.0f;
+            f.rows[e] = d;
+            if (d != 0.0f) {
+                any = true;
+                if (f.place) {
+                    f.place[f.events] = uint32_t(p) << f.shift | uint32_t(c);
+                    f.change[f.events] = d;
+                }
+                ++f.events;
+            }
+        }
+        f.active[f.active_count] = int32_t(p);
+        f.active_count += any;
+        f.mask[p] = any;
+    }
+}
+
+template <Act A, Encode E>
+void finish_emit(FinishArgs& f) {
+    if (f.place) finish_rows<A, E, true>(f);
+    else finish_rows<A, E, false>(f);
+}
+
+template <Encode E>
+void finish_encode(FinishArgs& f) {
+    if (f.stride % LANE) return finish_narrow<E>(f);
+    if (f.act == Act::none) return finish_emit<Act::none, E>(f);
+    if (f.act == Act::clamp) return finish_emit<Act::clamp, E>(f);
+    return finish_emit<Act::leaky_relu, E>(f);  // stands for all that are chosen at run time
+}
+
+void finish(FinishArgs& f) {
+    switch (f.encode) {
+        case Encode::linear:
+            if (f.stride % LANE) return finish_narrow<Encode::linear>(f);
+            return finish_emit<Act::none, Encode::linear>(f);
+        case Encode::change: return finish_encode<Encode::change>(f);
+        case Encode::exact: return finish_encode<Encode::exact>(f);
+        case Encode::hold: return finish_encode<Encode::hold>(f);
+    }
+}
+
+int64_t events_of_rows(const float* rows, const int32_t* pixel, int pixels, int channels, int stride, int shift,
+                       uint32_t* place, float* change) {
+    int64_t n = 0;
+    for (int i = 0; i < pixels; ++i) {
+        const float* row = rows + ptrdiff_t(pixel[i]) * stride;
+        const uint32_t base = uint32_t(pixel[i]) << shift;
+        if (stride % LANE) {
+            for (int c = 0; c < channels; ++c) {
+                place[n] = base | uint32_t(c);
+                change[n] = row[c];
+                n += row[c] != 0.0f;
+            }
+            continue;
+        }
+        Int where = iota() + int32_t(base);
+        for (int c = 0; c < channels; c += VL, where += VL) {  // padding lanes are zero
+            const Vec d = load(row + c);
+            n += append(nonzero(d), where, d, place + n, change + n);
+        }
+    }
+    return n;
+}
+
+}  // namespace
+
+namespace sparsetime {
+
+extern const Kernels SPARSETIME_TABLE;
+const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, tile_any, scatter, depthwise, finish, events_of_rows};
+
+}  // namespace sparsetime

@@ -1,0 +1,115 @@
+// The inner loops of the native engine, one table of functions per instruction set.
+//
+// kernels.cpp is compiled once per instruction set into a table; `kernels()` picks one when the module is imported. Everything
+// here is float32 and channels-last: a map is rows of `stride` floats, one row per pixel, stride a multiple of LANE (or C
+// itself for maps of at most NARROW channels). Padding lanes of values and deltas are zero.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace sparsetime {
+
+constexpr int LANE = 16;   // floats of the widest vector: channel strides are multiples of it, whatever the instruction set
+constexpr int NARROW = 4;  // maps of at most this many channels are stored without padding (camera frames)
+constexpr int MAX_SLOTS = 16;
+constexpr int MAX_TILE = 6;  // most pixels in a register tile
+
+enum class Act : int { none, clamp, leaky_relu, hardswish, hardsigmoid, silu, gelu, gelu_tanh, sigmoid, tanh };
+
+// What happens between the accumulator and the value; docs/plan.md, "Encoding".
+//   linear: value += delta and the delta itself is sent;  change: send y - v where not 0;  exact, hold: as named.
+enum class Encode : int { linear, change, exact, hold };
+
+// One event on its way into the scratch accumulators: where the output of tap offset 0 is, and by how much the input changed.
+struct Placed {
+    int32_t offset;
+    float change;
+};
+
+// Sums for M pixels and V vectors of output channels: out[i][:] = (accumulate ? out[i][:] : 0) + sum_s sum_k a[s][i][k] w[s][k][:].
+struct TileArgs {
+    int segments;
+    const float* const* a;     // [segments][pixels]: input rows, `depth` floats each
+    const float* const* w;     // [segments]: weights (depth, V vectors)
+    int depth;
+    float* const* out;         // [pixels]
+    int offset;                // added to every input row: the first of `depth` channels
+    bool accumulate;
+};
+
+// Adds events of one strip into scratch: scratch[offset + slot[t]] += change * w[channel][t], t < slots; one vector each.
+struct ScatterArgs {
+    const Placed* events;      // [channels][capacity]
+    const int32_t* count;      // [channels]
+    int channels;
+    int capacity;
+    const float* w;            // [channels][slots] vectors
+    const int32_t* slot;       // [slots], in floats
+    int slots;
+    float* scratch;
+};
+
+// Depthwise sums of one pixel row of `stride` channels: out = sum_s a[s] * w[s].
+struct DepthwiseArgs {
+    int pixels;
+    int segments;
+    const float* const* a;  // [pixels][segments]
+    const float* w;         // [segments][stride]
+    int stride;
+    float* const* out;      // [pixels]
+};
+
+// From sums to values and events, for a list of touched pixels.
+struct FinishArgs {
+    int pixels;
+    const int32_t* pixel;   // [pixels], ascending
+    const int32_t* at;      // [pixels]: where a pixel's sums start, in floats from `sum`
+    float* sum;
+    ptrdiff_t block;        // floats from one vector of sums to the next
+    bool clear;             // leave zeros behind in `sum`
+    bool replace;           // z = bias + sum instead of z += sum (dense path)
+    const float* extra;     // rows added to the sums (residual input), or null; of the pixels of extra_mask, or of all
+    const uint8_t* extra_mask;
+    int channels, stride;
+    Act act;
+    float act_a, act_b;
+    Encode encode;
+    const float* bias;      // [stride]
+    const float* step;      // [stride], or [map] if step_map
+    bool step_map;
+    float* z;               // accumulators; null where encode is linear
+    float* value;
+    float* rows;            // out: deltas, whole rows of the active pixels
+    uint8_t* mask;          // out: 1 where a pixel is active; zeros at entry
+    int32_t* active;        // out: appended active pixels
+    int shift;              // place = pixel << shift | channel
+    uint32_t* place;        // out: appended events, or null to emit rows only. Slack of LANE entries is needed behind.
+    float* change;
+    int32_t active_count;   // in and out
+    int64_t events;         // in and out: changed elements (appended if place is not null)
+};
+
+struct Kernels {
+    const char* name;
+    int width;         // floats in a vector
+    int tile_pixels;   // register tile: pixels ...
+    int tile_vectors;  // ... by vectors
+    void (*tile)(int pixels, int vectors, const TileArgs&);
+    void (*scatter)(const ScatterArgs&);
+    void (*depthwise)(const DepthwiseArgs&);
+    void (*finish)(FinishArgs&);
+    // Appends the events of `pixels` rows of deltas; returns how many.
+    int64_t (*events_of_rows)(const float* rows, const int32_t* pixel, int pixels, int channels, int stride, int shift,
+                              uint32_t* place, float* change);
+};
+
+// The table in use: the best this machine has, or the one named by SPARSETIME_ISA.
+const Kernels& kernels();
+// All tables that this machine can run, best first; null-terminated.
+const Kernels* const* available();
+// Takes another table (tests); returns false if this machine lacks it. Not while streams run.
+bool select(const char* name);
+
+}  // namespace sparsetime

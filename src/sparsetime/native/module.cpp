@@ -1,0 +1,147 @@
+// The Python face of the native engine.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <array>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "layer.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace sparsetime {
+namespace {
+
+template <int N>
+using Input = nb::ndarray<const float, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Flat = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+
+Act act_of(const std::string& name) {
+    static const char* const names[] = {"none", "clamp", "leaky_relu", "hardswish", "hardsigmoid", "silu", "gelu", "gelu_tanh", "sigmoid", "tanh"};
+    for (int i = 0; i < 10; ++i)
+        if (name == names[i]) return Act(i);
+    throw std::invalid_argument("unknown activation '" + name + "'");
+}
+
+Encode encode_of(const std::string& name) {
+    static const char* const names[] = {"linear", "change", "exact", "hold"};
+    for (int i = 0; i < 4; ++i)
+        if (name == names[i]) return Encode(i);
+    throw std::invalid_argument("unknown codec '" + name + "'");
+}
+
+// A copy without padding.
+nb::object plain(const Shape& s, const float* data, const uint8_t* mask = nullptr) {
+    float* copy = new float[size_t(s.pixels()) * s.channels]();
+    nb::capsule owner(copy, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+    for (int p = 0; p < s.pixels(); ++p)
+        if (!mask || mask[p])
+            for (int c = 0; c < s.channels; ++c) copy[size_t(p) * s.channels + c] = data[size_t(p) * s.stride() + c];
+    return nb::cast(nb::ndarray<nb::numpy, float>(copy, {size_t(s.height), size_t(s.width), size_t(s.channels)}, owner));
+}
+
+Axis conv_axis(int in, int out, int taps, int stride, int before, int dilation) {
+    std::vector<int> shift(static_cast<size_t>(taps));
+    for (int k = 0; k < taps; ++k) shift[size_t(k)] = before - k * dilation;
+    return Axis(in, out, taps, 1, stride, std::move(shift));
+}
+
+Axis transposed_axis(int in, int out, int taps, int stride, int before, int dilation) {
+    std::vector<int> shift(static_cast<size_t>(taps));
+    for (int k = 0; k < taps; ++k) shift[size_t(k)] = k * dilation - before;
+    return Axis(in, out, taps, stride, 1, std::move(shift));
+}
+
+Layer* make_layer(std::array<int, 2> size, Input<4> weight, std::optional<Vector> bias, std::array<int, 2> stride,
+                  std::array<int, 4> padding, std::array<int, 2> dilation, int groups, bool transposed,
+                  std::array<int, 2> output_padding, const std::string& activation, float a, float b, const std::string& codec,
+                  std::optional<Flat> step) {
+    const int kh = int(weight.shape(2)), kw = int(weight.shape(3));
+    const int C = transposed ? int(weight.shape(0)) : int(weight.shape(1)) * groups;
+    const int O = transposed ? int(weight.shape(1)) * groups : int(weight.shape(0));
+    int oh, ow;
+    if (transposed) {
+        oh = (size[0] - 1) * stride[0] - padding[0] - padding[1] + dilation[0] * (kh - 1) + output_padding[0] + 1;
+        ow = (size[1] - 1) * stride[1] - padding[2] - padding[3] + dilation[1] * (kw - 1) + output_padding[1] + 1;
+    } else {
+        oh = (size[0] + padding[0] + padding[1] - dilation[0] * (kh - 1) - 1) / stride[0] + 1;
+        ow = (size[1] + padding[2] + padding[3] - dilation[1] * (kw - 1) - 1) / stride[1] + 1;
+    }
+    if (oh < 1 || ow < 1 || size[0] < 1 || size[1] < 1) throw std::invalid_argument("the map is smaller than the kernel");
+    const Shape in{size[0], size[1], C}, out{oh, ow, O};
+    const auto axis = transposed ? transposed_axis : conv_axis;
+    auto conv = std::make_shared<const Conv>(in, out, axis(in.height, oh, kh, stride[0], padding[0], dilation[0]),
+                                             axis(in.width, ow, kw, stride[1], padding[2], dilation[1]), groups, transposed,
+                                             weight.data());
+    if (bias && int(bias->shape(0)) != O) throw std::invalid_argument("bias has another length than the output has channels");
+    const bool step_map = step && step->ndim() == 3;
+    if (step && int64_t(step->size()) != int64_t(O) * (step_map ? out.pixels() : 1))
+        throw std::invalid_argument("step must be (O,) or (H, W, O)");
+    return new Layer(conv, bias ? bias->data() : nullptr, act_of(activation), a, b, encode_of(codec),
+                     step ? step->data() : nullptr, step_map);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    m.doc() = "Native kernels of the cpu backend";
+    m.def("isa", [] { return std::string(kernels().name); }, "Name of the kernels in use.");
+    m.def("available", [] {
+        std::vector<std::string> names;
+        for (const Kernels* const* k = available(); *k; ++k) names.emplace_back((*k)->name);
+        return names;
+    }, "Names of the kernels that this machine can run, best first.");
+    m.def("select", [](const std::string& name) {
+        if (!select(name.c_str())) throw std::invalid_argument("no kernels named '" + name + "' on this machine; see available()");
+    }, "name"_a, "Use other kernels for layers and programs made from now on. Those made before must not run any more.");
+
+    nb::class_<Layer>(m, "Layer")
+        .def("__init__", [](Layer* self, std::array<int, 2> size, Input<4> weight, std::optional<Vector> bias,
+                            std::array<int, 2> stride, std::array<int, 4> padding, std::array<int, 2> dilation, int groups,
+                            bool transposed, std::array<int, 2> output_padding, const std::string& activation, float a, float b,
+                            const std::string& codec, std::optional<Flat> step) {
+            std::unique_ptr<Layer> made(make_layer(size, weight, bias, stride, padding, dilation, groups, transposed,
+                                                   output_padding, activation, a, b, codec, step));
+            new (self) Layer(std::move(*made));
+        }, "size"_a, "weight"_a, "bias"_a = nb::none(), "stride"_a = std::array<int, 2>{1, 1},
+           "padding"_a = std::array<int, 4>{0, 0, 0, 0}, "dilation"_a = std::array<int, 2>{1, 1}, "groups"_a = 1,
+           "transposed"_a = false, "output_padding"_a = std::array<int, 2>{0, 0}, "activation"_a = "none", "a"_a = 0.0f,
+           "b"_a = 0.0f, "codec"_a = "linear", "step"_a = nb::none())
+        .def("set_input", [](Layer& l, Input<3> delta) {
+            const Shape& s = l.conv->in;
+            if (int(delta.shape(0)) != s.height || int(delta.shape(1)) != s.width || int(delta.shape(2)) != s.channels)
+                throw std::invalid_argument("delta has another shape than the layer's input");
+            l.set_input(delta.data());
+        }, "delta"_a)
+        .def("run", [](Layer& l, const std::string& path) {
+            l.run(path == "dense" ? Path::dense : path == "pixels" ? Path::pixels : Path::elements);
+        }, "path"_a, nb::call_guard<nb::gil_scoped_release>())
+        .def("value", [](const Layer& l) { return plain(l.conv->out, l.value.data()); })
+        .def("accumulator", [](const Layer& l) { return plain(l.conv->out, l.z.data()); })
+        .def("delta", [](const Layer& l) { return plain(l.conv->out, l.output.view.rows, l.output.view.mask); })
+        .def("events", [](const Layer& l) {
+            const Change& c = l.output.view;
+            std::vector<std::tuple<uint32_t, uint32_t, float>> list;
+            nb::list out;
+            for (int64_t e = 0; e < c.events; ++e)
+                out.append(nb::make_tuple(c.place[e] >> c.shape.shift(), c.place[e] & ((1u << c.shape.shift()) - 1), c.change[e]));
+            return out;
+        }, "Events of the last run: (pixel, channel, change).")
+        .def_prop_ro("active", [](const Layer& l) {
+            const Change& c = l.output.view;
+            return std::vector<int32_t>(c.active, c.active + c.active_count);
+        })
+        .def_prop_ro("dense_macs", [](const Layer& l) { return l.conv->dense_macs(); })
+        .def_prop_ro("macs", [](const Layer& l) { return l.conv->macs(l.input.view); });
+}
+
+}  // namespace sparsetime
