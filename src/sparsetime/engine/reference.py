@@ -240,6 +240,10 @@ class Reference:
         sent = sum(events(value) for value in op.outputs)
         return OpStats(sum(events(value) for value in op.inputs), sent, macs, time_ns, path)
 
+    def value(self, number: int) -> NDArray[Any]:
+        """A copy of a value as its consumers see it now."""
+        return np.array(self._values[number])
+
     def reset(self) -> None:
         self._values, self._accumulators, self._refresh = {}, {}, False
 
