@@ -7,11 +7,13 @@ namespace sparsetime {
 
 namespace {
 
-constexpr int L1_FLOATS = 9 * 1024;      // scratch that one sweep keeps in the first cache
+constexpr int STRIP_FLOATS = 80 * 1024;  // scratch of one strip of rows, kept in the second cache
+constexpr int RUN_FLOATS = 18 * 1024;    // weights that one sweep over a strip keeps near
+constexpr int GAP = 8;                   // empty pixels that are cheaper to skip than to pass
 constexpr int PANEL_FLOATS = 48 * 1024;  // weights that one sweep over a chunk of pixels keeps in the second cache
 
-template <class T>
-T* sized(std::vector<T>& v, size_t n) {
+template <class V>
+typename V::value_type* sized(V& v, size_t n) {
     if (v.size() < n) v.resize(n);
     return v.data();
 }
@@ -64,6 +66,11 @@ void Conv::pack(const float* weight, bool transposed) {
                 for (int j = 0; j < vectors * width_; ++j) tile_.push_back(at(b * width_ + j, c, t));
     }
 
+    // As many channels a block as keep its weights near.
+    block_shift_ = 5;
+    while (block_shift_ < in.shift() && (width_ * 9 << (block_shift_ + 1)) <= RUN_FLOATS) ++block_shift_;
+    channel_blocks_ = (C + (1 << block_shift_) - 1) >> block_shift_;
+
     // Offsets of taps from the base output, by phase of the input's place.
     row_low_ = column_low_ = 1 << 20;
     row_high_ = column_high_ = -(1 << 20);
@@ -86,7 +93,7 @@ void Conv::pack(const float* weight, bool transposed) {
             const int limit = width_ == 16 ? MAX_SLOTS : 9;  // registers
             const int pieces = (n + limit - 1) / limit;
             for (int b = 0; b < blocks;) {
-                const int vectors = std::min({blocks - b, std::max(1, 4 / n)});
+                const int vectors = std::min(blocks - b, std::max(1, 8 / n));
                 for (int piece = 0; piece < pieces; ++piece) {
                     const int from = n * piece / pieces, to = n * (piece + 1) / pieces;
                     Pass p{py * columns_.phases() + px, (to - from) * vectors, vectors, scatter_.size(), b, {}, {}};
@@ -105,8 +112,6 @@ void Conv::pack(const float* weight, bool transposed) {
                 b += vectors;
             }
         }
-    // Phase by phase the same columns of outputs are swept: blocks first keeps a block's scratch in the cache.
-    std::stable_sort(passes_.begin(), passes_.end(), [](const Pass& a, const Pass& b) { return a.first_block < b.first_block; });
 }
 
 size_t Conv::weight_bytes() const { return (tile_.size() + scatter_.size()) * sizeof(float); }
@@ -308,45 +313,24 @@ void Conv::pixels(const Change& change, const int32_t* list, int count, FinishAr
 void Conv::elements(const Change& change, int first, int last, const int32_t* list, int count, FinishArgs& sink,
                     Workspace& ws) const {
     const Kernels& k = kernels();
-    const int C = in.channels, blocks = (out.channels + width_ - 1) / width_;
-    const int phases_x = columns_.phases(), phases = rows_.phases() * phases_x;
-    const int vectors = passes_.front().vectors;
+    const int blocks = (out.channels + width_ - 1) / width_;
+    const int phases_y = rows_.phases(), phases_x = columns_.phases();
 
     // Scratch covers all outputs that taps can reach, those outside the map too, so that no event needs a test.
     const int left = -std::min(0, column_low_);
     const int wide = columns_.base(in.width - 1) + 1 + left + std::max(0, column_high_);
     const int halo = row_high_ - row_low_;
-
-    // A strip is some rows of inputs; a tile part of its columns, so that the scratch of one sweep stays in the first cache.
-    const int room = L1_FLOATS / (width_ * vectors);
-    int tiles = 1, strip_rows = 1;
-    double best = 1e30;
-    for (int n = 1; n <= std::min(16, in.width); ++n) {
-        const int columns = columns_.base((in.width + n - 1) / n - 1) + 1 + column_high_ - column_low_;
-        const int fit = room / columns - halo;  // output rows
-        if (fit < 1 && n < std::min(16, in.width)) continue;
-        const int rows = std::min(std::max(1, fit), rows_.base(in.height - 1) + 1);
-        // Larger strips repeat less: weights, halo columns, carried rows.
-        const double cost = double(columns) * n * (rows + halo) / rows;
-        if (cost < best * 0.98) best = cost, tiles = n, strip_rows = rows;
-    }
+    const int fit = STRIP_FLOATS / (wide * blocks * width_) - halo;  // output rows
+    const int strip_rows = std::min(std::max(2, fit), rows_.base(in.height - 1) + 1);
     const int in_rows = std::max(1, rows_.num == 1 ? strip_rows * rows_.den : strip_rows / rows_.num);
-    const int tile_width = (in.width + tiles - 1) / tiles;
     const int scratch_rows = rows_.base(in_rows) + 2 + halo + 1;  // one spare, always zero
     const int region = scratch_rows * wide;
     const size_t scratch_size = size_t(region) * blocks * width_;
     if (ws.scratch.size() < scratch_size) ws.scratch.resize(scratch_size, 0.0f);
     float* scratch = ws.scratch.data();
-    const int capacity =
-        round_up(((in_rows + rows_.phases() - 1) / rows_.phases()) * ((tile_width + phases_x - 1) / phases_x), 8) + 8;
-    const int buckets = tiles * phases * C;
-    Placed* placed = sized(ws.events, size_t(buckets) * capacity);
-    int32_t* counts = sized(ws.count, size_t(buckets) + size_t(in.width) * 2);
-    int32_t* column_key = counts + buckets;  // by input column: first bucket, scratch offset
-    for (int x = 0; x < in.width; ++x) {
-        column_key[2 * x] = ((x / tile_width) * phases + columns_.phase(x)) * C;
-        column_key[2 * x + 1] = (columns_.base(x) + left) * width_;
-    }
+    const int keys_x = in.width * channel_blocks_;  // runs in a row of inputs
+    int32_t* bound = sized(ws.bound, size_t(in_rows) * keys_x + 1);
+    int32_t* spans = sized(ws.span, size_t(in_rows) * (in.width + 2));  // by row: count, then (from, to) pairs
     const int batch = out.width * scratch_rows;
     int32_t* at = sized(ws.at, size_t(batch));
 
@@ -358,8 +342,8 @@ void Conv::elements(const Change& change, int first, int last, const int32_t* li
     int y_end = in.height;
     while (y_end > y0 && low_of(y_end - 1) >= last) --y_end;
 
-    const uint32_t channel_mask = (1u << change.shape.shift()) - 1;
     const int shift = change.shape.shift();
+    const uint32_t channel_mask = (1u << shift) - 1;
     const auto event_of_row = [&](int y) {
         return std::lower_bound(change.place, change.place + change.events, uint32_t(uint64_t(y) * in.width << shift)) - change.place;
     };
@@ -393,33 +377,51 @@ void Conv::elements(const Change& change, int first, int last, const int32_t* li
         const int64_t event_end = y1 == in.height ? change.events : event_of_row(y1);
         if (!carried) top = low_of(y0);
         if (event_end > event) {
-            std::memset(counts, 0, size_t(buckets) * sizeof(int32_t));
-            for (int y = y0; y < y1 && event < event_end; ++y) {
-                const uint32_t row_start = uint32_t(y) * uint32_t(in.width);
-                const uint32_t row_end = y + 1 == in.height ? ~0u : (row_start + uint32_t(in.width)) << shift;
-                const int32_t key = rows_.phase(y) * phases_x * C;
-                const int32_t offset = (rows_.base(y) - top) * wide * width_;
-                for (; event < event_end && change.place[event] < row_end; ++event) {
-                    const uint32_t place = change.place[event];
-                    const uint32_t x = (place >> shift) - row_start;
-                    const int32_t bucket = key + column_key[2 * x] + int32_t(place & channel_mask);
-                    placed[size_t(bucket) * capacity + counts[bucket]++] = {offset + column_key[2 * x + 1], change.change[event]};
+            // Where each run ends: the last event of a run leaves its place, runs without events take their neighbour's.
+            const int keys = (y1 - y0) * keys_x;
+            const uint32_t base = uint32_t(y0) * uint32_t(in.width);
+            std::memset(bound, 0, (size_t(keys) + 1) * sizeof(int32_t));
+            const uint32_t* place = change.place + event;
+            const int n = int(event_end - event);
+            if (channel_blocks_ == 1)
+                for (int e = 0; e < n; ++e) bound[(place[e] >> shift) - base + 1] = e + 1;
+            else
+                for (int e = 0; e < n; ++e)
+                    bound[((place[e] >> shift) - base) * uint32_t(channel_blocks_) + ((place[e] & channel_mask) >> block_shift_) + 1] =
+                        e + 1;
+            for (int i = 0, end = 0; i <= keys; ++i) bound[i] = end = std::max(end, bound[i]);
+            for (int y = y0; y < y1; ++y) {
+                const uint8_t* mask = change.mask + size_t(y) * in.width;
+                int32_t* span = spans + size_t(y - y0) * (in.width + 2);
+                int found = 0, end = -GAP - 1;
+                for (int x = 0; x < in.width; ++x) {
+                    if (!mask[x]) continue;
+                    if (x - end > GAP) span[1 + 2 * found++] = x;
+                    end = x + 1;
+                    span[2 * found] = end;
                 }
+                span[0] = found;
             }
-            for (size_t i = 0; i < passes_.size();) {
-                size_t j = i;
-                while (j < passes_.size() && passes_[j].first_block == passes_[i].first_block) ++j;
-                for (int tile = 0; tile < tiles; ++tile)
-                    for (size_t q = i; q < j; ++q) {
-                        const Pass& p = passes_[q];
-                        for (int s = 0; s < p.slots; ++s)
-                            slots[s] = (p.row[s] * wide + p.column[s] + (p.first_block + s % p.vectors) * region) * width_;
-                        const int bucket = (tile * phases + p.phase) * C;
-                        k.scatter({placed + size_t(bucket) * capacity, counts + bucket, C, capacity, scatter_.data() + p.w,
-                                   slots, p.slots, scratch});
+            for (const Pass& p : passes_) {
+                for (int s = 0; s < p.slots; ++s)
+                    slots[s] = (p.row[s] * wide + p.column[s] + (p.first_block + s % p.vectors) * region) * width_;
+                const int py = p.phase / phases_x, px = p.phase % phases_x;
+                for (int block = 0; block < channel_blocks_; ++block)
+                    for (int y = y0 + (phases_y + py - y0 % phases_y) % phases_y; y < y1; y += phases_y) {
+                        const int32_t* span = spans + size_t(y - y0) * (in.width + 2);
+                        float* row = scratch + ptrdiff_t((rows_.base(y) - top) * wide + left) * width_;
+                        for (int i = 0; i < span[0]; ++i) {
+                            const int from = span[1 + 2 * i] + (phases_x + px - span[1 + 2 * i] % phases_x) % phases_x;
+                            const int runs = (span[2 + 2 * i] - from + phases_x - 1) / phases_x;
+                            if (runs <= 0) continue;
+                            k.runs({place, change.change + event, channel_mask, runs,
+                                    bound + (y - y0) * keys_x + from * channel_blocks_ + block, phases_x * channel_blocks_,
+                                    scatter_.data() + p.w, slots, p.slots, columns_.num * width_,
+                                    row + ptrdiff_t(columns_.base(from)) * width_});
+                        }
                     }
-                i = j;
             }
+            event = event_end;
             carried = true;
         }
         // Rows that no later input reaches are complete.

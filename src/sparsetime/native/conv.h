@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <new>
 #include <vector>
 
 #include "kernels.h"
@@ -56,12 +57,27 @@ struct Axis {
     int phases() const { return num == 1 ? den : 1; }
 };
 
+// Memory on a cache line's start: a vector across two lines costs twice.
+template <class T>
+struct Aligned {
+    using value_type = T;
+    Aligned() = default;
+    template <class U>
+    Aligned(const Aligned<U>&) {}
+    T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))); }
+    void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+    template <class U>
+    bool operator==(const Aligned<U>&) const { return true; }
+    template <class U>
+    bool operator!=(const Aligned<U>&) const { return false; }
+};
+using Floats = std::vector<float, Aligned<float>>;
+
 // Buffers of one thread, reused by all layers.
 struct Workspace {
-    std::vector<float> sum;       // zero between uses where `elements` uses it
-    std::vector<float> scratch;
-    std::vector<Placed> events;
-    std::vector<int32_t> count, at, list;
+    Floats sum;
+    Floats scratch;  // zero between uses
+    std::vector<int32_t> bound, span, at, list;
     std::vector<const float*> pointers, weights;
     std::vector<int32_t> segments;
     std::vector<float*> outputs;
@@ -89,7 +105,7 @@ class Conv {
     Shape in, out;
 
   private:
-    struct Pass {          // one sweep over a strip's events of one class
+    struct Pass {          // one sweep over a strip's events of one phase
         int phase;         // row phase * column phases + column phase
         int slots;         // taps * vectors
         int vectors;
@@ -106,11 +122,12 @@ class Conv {
     int groups_;
     bool depthwise_;
     int width_;                  // vector width that the weights are packed for
-    std::vector<float> tile_;    // [panel][tap][channel][panel width]
+    Floats tile_;    // [panel][tap][channel][panel width]
     std::vector<int> panels_;    // vectors in each panel
-    std::vector<float> scatter_;
+    Floats scatter_;
     std::vector<Pass> passes_;
-    std::vector<float> zeros_;
+    int channel_blocks_ = 1, block_shift_ = 0;  // blocks of 1 << block_shift_ channels, for runs
+    Floats zeros_;
     int64_t dense_macs_ = 0;
     int row_low_, row_high_, column_low_, column_high_;  // outputs that taps reach beside the base: base + [low, high]
 };

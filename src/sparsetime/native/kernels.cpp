@@ -88,74 +88,104 @@ void tile_any(int pixels, int vectors, const TileArgs& t) {
 
 // ---- events into scratch ------------------------------------------------------------------------------------------------
 
-// The weights of one channel stay in registers while its events pass by; each event updates `T` vectors of scratch.
 template <int T>
-void scatter_slots(const ScatterArgs& s) {
+inline void gather_run(Vec (&acc)[T], const RunArgs& r, int from, int to) {
+    // Two sets of sums where one is too few to hide the latency of an addition.
+    constexpr bool TWICE = T <= 4;
+    Vec more[T] = {};
+    int e = from;
+    if (TWICE)
+        for (; e + 2 <= to; e += 2) {
+            const float* w = r.w + ptrdiff_t(r.place[e] & r.channel_mask) * (T * VL);
+            const float* u = r.w + ptrdiff_t(r.place[e + 1] & r.channel_mask) * (T * VL);
+            const Vec x = splat(r.change[e]), y = splat(r.change[e + 1]);
+            for (int t = 0; t < T; ++t) {
+                acc[t] += x * load(w + t * VL);
+                more[t] += y * load(u + t * VL);
+            }
+        }
+    for (; e < to; ++e) {
+        const float* w = r.w + ptrdiff_t(r.place[e] & r.channel_mask) * (T * VL);
+        const Vec x = splat(r.change[e]);
+        for (int t = 0; t < T; ++t) acc[t] += x * load(w + t * VL);
+    }
+    if (TWICE)
+        for (int t = 0; t < T; ++t) acc[t] += more[t];
+}
+
+template <int T>
+void runs_of(const RunArgs& r) {
     ptrdiff_t slot[T];
-    for (int t = 0; t < T; ++t) slot[t] = s.slot[t];
-    const float* w = s.w;
-    const Placed* events = s.events;
-    for (int c = 0; c < s.channels; ++c, w += T * VL, events += s.capacity) {
-        const int n = s.count[c];
-        if (n == 0) continue;
-        Vec weight[T];
-        for (int t = 0; t < T; ++t) weight[t] = load(w + t * VL);
-        for (int i = 0; i < n; ++i) {
-            float* out = s.scratch + events[i].offset;
-            const Vec x = splat(events[i].change);
-            for (int t = 0; t < T; ++t) store(out + slot[t], load(out + slot[t]) + x * weight[t]);
-        }
+    for (int t = 0; t < T; ++t) slot[t] = r.slot[t];
+    float* out = r.scratch;
+    const int32_t* bound = r.bound;
+    for (int i = 0; i < r.runs; ++i, out += r.advance, bound += r.step) {
+        if (bound[0] == bound[1]) continue;
+        Vec acc[T] = {};
+        gather_run<T>(acc, r, bound[0], bound[1]);
+        for (int t = 0; t < T; ++t) store(out + slot[t], load(out + slot[t]) + acc[t]);
     }
 }
 
-// 3x3, the common case: three base addresses and constant distances instead of nine offsets.
-void scatter_3x3(const ScatterArgs& s, ptrdiff_t row) {
-    const float* w = s.w;
-    const Placed* events = s.events;
-    float* const base = s.scratch + s.slot[8];  // the last tap has the smallest offset
-    for (int c = 0; c < s.channels; ++c, w += 9 * VL, events += s.capacity) {
-        const int n = s.count[c];
-        if (n == 0) continue;
-        Vec weight[9];
-        for (int t = 0; t < 9; ++t) weight[t] = load(w + t * VL);
-        for (int i = 0; i < n; ++i) {
-            float* out = base + events[i].offset;
-            const Vec x = splat(events[i].change);
-            for (int r = 0; r < 3; ++r, out += row)
-                for (int t = 0; t < 3; ++t)
-                    store(out + t * VL, load(out + t * VL) + x * weight[8 - 3 * r - t]);
+// 3x3, stride 1: neighbouring runs share two of three columns of sums, so a window of three columns slides along the row and
+// each column goes to scratch once. Runs without events pass through: cheaper than a branch that cannot be foreseen.
+void runs_3x3(const RunArgs& r, ptrdiff_t row) {
+    float* out = r.scratch + r.slot[8];  // the last tap has the smallest offset
+    const int32_t* bound = r.bound;
+    Vec left[3] = {}, middle[3] = {}, right[3] = {};
+    for (int i = 0; i < r.runs; ++i, out += VL, bound += r.step) {
+        for (int e = bound[0]; e < bound[1]; ++e) {
+            const float* w = r.w + ptrdiff_t(r.place[e] & r.channel_mask) * (9 * VL);
+            const Vec x = splat(r.change[e]);
+            for (int y = 0; y < 3; ++y) {
+                left[y] += x * load(w + (8 - 3 * y) * VL);
+                middle[y] += x * load(w + (7 - 3 * y) * VL);
+                right[y] += x * load(w + (6 - 3 * y) * VL);
+            }
         }
+        for (int y = 0; y < 3; ++y) {
+            float* to = out + y * row;
+            store(to, load(to) + left[y]);
+            left[y] = middle[y];
+            middle[y] = right[y];
+            right[y] = Vec{};
+        }
+    }
+    for (int y = 0; y < 3; ++y) {
+        float* to = out + y * row;
+        store(to, load(to) + left[y]);
+        store(to + VL, load(to + VL) + middle[y]);
     }
 }
 
-bool is_3x3(const ScatterArgs& s) {
-    if (s.slots != 9) return false;
-    const int32_t row = s.slot[5] - s.slot[8];
-    for (int r = 0; r < 3; ++r)
-        for (int t = 0; t < 3; ++t)
-            if (s.slot[8 - 3 * r - t] != s.slot[8] + r * row + t * VL) return false;
+bool is_3x3(const RunArgs& r) {
+    if (r.slots != 9 || r.advance != VL) return false;
+    const int32_t row = r.slot[5] - r.slot[8];
+    for (int y = 0; y < 3; ++y)
+        for (int x = 0; x < 3; ++x)
+            if (r.slot[8 - 3 * y - x] != r.slot[8] + y * row + x * VL) return false;
     return true;
 }
 
-void scatter(const ScatterArgs& s) {
-    if (is_3x3(s)) return scatter_3x3(s, s.slot[5] - s.slot[8]);
-    switch (s.slots) {
-        case 1: return scatter_slots<1>(s);
-        case 2: return scatter_slots<2>(s);
-        case 3: return scatter_slots<3>(s);
-        case 4: return scatter_slots<4>(s);
-        case 5: return scatter_slots<5>(s);
-        case 6: return scatter_slots<6>(s);
-        case 7: return scatter_slots<7>(s);
-        case 8: return scatter_slots<8>(s);
-        case 9: return scatter_slots<9>(s);
-        case 10: return scatter_slots<10>(s);
-        case 11: return scatter_slots<11>(s);
-        case 12: return scatter_slots<12>(s);
-        case 13: return scatter_slots<13>(s);
-        case 14: return scatter_slots<14>(s);
-        case 15: return scatter_slots<15>(s);
-        case 16: return scatter_slots<16>(s);
+void runs(const RunArgs& r) {
+    if (is_3x3(r)) return runs_3x3(r, r.slot[5] - r.slot[8]);
+    switch (r.slots) {
+        case 1: return runs_of<1>(r);
+        case 2: return runs_of<2>(r);
+        case 3: return runs_of<3>(r);
+        case 4: return runs_of<4>(r);
+        case 5: return runs_of<5>(r);
+        case 6: return runs_of<6>(r);
+        case 7: return runs_of<7>(r);
+        case 8: return runs_of<8>(r);
+        case 9: return runs_of<9>(r);
+        case 10: return runs_of<10>(r);
+        case 11: return runs_of<11>(r);
+        case 12: return runs_of<12>(r);
+        case 13: return runs_of<13>(r);
+        case 14: return runs_of<14>(r);
+        case 15: return runs_of<15>(r);
+        case 16: return runs_of<16>(r);
         default: return;
     }
 }
@@ -460,6 +490,6 @@ int64_t events_of_rows(const float* rows, const int32_t* pixel, int pixels, int 
 namespace sparsetime {
 
 extern const Kernels SPARSETIME_TABLE;
-const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, tile_any, scatter, depthwise, finish, events_of_rows};
+const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, tile_any, runs, depthwise, finish, events_of_rows};
 
 }  // namespace sparsetime

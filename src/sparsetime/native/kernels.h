@@ -22,12 +22,6 @@ enum class Act : int { none, clamp, leaky_relu, hardswish, hardsigmoid, silu, ge
 //   linear: value += delta and the delta itself is sent;  change: send y - v where not 0;  exact, hold: as named.
 enum class Encode : int { linear, change, exact, hold };
 
-// One event on its way into the scratch accumulators: where the output of tap offset 0 is, and by how much the input changed.
-struct Placed {
-    int32_t offset;
-    float change;
-};
-
 // Sums for M pixels and V vectors of output channels: out[i][:] = (accumulate ? out[i][:] : 0) + sum_s sum_k a[s][i][k] w[s][k][:].
 struct TileArgs {
     int segments;
@@ -39,15 +33,19 @@ struct TileArgs {
     bool accumulate;
 };
 
-// Adds events of one strip into scratch: scratch[offset + slot[t]] += change * w[channel][t], t < slots; one vector each.
-struct ScatterArgs {
-    const Placed* events;      // [channels][capacity]
-    const int32_t* count;      // [channels]
-    int channels;
-    int capacity;
-    const float* w;            // [channels][slots] vectors
-    const int32_t* slot;       // [slots], in floats
+// Adds runs of events into scratch. A run is the events of one input pixel in one block of channels; its contributions to `slots`
+// vectors of sums are gathered in registers: scratch[i * advance + slot[t]] += sum_e change[e] * w[channel of e][t].
+struct RunArgs {
+    const uint32_t* place;
+    const float* change;
+    uint32_t channel_mask;
+    int runs;
+    const int32_t* bound;  // run i is events [bound[i * step], bound[i * step + 1])
+    int step;
+    const float* w;        // [channels][slots] vectors
+    const int32_t* slot;   // [slots], in floats
     int slots;
+    int advance;           // floats from the sums of one run to those of the next
     float* scratch;
 };
 
@@ -97,7 +95,7 @@ struct Kernels {
     int tile_pixels;   // register tile: pixels ...
     int tile_vectors;  // ... by vectors
     void (*tile)(int pixels, int vectors, const TileArgs&);
-    void (*scatter)(const ScatterArgs&);
+    void (*runs)(const RunArgs&);
     void (*depthwise)(const DepthwiseArgs&);
     void (*finish)(FinishArgs&);
     // Appends the events of `pixels` rows of deltas; returns how many.

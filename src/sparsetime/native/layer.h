@@ -18,7 +18,7 @@ class ChangeBuffer {
     Change view;
 
   private:
-    std::vector<float> rows_, change_;
+    Floats rows_, change_;
     std::vector<uint8_t> mask_;
     std::vector<int32_t> active_;
     std::vector<uint32_t> place_;
@@ -35,10 +35,10 @@ class Layer {
 
     std::shared_ptr<const Conv> conv;
     ChangeBuffer input, output;
-    std::vector<float> in_value, z, value;
+    Floats in_value, z, value;
 
   private:
-    std::vector<float> bias_, step_;
+    Floats bias_, step_;
     Act act_;
     float act_a_, act_b_;
     Encode encode_;

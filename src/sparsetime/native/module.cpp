@@ -130,7 +130,7 @@ NB_MODULE(_native, m) {
         .def("delta", [](const Layer& l) { return plain(l.conv->out, l.output.view.rows, l.output.view.mask); })
         .def("events", [](const Layer& l) {
             const Change& c = l.output.view;
-            std::vector<std::tuple<uint32_t, uint32_t, float>> list;
+            
             nb::list out;
             for (int64_t e = 0; e < c.events; ++e)
                 out.append(nb::make_tuple(c.place[e] >> c.shape.shift(), c.place[e] & ((1u << c.shape.shift()) - 1), c.change[e]));
