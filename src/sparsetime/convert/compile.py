@@ -67,9 +67,8 @@ def compile(
         raise ValueError(
             f"compile: expected an example frame (1, C, H, W) or (C, H, W), got {tuple(example_frame.shape)}"
         )
-    module, inputs, prefix, learned = prepared(model)
-    example = frame.detach().float()
-    draft = lower(export(module, (example, *inputs)), _name(model), strict, prefix)
+    with prepared(model) as (module, inputs, learned):
+        draft = lower(export(module, (frame.detach().float(), *inputs)), _name(model), strict)
     fold(draft)
     producer = f"sparsetime {sparsetime.__version__}"
     if not learned:

@@ -28,14 +28,25 @@ def _(x: Tensor, step: Tensor, kind: str, low: int, high: int) -> Tensor:
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every submodule gets its own mode back."""
+    """Evaluation mode, and layers that do not overwrite their input, for a while; afterwards all is as it was."""
     modes = {m: m.training for m in module.modules()}
+    overwriting = [m for m in module.modules() if getattr(m, "inplace", None) is True]
     module.eval()
+    for m in overwriting:
+        m.inplace = False
     try:
         yield
     finally:
         for m, mode in modes.items():
             m.training = mode
+        for m in overwriting:
+            m.inplace = True
+
+
+def _overwrites(program: ExportedProgram) -> bool:
+    """Whether an operation of the graph changes one of its arguments."""
+    targets = (node.target for node in program.graph.nodes)
+    return any(isinstance(t, torch._ops.OpOverload) and t._schema.is_mutable for t in targets)
 
 
 def export(module: nn.Module, inputs: tuple[object, ...]) -> ExportedProgram:
@@ -52,9 +63,11 @@ def export(module: nn.Module, inputs: tuple[object, ...]) -> ExportedProgram:
         warnings.simplefilter("ignore")  # torch's own, about its own internals
         try:
             program: ExportedProgram = torch.export.export(module, inputs, strict=False)
-            return program.run_decompositions({})
+            if _overwrites(program):  # traces everything again, which takes longer than all else here
+                program = program.run_decompositions({})
         except Exception as error:
             raise CompileError(
                 f"{type(module).__name__} cannot be compiled, torch.export says: {error}\n"
                 "A network must not branch on the values of its input."
             ) from error
+    return program

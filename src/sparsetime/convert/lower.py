@@ -1,8 +1,8 @@
 """From an exported ATen graph to a draft: each operator becomes operations of the plan, or a dense island.
 
 Moves of elements (reshape, permute, slice, split, expand, flip, reflection padding ...) are not translated one by one.
-The same ATen operator is applied to the numbers of the elements, and the outcome says which element went where; only when
-another operation reads the result does a `reshape`, `channels` or `gather` come of it.
+The same ATen operator is applied to the numbers of the elements, and the outcome says which element went where; only
+when another operation reads the result does a `reshape`, `channels` or `gather` come of it.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def _bound(node: fx.Node) -> dict[str, Any]:
 class _Lowering:
     """Walks the graph once; `env` holds what each node became."""
 
-    def __init__(self, program: ExportedProgram, draft: Draft, strict: bool, prefix: str) -> None:
-        self.program, self.draft, self.strict, self.prefix = program, draft, strict, prefix
+    def __init__(self, program: ExportedProgram, draft: Draft, strict: bool) -> None:
+        self.program, self.draft, self.strict = program, draft, strict
         self.env: dict[fx.Node, Any] = {}
         self.node: fx.Node = next(iter(program.graph.nodes))
         self._made: dict[tuple[int, bytes, tuple[int, ...]], int] = {}
@@ -113,7 +113,7 @@ class _Lowering:
         """A name for the operation of the current node: its module's, and its own where that says too little."""
         stack = self.node.meta.get("nn_module_stack") or {}
         path, kind = list(stack.values())[-1] if stack else ("", "")
-        path = str(path).removeprefix(self.prefix)
+        path = str(path)
         # Containers and the user's own modules hold many operations, layers of torch one.
         leaf = str(kind).startswith("torch.nn.modules") and "container" not in str(kind)
         if leaf and path:
@@ -170,8 +170,9 @@ class _Lowering:
             return value if before == after else self.emit("reshape", [value], after, suffix=".reshape").value
         if len(before) == len(after) == 4 and before[0] == after[0] == 1 and before[2:] == after[2:]:
             area = before[2] * before[3]
-            channels = index[0, :, 0, 0] // area
-            if np.array_equal(index[0], channels[:, None, None] * area + np.arange(area).reshape(before[2:])):
+            channels = index[0, :, 0, 0] // area  # -1, a zero, stays -1
+            place = np.where(channels[:, None, None] < 0, -1, np.arange(area).reshape(before[2:]))
+            if np.array_equal(index[0], np.maximum(channels, 0)[:, None, None] * area + place):
                 tensors = {"index": channels.astype(np.int32)}
                 return self.emit("channels", [value], after, {}, tensors, suffix=".channels").value
         return self.emit("gather", [value], after, {}, {"index": index.ravel()}, suffix=".gather").value
@@ -183,7 +184,7 @@ class _Lowering:
         return self._arrays[id(x)][1]
 
     def constant(self, x: Any, shape: tuple[int, ...]) -> Array | None:
-        """A constant that meets a value of `shape`, as `[1]`, `[C]` or one entry per element; None if it cannot be one."""
+        """A constant that meets a value of `shape`, as `[1]`, `[C]` or one per element; None if it cannot be one."""
         if isinstance(x, int | float) and not isinstance(x, bool):
             return np.asarray([x], np.float32) if math.isfinite(x) else None
         if not isinstance(x, Tensor) or (not x.dtype.is_floating_point and x.dtype not in (torch.int64, torch.int32)):
@@ -270,9 +271,9 @@ class _Lowering:
             made, place = node.args[:2]
             assert isinstance(made, fx.Node)
             return self.env[made][place]
-        if not isinstance(node.target, torch._ops.OpOverload):
-            self.fail("control flow and higher-order operations cannot be compiled")
-        target: torch._ops.OpOverload = node.target
+        target = node.target
+        if not isinstance(target, torch._ops.OpOverload):
+            return self.fail("control flow and higher-order operations cannot be compiled")
         space, name = target._schema.name.split("::")
         if name in _IGNORED:
             return None
@@ -667,20 +668,18 @@ def _pad(at: _Lowering, a: _Arguments) -> Any:
     mode = a.get("mode", "constant")
     if mode != "constant":
         return at.move(a)
-    pads = [int(n) for n in a["pad"]] + [0] * 4
-    shape = at.shape(a["self"])
-    if not _is_map(shape) or any(pads[4:]):
-        return None
-    left, right, top, bottom = pads[:4]
-    x = a["self"]
-    if min(pads) < 0:  # a negative border is a crop
-        index = _reshaped(at, x, shape).index
-        x = _Moved(x.value, torch.constant_pad_nd(index, [min(n, 0) for n in (left, right, top, bottom)]))
-    border = [max(n, 0) for n in (top, bottom, left, right)]
-    if not any(border):
-        return x
+    pads = [int(n) for n in a["pad"]]
+    x, shape = a["self"], at.shape(a["self"])
     value = 0.0 if a["value"] is None else float(a["value"])
-    return at.emit("pad", [at.value(x)], _output_shape(at), {"padding": border, "value": value})
+    left, right, top, bottom, *further = (*pads, 0, 0, 0, 0)[: max(len(pads), 4)]
+    if _is_map(shape) and not any(further) and min(pads) >= 0:
+        attributes = {"padding": [top, bottom, left, right], "value": value}
+        return at.emit("pad", [at.value(x)], _output_shape(at), attributes) if any(pads) else x
+    if value != 0:
+        return None
+    # Zeros in other places, or a crop: a move, in which -1 is the number of a zero.
+    index = x.index if isinstance(x, _Moved) else torch.arange(prod(shape), dtype=torch.float64).reshape(shape)
+    return _Moved(x.value, torch.constant_pad_nd(index, pads, -1))
 
 
 def _pool(at: _Lowering, x: _Stream, rows: Array, columns: Array, divisor: Array) -> _Wire:
@@ -809,18 +808,17 @@ def _convert(at: _Lowering, a: _Arguments) -> Any:
     return a["self"] if at.node.meta["val"].dtype == torch.float32 else None
 
 
-def lower(program: ExportedProgram, name: str, strict: bool = False, prefix: str = "") -> Draft:
+def lower(program: ExportedProgram, name: str, strict: bool = False) -> Draft:
     """Translate an exported program.
 
     Args:
         program: functional, as `export` gives it; one frame (1, C, H, W) float32 goes in.
         name: of the network.
         strict: raise where an operation would become a dense island.
-        prefix: taken off the names of modules.
 
     Raises:
         CompileError: naming the operation and its source line.
     """
     draft = Draft(name)
-    _Lowering(program, draft, strict, prefix).run()
+    _Lowering(program, draft, strict).run()
     return draft

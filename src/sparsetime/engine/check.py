@@ -263,12 +263,12 @@ def _cat(c: _Context) -> Shape:
     return (*first[:axis], total, *first[axis + 1 :])
 
 
-def _index(c: _Context, role: str, limit: int, shape: Sequence[int | None]) -> Any:
+def _index(c: _Context, role: str, limit: int, shape: Sequence[int | None], low: int = -1) -> Any:
     index = c.tensor(role, "int32", shape)
     c.expect(index.size > 0, f"tensor '{role}' is empty")
     c.expect(
-        int(index.min()) >= 0 and int(index.max()) < limit,
-        f"tensor '{role}' must hold indices from 0 to {limit - 1}, got {int(index.min())} to {int(index.max())}",
+        int(index.min()) >= low and int(index.max()) < limit,
+        f"tensor '{role}' must hold indices from {low} to {limit - 1}, got {int(index.min())} to {int(index.max())}",
     )
     return index
 
@@ -331,7 +331,7 @@ def _resize2d(c: _Context) -> Shape:
     _, channels, height, width = c.a_map(0)
     out = []
     for role, weights, extent in (("rows", "row_weights", height), ("columns", "column_weights", width)):
-        index = _index(c, role, extent, (None, None))
+        index = _index(c, role, extent, (None, None), 0)
         c.tensor(weights, "float32", index.shape)
         out.append(index.shape[0])
     return 1, channels, out[0], out[1]

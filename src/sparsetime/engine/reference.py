@@ -69,6 +69,12 @@ def encode(y: Tensor, v: Tensor | None, codec: Mapping[str, Any] | None, step: T
     return v + step * ((y - v) / step).trunc()
 
 
+def _picked(x: Tensor, axis: int, index: Tensor) -> Tensor:
+    """Entries of an axis by their numbers, zeros where the number is -1."""
+    zeros = F.pad(x, (0, 0) * (x.dim() - 1 - axis) + (0, 1))  # -1 is the last entry
+    return zeros.index_select(axis, index.long() % zeros.shape[axis])
+
+
 def _windows(table: Tensor, extent: int, dtype: torch.dtype) -> Tensor:
     """(n, 2) of [start, end) as a matrix (n, extent) of ones where the window is."""
     place = torch.arange(extent)
@@ -153,9 +159,9 @@ class Reference:
             case "cat":
                 return torch.cat(x, a["axis"])
             case "channels":
-                return x[0][:, self._need(op, "index").long()]
+                return _picked(x[0], 1, self._need(op, "index"))
             case "gather":
-                return x[0].reshape(-1)[self._need(op, "index").long()].reshape(self._plan.values[op.output])
+                return _picked(x[0].reshape(-1), 0, self._need(op, "index")).reshape(self._plan.values[op.output])
             case "reshape":
                 return x[0].reshape(self._plan.values[op.output])
             case "pad":
