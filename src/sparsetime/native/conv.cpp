@@ -320,8 +320,10 @@ void Conv::elements(const Change& change, int first, int last, const int32_t* li
     const int left = -std::min(0, column_low_);
     const int wide = columns_.base(in.width - 1) + 1 + left + std::max(0, column_high_);
     const int halo = row_high_ - row_low_;
-    const int fit = STRIP_FLOATS / (wide * blocks * width_) - halo;  // output rows
-    const int strip_rows = std::min(std::max(2, fit), rows_.base(in.height - 1) + 1);
+    // Without overlap between strips their scratch fits the first cache.
+    const int room = halo == 0 ? STRIP_FLOATS / 8 : STRIP_FLOATS;
+    const int fit = room / (wide * blocks * width_) - halo;  // output rows
+    const int strip_rows = std::min(std::max(halo ? 2 : 1, fit), rows_.base(in.height - 1) + 1);
     const int in_rows = std::max(1, rows_.num == 1 ? strip_rows * rows_.den : strip_rows / rows_.num);
     const int scratch_rows = rows_.base(in_rows) + 2 + halo + 1;  // one spare, always zero
     const int region = scratch_rows * wide;

@@ -114,7 +114,8 @@ inline void gather_run(Vec (&acc)[T], const RunArgs& r, int from, int to) {
 }
 
 template <int T>
-void runs_of(const RunArgs& r) {
+void runs_of(const RunArgs& args) {
+    const RunArgs r = args;  // a copy that no store can alias
     ptrdiff_t slot[T];
     for (int t = 0; t < T; ++t) slot[t] = r.slot[t];
     float* out = r.scratch;
@@ -129,7 +130,8 @@ void runs_of(const RunArgs& r) {
 
 // 3x3, stride 1: neighbouring runs share two of three columns of sums, so a window of three columns slides along the row and
 // each column goes to scratch once. Runs without events pass through: cheaper than a branch that cannot be foreseen.
-void runs_3x3(const RunArgs& r, ptrdiff_t row) {
+void runs_3x3(const RunArgs& args, ptrdiff_t row) {
+    const RunArgs r = args;
     float* out = r.scratch + r.slot[8];  // the last tap has the smallest offset
     const int32_t* bound = r.bound;
     Vec left[3] = {}, middle[3] = {}, right[3] = {};
@@ -321,71 +323,113 @@ inline int append(Lanes m, Int place, Vec d, uint32_t* places, float* changes) {
 }
 #endif
 
-template <Act A, Encode E, bool EMIT>
-void finish_rows(FinishArgs& f) {
-    uint32_t* place = f.place;
-    float* change = f.change;
-    int64_t total = f.events, emitted = f.events;
+// Appends the events of `blocks` vectors of changes, whose nonzero lanes are the bits of `lanes`.
+inline int append_group(uint64_t lanes, const Vec* d, int blocks, uint32_t first, uint32_t* places, float* changes) {
+    const int total = __builtin_popcountll(lanes);
+#if defined(__AVX512F__)
+    if (total > 16) {
+        Int where = iota() + int32_t(first);
+        for (int b = 0, n = 0; b < blocks; ++b, where += VL, lanes >>= VL)
+            n += append(Lanes(lanes), where, d[b], places + n, changes + n);
+        return total;
+    }
+#endif
+    float lane[64];
+    for (int b = 0; b < blocks; ++b) store(lane + b * VL, d[b]);
+    for (int n = 0; lanes; lanes &= lanes - 1, ++n) {
+        const int i = __builtin_ctzll(lanes);
+        places[n] = first + uint32_t(i);
+        changes[n] = lane[i];
+    }
+    return total;
+}
+
+// `B` vectors of one pixel from channel c on; returns how many changed. Values are written only where some did: at low density
+// most of them stay, and a line that is not written need not go back to memory.
+template <Act A, Encode E, int B>
+inline int finish_group(const FinishArgs& f, float* sum, const float* extra, float* z, float* value, const float* step, float* row,
+                        int c, uint32_t place, int64_t event, bool last) {
+    Vec d[B], to[B];
+    uint64_t lanes = 0;
+    for (int b = 0; b < B; ++b, sum += f.block) {
+        const int i = c + b * VL;
+        Vec s = load(sum);
+        if (extra) s += load(extra + i);
+        if (f.clear) store(sum, Vec{});
+        const Vec v = load(value + i);
+        if constexpr (E == Encode::linear) {
+            to[b] = f.replace ? load(f.bias + i) + s : v + s;
+            d[b] = f.replace ? to[b] - v : s;
+        } else {
+            const Vec next = (f.replace ? load(f.bias + i) : load(z + i)) + s;
+            store(z + i, next);
+            const Vec y = activate<A>(next, f.act, f.act_a, f.act_b);
+            if constexpr (E == Encode::exact) {
+                const Vec q = load(step + i);
+                to[b] = q * round_even(y / q);
+                d[b] = to[b] - v;
+            } else if constexpr (E == Encode::hold) {
+                const Vec raw = y - v;
+                const Vec magnitude = bits(bits(raw) & 0x7fffffff);
+                const Int sent = magnitude > load(step + i);
+                d[b] = bits(bits(raw) & sent);
+                to[b] = sent ? y : v;
+            } else {
+                to[b] = y;
+                d[b] = y - v;
+            }
+        }
+        if (last && b == B - 1) {
+            const Int valid = iota() < f.channels - i;
+            d[b] = bits(bits(d[b]) & valid);
+            to[b] = bits(bits(to[b]) & valid);
+        }
+        lanes |= uint64_t(nonzero(d[b])) << (b * VL);
+    }
+    if (row)
+        for (int b = 0; b < B; ++b) store(row + c + b * VL, d[b]);
+    if (E != Encode::linear && !lanes) return 0;
+    for (int b = 0; b < B; ++b) store(value + c + b * VL, to[b]);
+    if (f.place) return append_group(lanes, d, B, place + uint32_t(c), f.place + event, f.change + event);
+    return __builtin_popcountll(lanes);
+}
+
+template <Act A, Encode E>
+void finish_rows(FinishArgs& all) {
+    FinishArgs f = all;  // a copy that no store can alias
+    constexpr int GROUP = 64 / VL;
     const int blocks = (f.channels + VL - 1) / VL;
-    const int tail = f.channels - (blocks - 1) * VL;
-    const Int tail_mask = iota() < tail;
+    const bool ragged = f.channels % VL != 0;
+    const int ahead = 1 + 512 / f.stride;
+    int64_t events = f.events;
     for (int i = 0; i < f.pixels; ++i) {
         const ptrdiff_t p = f.pixel[i];
         float* sum = f.sum + f.at[i];
         float* value = f.value + p * f.stride;
         float* z = E == Encode::linear ? nullptr : f.z + p * f.stride;
-        float* row = f.rows + p * f.stride;
+        float* row = f.rows ? f.rows + p * f.stride : nullptr;
         const float* step = f.step_map ? f.step + p * f.stride : f.step;
-        Int where = iota() + int32_t(uint32_t(p) << f.shift);
+        const uint32_t place = uint32_t(p) << f.shift;
         const float* extra = f.extra && (!f.extra_mask || f.extra_mask[p]) ? f.extra + p * f.stride : nullptr;
-        unsigned any = 0;
-        for (int b = 0; b < blocks; ++b, sum += f.block, where += VL) {
-            const int c = b * VL;
-            Vec s = load(sum);
-            if (extra) s += load(extra + c);
-            if (f.clear) store(sum, Vec{});
-            const Vec v = load(value + c);
-            Vec d;
-            if constexpr (E == Encode::linear) {
-                const Vec next = f.replace ? load(f.bias + c) + s : v + s;
-                d = f.replace ? next - v : s;
-                store(value + c, next);
-            } else {
-                const Vec next = (f.replace ? load(f.bias + c) : load(z + c)) + s;
-                store(z + c, next);
-                const Vec y = activate<A>(next, f.act, f.act_a, f.act_b);
-                if constexpr (E == Encode::exact) {
-                    const Vec q = load(step + c);
-                    const Vec to = q * round_even(y / q);
-                    d = to - v;
-                    store(value + c, to);
-                } else if constexpr (E == Encode::hold) {
-                    const Vec raw = y - v;
-                    const Vec magnitude = bits(bits(raw) & 0x7fffffff);
-                    const Int sent = magnitude > load(step + c);
-                    d = bits(bits(raw) & sent);
-                    store(value + c, sent ? y : v);
-                } else {
-                    d = y - v;
-                    store(value + c, y);
-                }
-            }
-            if (b == blocks - 1 && tail != VL) {
-                d = bits(bits(d) & tail_mask);
-                store(value + c, bits(bits(load(value + c)) & tail_mask));
-            }
-            store(row + c, d);
-            const Lanes m = nonzero(d);
-            any |= m;
-            const int n = __builtin_popcount(m);
-            if constexpr (EMIT) emitted += append(m, where, d, place + emitted, change + emitted);
-            total += n;
+        const int64_t before = events;
+        // Accumulators and values come from the third cache: ask for those of a later pixel now.
+        const ptrdiff_t later = ptrdiff_t(f.pixel[i + ahead < f.pixels ? i + ahead : f.pixels - 1]) * f.stride;
+        for (int c = 0; c < f.stride; c += 16) {
+            if (E != Encode::linear) __builtin_prefetch(f.z + later + c, 1);
+            __builtin_prefetch(f.value + later + c, 1);
         }
+        int b = 0;
+        for (; b + GROUP <= blocks - ragged; b += GROUP)
+            events += finish_group<A, E, GROUP>(f, sum + b * f.block, extra, z, value, step, row, b * VL, place, events, false);
+        for (; b < blocks; ++b)
+            events += finish_group<A, E, 1>(f, sum + b * f.block, extra, z, value, step, row, b * VL, place, events,
+                                            ragged && b == blocks - 1);
         f.active[f.active_count] = int32_t(p);
-        f.active_count += any != 0;
-        f.mask[p] = any != 0;
+        f.active_count += events != before;
+        f.mask[p] = events != before;
     }
-    f.events = total;
+    all.active_count = f.active_count;
+    all.events = events;
 }
 
 // Maps of at most NARROW channels are not padded to vectors: one channel at a time.
@@ -421,7 +465,7 @@ void finish_narrow(FinishArgs& f) {
                 else f.value[e] = to;
             }
             if (f.clear) place = 0.0f;
-            f.rows[e] = d;
+            if (f.rows) f.rows[e] = d;
             if (d != 0.0f) {
                 any = true;
                 if (f.place) {
@@ -437,25 +481,19 @@ void finish_narrow(FinishArgs& f) {
     }
 }
 
-template <Act A, Encode E>
-void finish_emit(FinishArgs& f) {
-    if (f.place) finish_rows<A, E, true>(f);
-    else finish_rows<A, E, false>(f);
-}
-
 template <Encode E>
 void finish_encode(FinishArgs& f) {
     if (f.stride % LANE) return finish_narrow<E>(f);
-    if (f.act == Act::none) return finish_emit<Act::none, E>(f);
-    if (f.act == Act::clamp) return finish_emit<Act::clamp, E>(f);
-    return finish_emit<Act::leaky_relu, E>(f);  // stands for all that are chosen at run time
+    if (f.act == Act::none) return finish_rows<Act::none, E>(f);
+    if (f.act == Act::clamp) return finish_rows<Act::clamp, E>(f);
+    return finish_rows<Act::leaky_relu, E>(f);  // stands for all that are chosen at run time
 }
 
 void finish(FinishArgs& f) {
     switch (f.encode) {
         case Encode::linear:
             if (f.stride % LANE) return finish_narrow<Encode::linear>(f);
-            return finish_emit<Act::none, Encode::linear>(f);
+            return finish_rows<Act::none, Encode::linear>(f);
         case Encode::change: return finish_encode<Encode::change>(f);
         case Encode::exact: return finish_encode<Encode::exact>(f);
         case Encode::hold: return finish_encode<Encode::hold>(f);

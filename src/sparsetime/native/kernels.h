@@ -79,11 +79,11 @@ struct FinishArgs {
     bool step_map;
     float* z;               // accumulators; null where encode is linear
     float* value;
-    float* rows;            // out: deltas, whole rows of the active pixels
+    float* rows;            // out: deltas, whole rows of the active pixels; or null
     uint8_t* mask;          // out: 1 where a pixel is active; zeros at entry
     int32_t* active;        // out: appended active pixels
     int shift;              // place = pixel << shift | channel
-    uint32_t* place;        // out: appended events, or null to emit rows only. Slack of LANE entries is needed behind.
+    uint32_t* place;        // out: appended events, or null. Slack of LANE entries is needed behind
     float* change;
     int32_t active_count;   // in and out
     int64_t events;         // in and out: changed elements (appended if place is not null)

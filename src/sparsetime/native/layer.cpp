@@ -66,7 +66,7 @@ void Layer::set_input(const float* delta) {
     in.listed = true;
 }
 
-void Layer::run(Path path) {
+void Layer::run(Path path, bool rows, bool events) {
     Change& out = output.view;
     FinishArgs sink{};
     sink.channels = out.shape.channels;
@@ -80,11 +80,11 @@ void Layer::run(Path path) {
     sink.step_map = step_map_;
     sink.z = z.data();
     sink.value = value.data();
-    sink.rows = out.rows;
+    sink.rows = rows ? out.rows : nullptr;
     sink.mask = out.mask;
     sink.active = out.active;
     sink.shift = out.shape.shift();
-    sink.place = out.place;
+    sink.place = events ? out.place : nullptr;
     sink.change = out.change;
     const int pixels = out.shape.pixels();
     std::memset(out.mask, 0, size_t(pixels));
@@ -98,6 +98,7 @@ void Layer::run(Path path) {
     }
     out.active_count = sink.active_count;
     out.events = sink.events;
+    out.listed = events;
 }
 
 }  // namespace sparsetime

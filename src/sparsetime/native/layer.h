@@ -31,7 +31,8 @@ class Layer {
 
     // Takes a delta (height, width, channels) as the next input event list and adds it to the input value.
     void set_input(const float* delta);
-    void run(Path path);
+    // What to leave for the consumer: rows of deltas, events, or (for a consumer that goes dense) neither.
+    void run(Path path, bool rows, bool events);
 
     std::shared_ptr<const Conv> conv;
     ChangeBuffer input, output;

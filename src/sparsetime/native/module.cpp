@@ -122,9 +122,9 @@ NB_MODULE(_native, m) {
                 throw std::invalid_argument("delta has another shape than the layer's input");
             l.set_input(delta.data());
         }, "delta"_a)
-        .def("run", [](Layer& l, const std::string& path) {
-            l.run(path == "dense" ? Path::dense : path == "pixels" ? Path::pixels : Path::elements);
-        }, "path"_a, nb::call_guard<nb::gil_scoped_release>())
+        .def("run", [](Layer& l, const std::string& path, bool rows, bool events) {
+            l.run(path == "dense" ? Path::dense : path == "pixels" ? Path::pixels : Path::elements, rows, events);
+        }, "path"_a, "rows"_a = true, "events"_a = true, nb::call_guard<nb::gil_scoped_release>())
         .def("value", [](const Layer& l) { return plain(l.conv->out, l.value.data()); })
         .def("accumulator", [](const Layer& l) { return plain(l.conv->out, l.z.data()); })
         .def("delta", [](const Layer& l) { return plain(l.conv->out, l.output.view.rows, l.output.view.mask); })
@@ -132,6 +132,7 @@ NB_MODULE(_native, m) {
             const Change& c = l.output.view;
             
             nb::list out;
+            if (!c.listed) throw std::invalid_argument("the last run left no events");
             for (int64_t e = 0; e < c.events; ++e)
                 out.append(nb::make_tuple(c.place[e] >> c.shape.shift(), c.place[e] & ((1u << c.shape.shift()) - 1), c.change[e]));
             return out;
