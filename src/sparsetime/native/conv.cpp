@@ -36,14 +36,23 @@ Conv::Conv(Shape in_, Shape out_, Axis rows, Axis columns, int groups, bool tran
     depthwise_ = groups > 1 && groups == in.channels && in.channels == out.channels && in.channels > NARROW;
     pack(weight, transposed);
     zeros_.assign(size_t(std::max(in.stride(), LANE)), 0.0f);
-    int64_t reached_rows = 0, reached_columns = 0;
-    for (int32_t s : rows_.source) reached_rows += s >= 0;
-    for (int32_t s : columns_.source) reached_columns += s >= 0;
-    dense_macs_ = reached_rows * reached_columns * in.channels * (out.channels / groups);
+    const auto fan = [](const Axis& a) {
+        std::vector<int32_t> reached(size_t(a.in), 0);
+        for (int32_t s : a.source)
+            if (s >= 0) ++reached[size_t(s)];
+        return reached;
+    };
+    fan_rows_ = fan(rows_);
+    fan_columns_ = fan(columns_);
+    int64_t rows_reached = 0, columns_reached = 0;
+    for (int32_t n : fan_rows_) rows_reached += n;
+    for (int32_t n : fan_columns_) columns_reached += n;
+    dense_macs_ = rows_reached * columns_reached * in.channels * (out.channels / groups);
 }
 
 void Conv::pack(const float* weight, bool transposed) {
-    const Kernels& k = kernels();
+    kernels_ = &kernels();
+    const Kernels& k = *kernels_;
     width_ = k.width;
     const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw;
     const int C = in.channels, O = out.channels, cg = C / groups_, og = O / groups_;
@@ -172,7 +181,7 @@ int Conv::touched(const Change& change, uint8_t* mask, int32_t* list, Workspace&
 
 // Touched outputs in chunks; per chunk a panel of weights at a time over groups of pixels that fill the register tile.
 void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
-    const Kernels& k = kernels();
+    const Kernels& k = *kernels_;
     const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw, C = in.channels;
     const int sums = round_up(out.channels, LANE);
     const int limit = k.tile_pixels;
@@ -263,7 +272,7 @@ void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, i
 
 void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink,
                             Workspace& ws) const {
-    const Kernels& k = kernels();
+    const Kernels& k = *kernels_;
     const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw, stride = in.stride();
     const int chunk = std::max(4, std::min(64, 8 * 1024 / stride));
     float* sum = sized(ws.sum, size_t(chunk) * stride);
@@ -298,9 +307,7 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
     }
 }
 
-void Conv::dense(const float* value, int first, int count, FinishArgs& sink, Workspace& ws) const {
-    int32_t* list = sized(ws.list, size_t(count));
-    for (int i = 0; i < count; ++i) list[i] = first + i;
+void Conv::dense(const float* value, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
     if (depthwise_) gather_depthwise(value, nullptr, list, count, sink, ws);
     else gather(value, nullptr, list, count, sink, ws);
 }
@@ -312,7 +319,7 @@ void Conv::pixels(const Change& change, const int32_t* list, int count, FinishAr
 
 void Conv::elements(const Change& change, int first, int last, const int32_t* list, int count, FinishArgs& sink,
                     Workspace& ws) const {
-    const Kernels& k = kernels();
+    const Kernels& k = *kernels_;
     const int blocks = (out.channels + width_ - 1) / width_;
     const int phases_y = rows_.phases(), phases_x = columns_.phases();
 
@@ -460,17 +467,10 @@ void Conv::elements(const Change& change, int first, int last, const int32_t* li
 }
 
 int64_t Conv::macs(const Change& change) const {
-    // Outputs inside the map that an input row or column reaches.
-    std::vector<int32_t> fan_y(size_t(in.height), 0), fan_x(size_t(in.width), 0);
-    for (int32_t s : rows_.source)
-        if (s >= 0) ++fan_y[size_t(s)];
-    for (int32_t s : columns_.source)
-        if (s >= 0) ++fan_x[size_t(s)];
-    const int shift = change.shape.shift();
     int64_t sum = 0;
-    for (int64_t e = 0; e < change.events; ++e) {
-        const int p = int(change.place[e] >> shift);
-        sum += int64_t(fan_y[size_t(p / in.width)]) * fan_x[size_t(p % in.width)];
+    for (int32_t i = 0; i < change.active_count; ++i) {
+        const int32_t p = change.active[i];
+        sum += int64_t(change.tally[i]) * fan_rows_[size_t(p / in.width)] * fan_columns_[size_t(p % in.width)];
     }
     return sum * (out.channels / groups_);
 }

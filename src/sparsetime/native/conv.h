@@ -38,10 +38,12 @@ struct Change {
     float* rows;
     uint8_t* mask;
     int32_t* active;
+    int32_t* tally;  // events of each active pixel
     int32_t active_count;
     uint32_t* place;
     float* change;
     int64_t events;
+    bool rowed;   // rows hold the deltas
     bool listed;  // place and change hold the events
 };
 
@@ -92,13 +94,15 @@ class Conv {
     // Marks the outputs that the active pixels of `in` reach; mask is written whole. Returns how many, in `list` ascending.
     int touched(const Change& in, uint8_t* mask, int32_t* list, Workspace& ws) const;
 
-    void dense(const float* value, int first, int count, FinishArgs& sink, Workspace& ws) const;
+    void dense(const float* value, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
     void pixels(const Change& in, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
     // Outputs of rows [first, last); `list` holds the touched ones among them.
     void elements(const Change& in, int first, int last, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
 
     int64_t dense_macs() const { return dense_macs_; }
-    int64_t macs(const Change& in) const;  // by true fan-out; `in` must be listed
+    int64_t macs(const Change& in) const;  // by true fan-out
+    int taps() const { return rows_.taps * columns_.taps; }
+    int channel_blocks() const { return channel_blocks_; }
     size_t weight_bytes() const;
     bool depthwise() const { return depthwise_; }
 
@@ -121,6 +125,8 @@ class Conv {
     Axis rows_, columns_;
     int groups_;
     bool depthwise_;
+    const Kernels* kernels_;
+    std::vector<int32_t> fan_rows_, fan_columns_;  // outputs inside the map that an input row or column reaches
     int width_;                  // vector width that the weights are packed for
     Floats tile_;    // [panel][tap][channel][panel width]
     std::vector<int> panels_;    // vectors in each panel

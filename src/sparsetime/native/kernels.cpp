@@ -227,6 +227,13 @@ inline Vec round_even(Vec x) {
 #endif
 }
 
+inline Vec truncate(Vec x) {
+    const Vec r = round_even(x);
+    const Vec magnitude = bits(bits(x) & 0x7fffffff), rounded = bits(bits(r) & 0x7fffffff);
+    const Vec one = bits(bits(splat(1.0f)) | (bits(x) & int32_t(0x80000000)));
+    return rounded > magnitude ? r - one : r;
+}
+
 // e^x, relative error below 2e-7 (Cody-Waite reduction, degree 6); saturates outside [-87, 88].
 inline Vec exp(Vec x) {
     x = min(max(x, splat(-87.0f)), splat(88.0f));
@@ -362,11 +369,15 @@ inline int finish_group(const FinishArgs& f, float* sum, const float* extra, flo
             d[b] = f.replace ? to[b] - v : s;
         } else {
             const Vec next = (f.replace ? load(f.bias + i) : load(z + i)) + s;
-            store(z + i, next);
+            if (z) store(z + i, next);
             const Vec y = activate<A>(next, f.act, f.act_a, f.act_b);
             if constexpr (E == Encode::exact) {
                 const Vec q = load(step + i);
-                to[b] = q * round_even(y / q);
+                to[b] = q * round_even(min(max(y / q, splat(f.low)), splat(f.high)));
+                d[b] = to[b] - v;
+            } else if constexpr (E == Encode::residual) {
+                const Vec q = load(step + i);
+                to[b] = v + q * truncate((y - v) / q);
                 d[b] = to[b] - v;
             } else if constexpr (E == Encode::hold) {
                 const Vec raw = y - v;
@@ -406,7 +417,7 @@ void finish_rows(FinishArgs& all) {
         const ptrdiff_t p = f.pixel[i];
         float* sum = f.sum + f.at[i];
         float* value = f.value + p * f.stride;
-        float* z = E == Encode::linear ? nullptr : f.z + p * f.stride;
+        float* z = f.z ? f.z + p * f.stride : nullptr;
         float* row = f.rows ? f.rows + p * f.stride : nullptr;
         const float* step = f.step_map ? f.step + p * f.stride : f.step;
         const uint32_t place = uint32_t(p) << f.shift;
@@ -415,7 +426,7 @@ void finish_rows(FinishArgs& all) {
         // Accumulators and values come from the third cache: ask for those of a later pixel now.
         const ptrdiff_t later = ptrdiff_t(f.pixel[i + ahead < f.pixels ? i + ahead : f.pixels - 1]) * f.stride;
         for (int c = 0; c < f.stride; c += 16) {
-            if (E != Encode::linear) __builtin_prefetch(f.z + later + c, 1);
+            if (f.z) __builtin_prefetch(f.z + later + c, 1);
             __builtin_prefetch(f.value + later + c, 1);
         }
         int b = 0;
@@ -425,6 +436,7 @@ void finish_rows(FinishArgs& all) {
             events += finish_group<A, E, 1>(f, sum + b * f.block, extra, z, value, step, row, b * VL, place, events,
                                             ragged && b == blocks - 1);
         f.active[f.active_count] = int32_t(p);
+        f.tally[f.active_count] = int32_t(events - before);
         f.active_count += events != before;
         f.mask[p] = events != before;
     }
@@ -438,7 +450,7 @@ void finish_narrow(FinishArgs& f) {
     for (int i = 0; i < f.pixels; ++i) {
         const ptrdiff_t p = f.pixel[i];
         const float* extra = f.extra && (!f.extra_mask || f.extra_mask[p]) ? f.extra + p * f.stride : nullptr;
-        bool any = false;
+        int any = 0;
         for (int c = 0; c < f.channels; ++c) {
             // Sums lie in vectors of this instruction set, the last one padded.
             float& place = f.sum[f.at[i] + (c / VL) * f.block + c % VL];
@@ -452,14 +464,16 @@ void finish_narrow(FinishArgs& f) {
                 f.value[e] = next;
             } else {
                 const float next = (f.replace ? f.bias[c] : f.z[e]) + sum;
-                f.z[e] = next;
+                if (f.z) f.z[e] = next;
                 const Vec all = f.act == Act::none ? splat(next)
                                 : f.act == Act::clamp
                                     ? activate<Act::clamp>(splat(next), f.act, f.act_a, f.act_b)
                                     : activate<Act::leaky_relu>(splat(next), f.act, f.act_a, f.act_b);
                 const float y = all[0];
                 const float q = f.step ? f.step[f.step_map ? e : c] : 0.0f;
-                const float to = E == Encode::exact ? q * round_even(splat(y / q))[0] : y;
+                float to = y;
+                if (E == Encode::exact) to = q * round_even(min(max(splat(y / q), splat(f.low)), splat(f.high)))[0];
+                if (E == Encode::residual) to = v + q * __builtin_truncf((y - v) / q);
                 d = to - v;
                 if (E == Encode::hold && !(__builtin_fabsf(d) > q)) d = 0.0f;
                 else f.value[e] = to;
@@ -467,7 +481,7 @@ void finish_narrow(FinishArgs& f) {
             if (f.clear) place = 0.0f;
             if (f.rows) f.rows[e] = d;
             if (d != 0.0f) {
-                any = true;
+                ++any;
                 if (f.place) {
                     f.place[f.events] = uint32_t(p) << f.shift | uint32_t(c);
                     f.change[f.events] = d;
@@ -476,8 +490,9 @@ void finish_narrow(FinishArgs& f) {
             }
         }
         f.active[f.active_count] = int32_t(p);
-        f.active_count += any;
-        f.mask[p] = any;
+        f.tally[f.active_count] = any;
+        f.active_count += any != 0;
+        f.mask[p] = any != 0;
     }
 }
 
@@ -497,6 +512,7 @@ void finish(FinishArgs& f) {
         case Encode::change: return finish_encode<Encode::change>(f);
         case Encode::exact: return finish_encode<Encode::exact>(f);
         case Encode::hold: return finish_encode<Encode::hold>(f);
+        case Encode::residual: return finish_encode<Encode::residual>(f);
     }
 }
 

@@ -19,8 +19,8 @@ constexpr int MAX_TILE = 6;  // most pixels in a register tile
 enum class Act : int { none, clamp, leaky_relu, hardswish, hardsigmoid, silu, gelu, gelu_tanh, sigmoid, tanh };
 
 // What happens between the accumulator and the value; docs/plan.md, "Encoding".
-//   linear: value += delta and the delta itself is sent;  change: send y - v where not 0;  exact, hold: as named.
-enum class Encode : int { linear, change, exact, hold };
+//   linear: value += delta and the delta itself is sent;  change: send y - v where not 0;  exact, hold, residual: as named.
+enum class Encode : int { linear, change, exact, hold, residual };
 
 // Sums for M pixels and V vectors of output channels: out[i][:] = (accumulate ? out[i][:] : 0) + sum_s sum_k a[s][i][k] w[s][k][:].
 struct TileArgs {
@@ -77,11 +77,13 @@ struct FinishArgs {
     const float* bias;      // [stride]
     const float* step;      // [stride], or [map] if step_map
     bool step_map;
-    float* z;               // accumulators; null where encode is linear
+    float low, high;        // bounds of the codes of `exact`
+    float* z;               // accumulators; null where encode is linear, or where `replace` and none are kept
     float* value;
     float* rows;            // out: deltas, whole rows of the active pixels; or null
     uint8_t* mask;          // out: 1 where a pixel is active; zeros at entry
     int32_t* active;        // out: appended active pixels
+    int32_t* tally;         // out: appended numbers of events, one for each active pixel
     int shift;              // place = pixel << shift | channel
     uint32_t* place;        // out: appended events, or null. Slack of LANE entries is needed behind
     float* change;

@@ -9,8 +9,10 @@ ChangeBuffer::ChangeBuffer(Shape shape, float fill)
       change_(size_t(shape.pixels()) * shape.channels + LANE),
       mask_(size_t(shape.pixels())),
       active_(size_t(shape.pixels()) + 1),
+      tally_(size_t(shape.pixels()) + 1),
       place_(size_t(shape.pixels()) * shape.channels + LANE) {
-    view = {shape, rows_.data(), mask_.data(), active_.data(), 0, place_.data(), change_.data(), 0, true};
+    view = {shape, rows_.data(), mask_.data(), active_.data(), tally_.data(), 0, place_.data(),
+            change_.data(), 0, true, true};
 }
 
 Layer::Layer(std::shared_ptr<const Conv> conv_, const float* bias, Act act, float act_a, float act_b, Encode encode,
@@ -45,20 +47,21 @@ void Layer::set_input(const float* delta) {
     in.events = 0;
     for (int p = 0; p < s.pixels(); ++p) {
         const float* d = delta + size_t(p) * s.channels;
-        bool any = false;
+        int any = 0;
         for (int c = 0; c < s.channels; ++c)
             if (d[c] != 0.0f) {
                 in.place[in.events] = uint32_t(p) << s.shift() | uint32_t(c);
                 in.change[in.events++] = d[c];
-                any = true;
+                ++any;
                 in_value[size_t(p) * s.stride() + c] += d[c];
             }
-        in.mask[p] = any;
+        in.mask[p] = any != 0;
         float* row = in.rows + size_t(p) * s.stride();
         if (!any) {
             for (int c = 0; c < s.stride(); ++c) row[c] = __builtin_nanf("");  // nobody may look
             continue;
         }
+        in.tally[in.active_count] = any;
         in.active[in.active_count++] = p;
         std::memset(row, 0, size_t(s.stride()) * sizeof(float));
         std::memcpy(row, d, size_t(s.channels) * sizeof(float));
@@ -78,11 +81,14 @@ void Layer::run(Path path, bool rows, bool events) {
     sink.bias = bias_.data();
     sink.step = step_.data();
     sink.step_map = step_map_;
-    sink.z = z.data();
+    sink.z = encode_ == Encode::linear ? nullptr : z.data();
     sink.value = value.data();
     sink.rows = rows ? out.rows : nullptr;
     sink.mask = out.mask;
     sink.active = out.active;
+    sink.tally = out.tally;
+    sink.low = -__builtin_inff();
+    sink.high = __builtin_inff();
     sink.shift = out.shape.shift();
     sink.place = events ? out.place : nullptr;
     sink.change = out.change;
@@ -90,7 +96,8 @@ void Layer::run(Path path, bool rows, bool events) {
     std::memset(out.mask, 0, size_t(pixels));
     if (path == Path::dense) {
         sink.replace = true;
-        conv->dense(in_value.data(), 0, pixels, sink, workspace_);
+        for (int p = 0; p < pixels; ++p) list_[size_t(p)] = p;
+        conv->dense(in_value.data(), list_.data(), pixels, sink, workspace_);
     } else {
         const int n = conv->touched(input.view, touched_.data(), list_.data(), workspace_);
         if (path == Path::pixels) conv->pixels(input.view, list_.data(), n, sink, workspace_);
@@ -98,6 +105,7 @@ void Layer::run(Path path, bool rows, bool events) {
     }
     out.active_count = sink.active_count;
     out.events = sink.events;
+    out.rowed = rows;
     out.listed = events;
 }
 

@@ -20,7 +20,7 @@ class ChangeBuffer {
   private:
     Floats rows_, change_;
     std::vector<uint8_t> mask_;
-    std::vector<int32_t> active_;
+    std::vector<int32_t> active_, tally_;
     std::vector<uint32_t> place_;
 };
 

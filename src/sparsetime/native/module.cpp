@@ -33,8 +33,8 @@ Act act_of(const std::string& name) {
 }
 
 Encode encode_of(const std::string& name) {
-    static const char* const names[] = {"linear", "change", "exact", "hold"};
-    for (int i = 0; i < 4; ++i)
+    static const char* const names[] = {"linear", "change", "exact", "hold", "residual"};
+    for (int i = 0; i < 5; ++i)
         if (name == names[i]) return Encode(i);
     throw std::invalid_argument("unknown codec '" + name + "'");
 }
