@@ -25,8 +25,8 @@ class _Marked(nn.Module):
         super().__init__()
         if layer.sigma or layer.output != "value":
             raise CompileError(
-                f"delta layer '{name}' exchanges deltas (sigma={layer.sigma}, output={layer.output!r}). A plan makes deltas "
-                "itself: build the network with layers that give values (output='value', sigma=False)."
+                f"delta layer '{name}' exchanges deltas (sigma={layer.sigma}, output={layer.output!r}). A plan makes "
+                "them itself: build the network with layers that give values (output='value', sigma=False)."
             )
         check_step(layer.step.detach(), f"delta layer '{name}'")
         self.register_buffer("step", layer.step.detach().abs().clamp_min(FLOOR))

@@ -248,7 +248,7 @@ class Reference:
 
     def value(self, number: int) -> NDArray[Any]:
         """A copy of a value as its consumers see it now."""
-        return np.array(self._values[number])
+        return self._values[number].numpy().copy()
 
     def reset(self) -> None:
         self._values, self._accumulators, self._refresh = {}, {}, False
@@ -269,7 +269,7 @@ class Reference:
     def state(self) -> dict[str, NDArray[Any]]:
         if not self._values:
             return {}
-        return {name: np.array(kept[place]) for name, (kept, place) in self._slots().items()}
+        return {name: kept[place].numpy().copy() for name, (kept, place) in self._slots().items()}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         self.reset()
