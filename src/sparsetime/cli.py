@@ -1,0 +1,308 @@
+"""The command line: `sparsetime demo | train | evaluate | report`.
+
+Nothing heavy is imported before a command runs, so that `--help` is quick.
+"""
+
+import functools
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, ParamSpec
+
+import typer
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    name="sparsetime",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON to FILE.")]
+DebugOption = Annotated[
+    bool, typer.Option("--debug", envvar="SPARSETIME_DEBUG", help="Show where an error comes from.")
+]
+AcceleratorOption = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="auto takes a GPU where there is one.")
+]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of PyTorch.  [default: its own]")]
+WorkersOption = Annotated[int, typer.Option(min=0, metavar="N", help="Processes that decode and load clips.")]
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """End with one line on stderr and a code: 1 for an error, 130 for Ctrl-C."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            again = (
+                ". Give the same command again to go on from the last whole epoch"
+                if command.__name__ == "train"
+                else ""
+            )
+            say(f"sparsetime: stopped{again}")
+            raise typer.Exit(130) from None
+        except typer.Exit:
+            raise
+        except Exception as error:
+            if kwargs.get("debug"):
+                traceback.print_exc()
+            say(f"sparsetime: error: {one_line(error)}")
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def say(text: str) -> None:
+    """A line on stderr; stdout is for results."""
+    print(text, file=sys.stderr)
+
+
+def one_line(error: Exception) -> str:
+    """An error as one line. Errors of this package speak for themselves, others are named."""
+    text = " ".join(str(error).split()) or "no message"
+    return text if type(error).__module__.startswith("sparsetime") else f"{type(error).__name__}: {text}"
+
+
+def finish(result: dict[str, Any], file: Path | None) -> None:
+    """Write a result to the --json file."""
+    if file is not None:
+        from sparsetime.train.files import write_json
+
+        write_json(file, result)
+
+
+HELP = """
+Train video networks so that little changes from frame to frame, measure it, show it.
+
+**Examples**
+
+    sparsetime demo
+
+    sparsetime train --data clips --model mobilenet_v1_025 --weights imagenet.npz --method delta --out runs/delta
+
+    sparsetime evaluate runs/delta --data clips --split test
+
+    sparsetime report runs/delta --out report.html
+"""
+
+
+@app.callback(help=HELP)
+def options() -> None:
+    """What all commands share: nothing."""
+
+
+TRAIN_EXAMPLES = """
+Train a network on a folder of labelled videos and write a run directory.
+
+**Examples**
+
+    sparsetime train --data clips --model mobilenet_v1_025 --weights imagenet.npz --method delta --out runs/delta
+
+    sparsetime train --data clips --model mobilenet_v1_025 --weights runs/dense --method delta --out runs/refined
+
+    torchrun --nproc_per_node 2 -m sparsetime train --data clips --model small_cnn --method dense --out runs/dense
+
+DIR holds a `clips.csv` (file, label, group, split), or `train/CLASS/video` and `test/CLASS/video`; the word `generated`
+stands for clips made by rule. A run that was stopped goes on from its last whole epoch when the command is given again.
+"""
+
+EVALUATE_EXAMPLES = """
+Measure accuracy and operations of a run on one split; the result is also kept in the run directory.
+
+**Example**
+
+    sparsetime evaluate runs/delta --data clips --split test --json delta.json
+"""
+
+REPORT_EXAMPLES = """
+Write one HTML page about one or several runs; it needs no network.
+
+**Example**
+
+    sparsetime report runs/dense runs/spatial_l1 runs/delta --out report.html
+"""
+
+DEMO_EXAMPLES = """
+The whole way in under three minutes: make clips, train three networks, measure them, write the report.
+
+**Example**
+
+    sparsetime demo --out runs/demo
+"""
+
+
+@app.command(help=TRAIN_EXAMPLES)
+@guarded
+def train(
+    data: Annotated[str | None, typer.Option(metavar="DIR", help="Folder of the data set.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Network, e.g. mobilenet_v1_025.")] = None,
+    out: Annotated[Path, typer.Option(metavar="RUN_DIR", help="Run directory to write.")] = ...,  # type: ignore[assignment]
+    method: Annotated[
+        Literal["dense", "spatial_l1", "delta"] | None, typer.Option(help="What is penalised.  [default: delta]")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Weight file, or the directory of an earlier run.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Recipe (.toml or .json); options given here win over it.")
+    ] = None,
+    start: Annotated[
+        Literal["refinement", "vanilla"] | None, typer.Option(help="vanilla has no dense warm-up.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(metavar="N", help="Epochs of all phases together.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="S", help="Seed of weights, clips and order.")] = None,
+    penalty: Annotated[float | None, typer.Option(help="Weight of the penalty in the strong phase.")] = None,
+    clip_length: Annotated[int | None, typer.Option(metavar="T", help="Frames in a training clip.")] = None,
+    stride: Annotated[int | None, typer.Option(metavar="N", help="Take every N-th frame.")] = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="N", help="Clips in a batch, over all processes.")] = None,
+    optimizer: Annotated[Literal["adam", "adamw", "sgd"] | None, typer.Option(help="The optimizer.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate of the weights.")] = None,
+    step_lr: Annotated[float | None, typer.Option(help="Peak learning rate of the quantizer's steps.")] = None,
+    levels: Annotated[int | None, typer.Option(metavar="N", help="Steps in a layer's range at the start.")] = None,
+    percentile: Annotated[float | None, typer.Option(help="Percentile of an activation that is its range.")] = None,
+    validate: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Share of the training groups to hold out and watch.")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(metavar="N", help="Stop after N epochs without a better held-out accuracy.")
+    ] = None,
+    missing: Annotated[
+        Literal["error", "skip"] | None, typer.Option(help="What to do about listed videos that are not there.")
+    ] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="Accept a list with class_in_one_split or group_in_splits.")
+    ] = None,
+    accelerator: AcceleratorOption = "auto",
+    threads: ThreadsOption = None,
+    workers: WorkersOption = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run that is in RUN_DIR.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    json_file: JsonOption = None,
+    debug: DebugOption = False,
+) -> None:
+    from sparsetime.train import Machine, from_dict, read_recipe
+    from sparsetime.train import train as run_training
+
+    given = {
+        "data": data,
+        "network": model,
+        "method": method,
+        "weights": weights,
+        "start": start,
+        "epochs": epochs,
+        "seed": seed,
+        "penalty": penalty,
+        "clip_length": clip_length,
+        "stride": stride,
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "lr": lr,
+        "step_lr": step_lr,
+        "levels": levels,
+        "percentile": percentile,
+        "validate": validate,
+        "patience": patience,
+        "missing": missing,
+        "allow": allow or None,
+    }
+    fields = {} if recipe is None else read_recipe(recipe)
+    fields |= {name: value for name, value in given.items() if value is not None}
+    for name, option in (("data", "--data"), ("network", "--model")):
+        if name not in fields:
+            raise typer.BadParameter(f"expected {option}, or {name!r} in the --recipe")
+    machine = Machine(accelerator=accelerator, threads=threads, workers=workers)
+    result = run_training(
+        from_dict(fields, str(recipe or "options")), out, machine=machine, overwrite=overwrite, quiet=quiet
+    )
+    if os.environ.get("RANK", "0") == "0":  # under torchrun every process comes here
+        finish(result, json_file)
+        print(f"{result['run']}: {result['epochs']} epochs, training accuracy {result['train_accuracy']:.3f}")
+
+
+@app.command(help=EVALUATE_EXAMPLES)
+@guarded
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a finished run.")],
+    data: Annotated[str, typer.Option(metavar="DIR", help="Folder of the data set.")],
+    split: Annotated[str, typer.Option(metavar="NAME", help="Split to measure, e.g. test.")],
+    window: Annotated[int, typer.Option(min=2, metavar="T", help="Frames in a window.")] = 32,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Measure the first N videos only.")] = None,
+    accelerator: AcceleratorOption = "auto",
+    threads: ThreadsOption = None,
+    workers: WorkersOption = 0,
+    json_file: JsonOption = None,
+    debug: DebugOption = False,
+) -> None:
+    from sparsetime.train import evaluate as run_evaluation
+
+    result = run_evaluation(
+        run, data, split, device=accelerator, window=window, limit=limit, threads=threads, workers=workers
+    )
+    finish(result, json_file)
+    low, high = result["accuracy_interval_95"]
+    videos = f"95 % interval {low:.3f} to {high:.3f}, {result['clips']} videos"
+    print(f"accuracy            {result['accuracy']:.3f}  ({videos})")
+    print(f"operations          {result['op_density']:.3f}  of the dense ones, first frame out")
+    print(f"  with first frame  {result['op_density_with_first_frame']:.3f}")
+    print(f"activations         {result['activation_density']:.3f}  not zero")
+    print(f"deltas              {result['delta_density']:.3f}  not zero")
+    for broken in result["broken"]:
+        say(f"left out {broken['file']}: {broken['reason']}")
+
+
+@app.command(help=REPORT_EXAMPLES)
+@guarded
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Directories of runs.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.html", help="Page to write.")],
+    json_file: JsonOption = None,
+    debug: DebugOption = False,
+) -> None:
+    from sparsetime.report import write_report
+
+    result = write_report(runs, out)
+    finish(result, json_file)
+    print(out)
+
+
+@app.command(help=DEMO_EXAMPLES)
+@guarded
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for runs and report.")] = Path("runs/demo"),
+    threads: ThreadsOption = None,
+    workers: WorkersOption = 1,
+    json_file: JsonOption = None,
+    debug: DebugOption = False,
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from sparsetime.report import write_report
+    from sparsetime.train import Machine
+    from sparsetime.train.demo import run_demo
+
+    started = time.perf_counter()
+    results = run_demo(out, machine=Machine(threads=threads, workers=workers), tell=say)
+    page = out / "report.html"
+    write_report([out / method for method in results], page)
+    finish({"runs": results, "report": str(page), "time_s": time.perf_counter() - started}, json_file)
+    table = Table("method", "accuracy", "operations left", "activations not zero", "deltas not zero")
+    for method, result in results.items():
+        keys = ("accuracy", "op_density", "activation_density", "delta_density")
+        table.add_row(method, *(f"{result[key]:.3f}" for key in keys))
+    Console().print(table)
+    print(f"report: {page}  ({time.perf_counter() - started:.0f} s in all)")
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    app()

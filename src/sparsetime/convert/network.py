@@ -1,0 +1,120 @@
+"""A network with delta layers in it, that still is the network it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+__all__ = ["SparseNetwork", "unsparsify"]
+
+PREFIX = "delta"
+
+
+class SparseNetwork(nn.Module):
+    """What `sparsify` returns: the original's children, parameters and buffers under their own names, and `delta`.
+
+    Takes clips (N, T, ...) and gives (N, T, ...): the network runs frame by frame, all frames of a clip at once, and
+    only the delta layers see the time. Frames (N, ...) are taken as clips of one frame each.
+
+    Attributes:
+        delta: the delta layers by name.
+        left_dense: linear operations whose input is not encoded, with the reason.
+        graphs: the traced graphs by mode, {True: training, False: evaluation}; one object where both are the same.
+        original: the module it was made from. It shares everything but the delta layers; not a child.
+    """
+
+    def __init__(
+        self,
+        original: nn.Module,
+        graphs: dict[bool, torch.fx.GraphModule],
+        layers: dict[str, nn.Module],
+        left_dense: dict[str, str],
+        frame_dims: int,
+    ) -> None:
+        super().__init__()
+        if PREFIX in dict(original.named_children()):
+            raise ValueError(f"sparsify: the model has a child named {PREFIX!r} already; is it sparse? See unsparsify.")
+        self.__dict__["original"] = original
+        self._modules.update(original._modules)
+        self._parameters.update(original._parameters)
+        self._buffers.update(original._buffers)
+        self._non_persistent_buffers_set |= original._non_persistent_buffers_set
+        self.delta = nn.ModuleDict(layers)
+        self.left_dense = left_dense
+        self.frame_dims = frame_dims
+        self.graphs = {mode: graph_module.graph for mode, graph_module in graphs.items()}
+        # Tensors made while tracing live on the graph module; everything else is found on self.
+        for graph_module in graphs.values():
+            for name, value in vars(graph_module).items():
+                if name.startswith("_tensor_constant"):
+                    self.__dict__[name] = value
+        self._run: dict[bool, Callable[..., Any]] = {mode: type(g).forward for mode, g in graphs.items()}
+        self.register_load_state_dict_post_hook(_accept_original_checkpoint)
+        self.train(original.training)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "original" in self.__dict__ and hasattr(self.__dict__["original"], name):
+                return getattr(self.__dict__["original"], name)
+            raise
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Run a clip (N, T, ...) or frames (N, ...).
+
+        Raises:
+            ValueError: another number of dimensions, an empty clip, or values that are not finite.
+        """
+        x = inputs[0]
+        if x.dim() not in (self.frame_dims, self.frame_dims + 1):
+            raise ValueError(
+                f"SparseNetwork: expected a clip of {self.frame_dims + 1} dimensions (N, T, ...) or frames of "
+                f"{self.frame_dims} (N, ...), got shape {tuple(x.shape)}"
+            )
+        if x.numel() == 0:
+            raise ValueError(f"SparseNetwork: the clip is empty, shape {tuple(x.shape)}")
+        if x.is_floating_point() and x.device.type == "cpu" and not torch.isfinite(x).all():
+            bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten().tolist()
+            raise ValueError(f"SparseNetwork: the input holds NaN or infinite values (in elements {bad} of the batch)")
+        run = self._run[self.training]
+        if x.dim() == self.frame_dims:
+            return run(self, *inputs, 1)
+        n, t = x.shape[:2]
+        output = run(self, *(i.flatten(0, 1) for i in inputs), t)
+        return pytree.tree_map_only(Tensor, lambda o: o.unflatten(0, (n, t)) if o.shape[:1] == (n * t,) else o, output)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.delta)} delta layers, {len(self.left_dense)} linear operations left dense"
+
+
+def _accept_original_checkpoint(module: nn.Module, incompatible: Any) -> None:
+    """A checkpoint of the original network has no delta layers: they keep their steps. Part of them missing is an
+    error.
+    """
+    own = {f"{PREFIX}.{name}" for name in module.get_submodule(PREFIX).state_dict()}
+    missing = own.intersection(incompatible.missing_keys)
+    if missing == own:
+        incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if key not in own]
+
+
+def unsparsify(model: nn.Module) -> nn.Module:
+    """The original module back, with the weights as they are now; it shares them with `model`.
+
+    Raises:
+        TypeError: the model does not come from `sparsify`.
+    """
+    if not isinstance(model, SparseNetwork):
+        raise TypeError(f"unsparsify: expected what sparsetime.sparsify returned, got {type(model).__name__}")
+    original: nn.Module = model.__dict__["original"]
+    # Moving a model between devices replaces buffers, and those of the root are held twice.
+    for name in original._parameters:
+        original._parameters[name] = model._parameters[name]
+    for name in original._buffers:
+        original._buffers[name] = model._buffers[name]
+    original.train(model.training)
+    return original

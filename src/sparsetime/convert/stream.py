@@ -1,0 +1,215 @@
+"""A sparse network as a stream of deltas: the meaning of delta inference, frame by frame, in plain PyTorch.
+
+Every node of the graph holds a value V(t) and hands on its change D(t):
+
+    flush (t = 1)      V(1) = f(V_in(1)),          D(1) = V(1)
+    linear, no bias    V(t) = V(t-1) + L D_in(t),  D(t) = L D_in(t)      f(x) = L x + b; b entered at the flush
+    delta layer        V(t) = last value sent,     D(t) = V(t) - V(t-1)
+    anything else      V(t) = f(V_in(t)),          D(t) = V(t) - V(t-1)
+
+Nothing is skipped and nothing is fast here. Sums are float64 whatever the model is, since those of a long stream would
+drift in float32. Up to rounding, the output is what the network gives on frame t alone; a value on the edge between
+two codes may fall to either side, and then differs by a step.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from sparsetime.codec import StateError
+from sparsetime.convert.network import SparseNetwork
+from sparsetime.nn import DeltaActivation, DeltaState, SpatialL1
+
+__all__ = ["DeltaStream"]
+
+_LINEAR_FUNCTIONS = {
+    torch.flatten,
+    torch.reshape,
+    torch.permute,
+    torch.transpose,
+    torch.cat,
+    torch.concat,
+    torch.chunk,
+    torch.split,
+    torch.mean,
+    F.avg_pool2d,
+    F.adaptive_avg_pool2d,
+    torch.adaptive_avg_pool1d,
+    F.pixel_shuffle,
+    operator.getitem,
+}
+_LINEAR_METHODS = {"view", "reshape", "flatten", "permute", "transpose", "contiguous", "chunk", "split", "mean"}
+_LINEAR_MODULES = (
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AvgPool3d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+    nn.Flatten,
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.ZeroPad2d,
+    nn.PixelShuffle,
+    SpatialL1,
+)
+_ADDITIONS = {torch.add, torch.sub, operator.add, operator.sub, operator.iadd, operator.isub}
+
+
+class _Signal(NamedTuple):
+    """What a node hands on: its value, and by how much it changed."""
+
+    value: Any
+    delta: Any
+
+
+def _without_bias(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """L of f(x) = L x + b, or None if the module is not linear in evaluation."""
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return lambda d: module._conv_forward(d, module.weight, None)
+    if isinstance(module, nn.Linear):
+        return lambda d: F.linear(d, module.weight)
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and module.running_var is not None:
+        gain = (module.running_var + module.eps).rsqrt() * (1.0 if module.weight is None else module.weight)
+        return lambda d: d * gain.view(-1, *(1,) * (d.dim() - 2))
+    if isinstance(module, _LINEAR_MODULES):
+        return lambda d: module(d)
+    return None
+
+
+class DeltaStream:
+    """One video through a sparse network, frame by frame; equations in this module's docstring.
+
+        stream = DeltaStream(model)
+        for frame in frames:          # (N, C, H, W)
+            output = stream(frame)
+
+    The stream works on a float64 copy of the model, which must be in evaluation mode.
+
+    Args:
+        model: what `sparsify` returned.
+
+    Raises:
+        TypeError: another model.
+        ValueError: the model is in training mode.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, SparseNetwork):
+            raise TypeError(f"DeltaStream: expected what sparsetime.sparsify returned, got {type(model).__name__}")
+        if model.training:
+            raise ValueError("DeltaStream: the model is in training mode; call model.eval() first")
+        self._model = copy.deepcopy(model).double()
+        self._values: dict[str, Any] = {}
+        self._layers: dict[str, DeltaState] = {}
+        self._kind: tuple[tuple[int, ...], torch.dtype, torch.device] | None = None
+
+    def reset(self) -> None:
+        """Forget the video: the next frame is a flush."""
+        self._values, self._layers, self._kind = {}, {}, None
+
+    def __call__(self, frame: Tensor) -> Any:
+        """The network's output for the next frame, (N, C, H, W) in, (N, ...) out.
+
+        Raises:
+            StateError: another shape, dtype or device than the frames before; the stream stays as it was.
+            ValueError: the frame holds NaN or infinite values.
+        """
+        kind = (tuple(frame.shape), frame.dtype, frame.device)
+        if self._kind not in (None, kind):
+            raise StateError(
+                f"DeltaStream: this stream is for frames {self._kind}, got {kind}. A new video? Call reset()."
+            )
+        if not torch.isfinite(frame).all():
+            raise ValueError("DeltaStream: the frame holds NaN or infinite values; the stream stays as it was")
+        with torch.no_grad():
+            run = _Run(self._model, self._values, self._layers)
+            output = run.run(frame.double(), 1)
+        self._values, self._layers, self._kind = run.values, run.layers, kind
+        return pytree.tree_map(
+            lambda o: _copy(o.value, frame.dtype) if _is_signal(o) else o, output, is_leaf=_is_signal
+        )
+
+
+class _Run(fx.Interpreter):
+    """One frame. Reads the state before it and builds the state after it."""
+
+    def __init__(self, model: SparseNetwork, values: dict[str, Any], layers: dict[str, DeltaState]) -> None:
+        super().__init__(model, graph=model.graphs[False])
+        self._flush = not values
+        self._before = values
+        self._layers_before = layers
+        self.values: dict[str, Any] = {}
+        self.layers: dict[str, DeltaState] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op == "output":
+            args, _ = self.fetch_args_kwargs_from_env(n)
+            return args[0]
+        if n.op == "placeholder":
+            value = super().run_node(n)
+            if not isinstance(value, Tensor):
+                return value  # the number of frames
+            return self._remember(n, value.clone())
+        if n.op == "get_attr":
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        if not any(isinstance(a, _Signal) for a in pytree.tree_leaves((args, kwargs), is_leaf=_is_signal)):
+            return super().run_node(n)
+        module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        if isinstance(module, DeltaActivation) and module.enabled:
+            value, state = module.step_stream(args[0].value, self._layers_before.get(n.name))
+            self.layers[n.name] = state
+            return self._remember(n, value)
+        values = pytree.tree_map(lambda a: a.value if _is_signal(a) else a, (args, kwargs), is_leaf=_is_signal)
+        if not self._flush and (linear := self._linear(n, module)) is not None:
+            deltas = pytree.tree_map(lambda a: a.delta if _is_signal(a) else a, (args, kwargs), is_leaf=_is_signal)
+            change = linear(*deltas[0], **deltas[1])
+            value = pytree.tree_map(lambda v, d: v + d, self._before[n.name], change)
+            self.values[n.name] = value
+            return _Signal(value, change)
+        value = getattr(self, n.op)(n.target, *values)
+        if not any(isinstance(v, Tensor) for v in pytree.tree_leaves(value)):
+            return value  # a shape
+        return self._remember(n, value)
+
+    def _remember(self, n: fx.Node, value: Any) -> _Signal:
+        """Keep the value for the next frame; what changed is the difference to the kept one."""
+        before = self._before.get(n.name)
+        self.values[n.name] = value
+        return _Signal(value, value if before is None else pytree.tree_map(lambda v, b: v - b, value, before))
+
+    def _linear(self, n: fx.Node, module: nn.Module | None) -> Callable[..., Any] | None:
+        """The node as a linear function of its streams, or None."""
+        if module is not None:
+            return _without_bias(module)
+        if n.op == "call_method":
+            name = str(n.target)
+            return (lambda x, *a, **k: getattr(x, name)(*a, **k)) if name in _LINEAR_METHODS else None
+        if n.target in _LINEAR_FUNCTIONS:
+            return n.target
+        both = len(n.args) == 2 and all(isinstance(a, fx.Node) and _is_signal(self.env[a]) for a in n.args)
+        if n.target in _ADDITIONS and both:
+            return n.target
+        padding = n.target is F.pad and n.kwargs.get("mode", "constant") == "constant" and len(n.args) <= 2
+        if padding and not n.kwargs.get("value"):
+            return n.target
+        return None
+
+
+def _is_signal(value: Any) -> bool:
+    return isinstance(value, _Signal)
+
+
+def _copy(value: Any, dtype: torch.dtype) -> Any:
+    """Outputs share no memory with the state."""
+    return pytree.tree_map_only(Tensor, lambda v: v.to(dtype, copy=True), value)

@@ -1,0 +1,231 @@
+"""Counts are sums: they add over clips, processes and machines, and are divided once, in `Counts.summary`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from sparsetime.meter.energy import estimate_energy
+
+__all__ = ["Counts", "OpCounts", "Skips"]
+
+Skips = Literal["deltas", "activations"]
+
+
+@dataclass
+class OpCounts:
+    """Sums for one linear operation. "First" is the first frame of every clip, "later" all others.
+
+    Attributes:
+        kind: conv, conv_transpose or linear.
+        frames_first, frames_later: frames that went in.
+        elements: input elements of one frame.
+        output_elements: output elements of one frame.
+        dense_macs: multiply-accumulates of one frame by exact fan-out, padding's zeros not counted.
+        nonzero_first, nonzero_later: input elements that are not zero.
+        changed_later: input elements that differ from the frame before.
+        macs_first, macs_later: fan-out of the elements that are not zero.
+        delta_macs_later: fan-out of the elements that changed.
+        nb_macs, nb_acs, nb_dense: synaptic operations after NeuroBench: weights that are zero count for nothing, and a
+            call whose inputs are all -1, 0 or 1 counts as accumulates.
+    """
+
+    kind: str
+    elements: int = 0
+    output_elements: int = 0
+    dense_macs: float = 0.0
+    frames_first: int = 0
+    frames_later: int = 0
+    nonzero_first: int = 0
+    nonzero_later: int = 0
+    changed_later: int = 0
+    macs_first: float = 0.0
+    macs_later: float = 0.0
+    delta_macs_later: float = 0.0
+    nb_macs: float = 0.0
+    nb_acs: float = 0.0
+    nb_dense: float = 0.0
+
+    def __add__(self, other: OpCounts) -> OpCounts:
+        same = ("kind", "elements", "output_elements", "dense_macs")
+        for name in same:
+            if getattr(self, name) != getattr(other, name):
+                raise ValueError(
+                    f"counts of different operations do not add: {name} is {getattr(self, name)} and "
+                    f"{getattr(other, name)}"
+                )
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name not in same}
+        return OpCounts(**{name: getattr(self, name) for name in same}, **sums)
+
+
+def _share(part: float, whole: float) -> float | None:
+    """part / whole; None where there was nothing to count."""
+    return part / whole if whole else None
+
+
+@dataclass
+class Counts:
+    """Everything a `Meter` counted.
+
+    Attributes:
+        ops: by name of the operation.
+        skips: what the network can skip: elements that did not change ("deltas"), or that are zero ("activations").
+        clips: clips seen.
+        activations, activations_nonzero: outputs of activation functions, and how many are not zero.
+        reference_elements: last values sent, per stream.
+        weight_bytes: parameters.
+        element_bytes: size of one number of state.
+        not_counted: names of operations with multiplications that are in no count.
+    """
+
+    ops: dict[str, OpCounts] = field(default_factory=dict)
+    skips: Skips = "activations"
+    clips: int = 0
+    activations: int = 0
+    activations_nonzero: int = 0
+    reference_elements: int = 0
+    weight_bytes: int = 0
+    element_bytes: int = 4
+    not_counted: set[str] = field(default_factory=set)
+
+    def __add__(self, other: Counts) -> Counts:
+        for name in ("skips", "reference_elements", "weight_bytes", "element_bytes"):
+            if self.clips and other.clips and getattr(self, name) != getattr(other, name):
+                raise ValueError(
+                    f"counts of different networks do not add: {name} is {getattr(self, name)} and "
+                    f"{getattr(other, name)}"
+                )
+        model = self if self.clips else other
+        ops = dict(self.ops)
+        for name, op in other.ops.items():
+            ops[name] = ops[name] + op if name in ops else op
+        return Counts(
+            ops=ops,
+            skips=model.skips,
+            clips=self.clips + other.clips,
+            activations=self.activations + other.activations,
+            activations_nonzero=self.activations_nonzero + other.activations_nonzero,
+            reference_elements=model.reference_elements,
+            weight_bytes=model.weight_bytes,
+            element_bytes=model.element_bytes,
+            not_counted=self.not_counted | other.not_counted,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for another process or machine."""
+        return asdict(self) | {"not_counted": sorted(self.not_counted)}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Counts:
+        """What `to_json` gave."""
+        ops = {name: OpCounts(**op) for name, op in data["ops"].items()}
+        return Counts(**{**data, "ops": ops, "not_counted": set(data["not_counted"])})
+
+    def summary(self) -> dict[str, Any]:
+        """The figures. Densities are None where nothing was counted (no later frames, say); MACs are means per frame.
+
+        op_density: MACs that remain / dense MACs, first frames out; by `skips`. With its two forms by name:
+            op_density_deltas and op_density_activations.
+        op_density_with_first_frame: the same with the first frame of each clip, which is computed from nothing.
+        activation_density, delta_density: shares of input elements of linear operations that are not zero (all
+            frames), and that changed (later frames).
+        state_bytes: of one stream: last values sent and one accumulator per output of a linear operation; 0 without
+            deltas.
+        """
+        by_delta = self.skips == "deltas"
+        layers = []
+        total: dict[str, float] = dict.fromkeys(
+            (
+                "later",
+                "all",
+                "act_later",
+                "act_all",
+                "delta_later",
+                "nonzero",
+                "elements",
+                "changed",
+                "elements_later",
+                "frames",
+            ),
+            0.0,
+        )
+        for name, op in self.ops.items():
+            frames = op.frames_first + op.frames_later
+            row = {
+                "later": op.dense_macs * op.frames_later,
+                "all": op.dense_macs * frames,
+                "act_later": op.macs_later,
+                "act_all": op.macs_first + op.macs_later,
+                "delta_later": op.delta_macs_later,
+                "nonzero": float(op.nonzero_first + op.nonzero_later),
+                "elements": float(op.elements * frames),
+                "changed": float(op.changed_later),
+                "elements_later": float(op.elements * op.frames_later),
+            }
+            for key, value in row.items():
+                total[key] += value
+            total["frames"] = max(total["frames"], frames)
+            layers.append(
+                {
+                    "name": name,
+                    "kind": op.kind,
+                    "dense_macs": op.dense_macs,
+                    "effective_macs": _share(op.delta_macs_later if by_delta else op.macs_later, op.frames_later),
+                    "elements": op.elements,
+                    **_densities(row, op.macs_first, by_delta),
+                }
+            )
+        dense = sum(op.dense_macs for op in self.ops.values())
+        first = sum(op.macs_first for op in self.ops.values())
+        figures = _densities(total, first, by_delta)
+        effective = None if figures["op_density"] is None else dense * figures["op_density"]
+        acs = _share(sum(op.nb_acs for op in self.ops.values()), total["frames"]) or 0.0
+        accumulators = sum(op.output_elements for op in self.ops.values()) if by_delta else 0
+        return {
+            "skips": self.skips,
+            "clips": self.clips,
+            "frames": int(total["frames"]),
+            **figures,
+            "dense_macs": dense,
+            "effective_macs": effective,
+            "acs": acs,
+            "state_bytes": (self.reference_elements + accumulators) * self.element_bytes,
+            "weight_bytes": self.weight_bytes,
+            "neurobench": self._neurobench(total["frames"]),
+            "energy": {
+                "dense": estimate_energy(dense, 0.0),
+                "remaining": estimate_energy(effective if effective is not None else dense, 0.0),
+            },
+            "not_counted": sorted(self.not_counted),
+            "layers": layers,
+        }
+
+    def _neurobench(self, frames: float) -> dict[str, Any]:
+        """NeuroBench's definitions (arXiv 2304.04640), a frame being a sample.
+
+        ActivationSparsity: zeros / elements over the outputs of all activation functions and all samples.
+        SynapticOperations: per sample; operations on inputs and weights that are not zero, Dense with those that are.
+        """
+        density = _share(self.activations_nonzero, self.activations)
+        return {
+            "ActivationSparsity": None if density is None else 1 - density,
+            "SynapticOperations": {
+                "Effective_MACs": _share(sum(op.nb_macs for op in self.ops.values()), frames),
+                "Effective_ACs": _share(sum(op.nb_acs for op in self.ops.values()), frames),
+                "Dense": _share(sum(op.nb_dense for op in self.ops.values()), frames),
+            },
+        }
+
+
+def _densities(row: dict[str, float], macs_first: float, by_delta: bool) -> dict[str, float | None]:
+    by_deltas = _share(row["delta_later"], row["later"])
+    by_activations = _share(row["act_later"], row["later"])
+    with_first = macs_first + row["delta_later"] if by_delta else row["act_all"]
+    return {
+        "op_density": by_deltas if by_delta else by_activations,
+        "op_density_with_first_frame": _share(with_first, row["all"]),
+        "op_density_deltas": by_deltas,
+        "op_density_activations": by_activations,
+        "activation_density": _share(row["nonzero"], row["elements"]),
+        "delta_density": _share(row["changed"], row["elements_later"]),
+    }

@@ -1,0 +1,28 @@
+// Clamp, quantize and penalty in one pass over memory, and their gradient in another.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace sparsetime {
+
+// Clips of `frames` frames of `elements` numbers, frames and clips one after the other.
+struct Clips {
+    std::size_t clips, frames, elements;
+};
+
+struct QuantizeTable {
+    const char* name;
+    // value = round(clamp(x, low, high) / q) * q; inside = low < x < high, where not null.
+    // Elements first..last of every frame. Returns the sum of |value(t) - value(t-1)| over them.
+    double (*forward)(const float* x, float* value, std::uint8_t* inside, Clips shape, std::size_t first, std::size_t last,
+                      float q, float low, float high);
+    // With g = grad + weight (sign(v(t) - v(t-1)) - sign(v(t+1) - v(t))): out = g * inside. Returns the sum of g * value.
+    // grad and inside may be null (zeros, ones).
+    double (*backward)(const float* grad, const float* value, const std::uint8_t* inside, float* out, Clips shape,
+                       std::size_t first, std::size_t last, float weight);
+};
+
+extern const QuantizeTable quantize_base, quantize_v3, quantize_v4;
+
+}  // namespace sparsetime

@@ -1,0 +1,208 @@
+"""Accuracy against operations of a trained run, on whole videos."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+import sparsetime
+from sparsetime.meter import Meter
+from sparsetime.report.frames import change_maps, save_frames
+from sparsetime.train.data import WINDOW, open_clips
+from sparsetime.train.errors import TrainingError
+from sparsetime.train.figures import wilson
+from sparsetime.train.files import write_json
+from sparsetime.train.model import ClipClassifier
+from sparsetime.train.run import load_run, recipe_of
+from sparsetime.video import EvalDataset
+
+Progress = Callable[[int, int], None]
+
+
+def evaluate(
+    run: Path | str,
+    data: str,
+    split: str,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    window: int = WINDOW,
+    limit: int | None = None,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure a finished run on one split and write ``evaluation-<split>.json`` and ``frames-<split>.npz`` into it.
+
+    Every video goes through the network in consecutive windows that do not overlap. Its class is the arg-max of the
+    mean of the probabilities over all its frames. The first frame of each window is computed dense; `op_density` leaves
+    it out.
+
+    Args:
+        run: directory of a finished run.
+        data: folder of the data set.
+        split: name of the split, as the data set writes it.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        threads: of PyTorch; None leaves its choice.
+        window: frames in a window, T.
+        limit: videos to measure; None for all.
+        workers: processes that decode.
+        progress: called with (windows done, windows in all).
+
+    Returns:
+        What is in the JSON file.
+
+    Raises:
+        RunError: not a finished run.
+        TrainingError: a label that the run does not know.
+        ListError: no such split, or none of its videos can be used.
+    """
+    started = time.perf_counter()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    run = Path(run)
+    model, config = load_run(run)
+    recipe = recipe_of(config)
+    classes = tuple(config["classes"])
+    clips = open_clips(data, missing=recipe.missing, allow=recipe.allow).split(split)
+    unknown = sorted({clip.label for clip in clips} - set(classes))
+    if unknown:
+        raise TrainingError(
+            f"evaluate: {run} was trained on {', '.join(classes)}; {data} has also {', '.join(unknown)}"
+        )
+    chosen = clips.clips if limit is None else clips.clips[:limit]
+    windows = EvalDataset(
+        chosen, classes, size=model.spec.input_size, length=window, stride=recipe.stride, workers=workers
+    )
+    target = pick_device(device)
+    model = model.to(target, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    sums = torch.zeros(len(windows.clips), len(classes), dtype=torch.float64)
+    total: Meter | None = None
+    done = 0
+    with torch.inference_mode():
+        for length, indices in by_length(windows).items():
+            # A meter is told how many frames lie between two first frames, so each length has its own.
+            with Meter(model.model, frames=length) as meter:
+                for item in DataLoader(Subset(windows, indices), batch_size=1):
+                    logits = model(item["clip"].to(target))
+                    sums.index_add_(0, item["video"], logits.double().softmax(-1).sum(1).cpu())
+                    done += 1
+                    if progress is not None:
+                        progress(done, len(windows))
+            total = meter if total is None else total + meter
+    assert total is not None
+    figures = total.summary()
+    figures["windows"] = figures.pop("clips")
+    result = figures | summarise(windows, sums, classes)
+    result |= {
+        "split": split,
+        "method": recipe.method,
+        "network": recipe.network,
+        "seed": recipe.seed,
+        "data": data,
+        "window": window,
+        "broken": [{"file": broken.clip.name, "reason": broken.reason} for broken in windows.broken],
+        "missing": [clip.name for clip in clips.missing],
+        "time_s": time.perf_counter() - started,
+    }
+    write_json(run / f"evaluation-{split}.json", result)
+    write_frames(run / f"frames-{split}.npz", model, windows)
+    return result
+
+
+def by_length(windows: EvalDataset) -> dict[int, list[int]]:
+    """Numbers of the windows, by their number of frames."""
+    groups: dict[int, list[int]] = {}
+    for index, (_, frames) in enumerate(windows.windows):
+        groups.setdefault(len(frames), []).append(index)
+    return groups
+
+
+def summarise(windows: EvalDataset, sums: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
+    """Accuracy and what it is made of.
+
+    Args:
+        windows: gives videos and labels.
+        sums: of the probabilities over all frames, (videos, K).
+        classes: names.
+    """
+    number = {name: i for i, name in enumerate(classes)}
+    labels = torch.tensor([number[clip.label] for clip in windows.clips])
+    predicted = sums.argmax(1)
+    confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
+    for label, guess in zip(labels.tolist(), predicted.tolist(), strict=True):
+        confusion[label, guess] += 1
+    right = int(confusion.diagonal().sum())
+    per_class = {
+        name: {"clips": int(confusion[i].sum()), "accuracy": int(confusion[i, i]) / int(confusion[i].sum())}
+        for name, i in number.items()
+        if confusion[i].any()
+    }
+    return {
+        "accuracy": right / len(labels),
+        "accuracy_interval_95": list(wilson(right, len(labels))),
+        "clips": len(labels),
+        "classes": list(classes),
+        "per_class": per_class,
+        "confusion": confusion.tolist(),
+        "predictions": [
+            {
+                "file": clip.name,
+                "label": clip.label,
+                "predicted": classes[guess],
+                "correct": classes[guess] == clip.label,
+            }
+            for clip, guess in zip(windows.clips, predicted.tolist(), strict=True)
+        ],
+    }
+
+
+def pick_device(name: str) -> torch.device:
+    """The device by its name; ``auto`` takes a GPU where there is one."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def write_frames(path: Path, model: ClipClassifier, windows: EvalDataset, count: int = 4, layers: int = 6) -> None:
+    """Write the last frames of the first window with the change maps of a few layers, spread over the depth.
+
+    Args:
+        path: of the npz file.
+        model: in evaluation mode.
+        windows: of the evaluation.
+        count: frames to keep.
+        layers: maps to keep.
+    """
+    clip = windows[0]["clip"]
+    values: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            values[name] = output.detach().float().cpu()
+
+        return hook
+
+    device = next(model.parameters()).device
+    named = watched(model.model)
+    with contextlib.ExitStack() as stack, torch.inference_mode():
+        for name, module in named.items():
+            stack.callback(module.register_forward_hook(keep(name)).remove)
+        model(clip[None].to(device))
+    names = [name for name, value in values.items() if value.dim() == 4 and value.shape[0] == len(clip)]
+    picked = [names[i] for i in sorted({round(i) for i in np.linspace(0, len(names) - 1, layers)})] if names else []
+    count = min(count, len(clip) - 1)
+    maps = {name: change_maps(values[name].numpy())[-count:] for name in picked}
+    save_frames(path, clip[-count:].permute(0, 2, 3, 1).contiguous().numpy(), maps)
+
+
+def watched(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules whose output a change map shows: delta layers, in a plain network its activations."""
+    layers: dict[str, nn.Module] = dict(sparsetime.delta_layers(model))
+    return layers or {name: module for name, module in model.named_modules() if isinstance(module, nn.ReLU | nn.ReLU6)}

@@ -1,0 +1,187 @@
+"""Watch the linear operations that a model runs, whatever way they are called.
+
+Modules, functions and methods all end in a few torch functions. A `TorchFunctionMode` sees these, so that counting
+needs no particular module classes, and says which operations with multiplications it could not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from sparsetime.fanout import LinearOp
+
+__all__ = ["LinearCall", "OpNames", "WatchLinear"]
+
+_CONVS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3, F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
+_TRANSPOSED = {
+    torch.conv_transpose1d: 1,
+    torch.conv_transpose2d: 2,
+    torch.conv_transpose3d: 3,
+    F.conv_transpose1d: 1,
+    F.conv_transpose2d: 2,
+    F.conv_transpose3d: 3,
+}
+_UNCOUNTED: dict[Any, str] = {
+    torch.matmul: "matmul",
+    torch.mm: "mm",
+    torch.bmm: "bmm",
+    torch.baddbmm: "baddbmm",
+    torch.addmm: "addmm",
+    torch.addbmm: "addbmm",
+    torch.addmv: "addmv",
+    torch.mv: "mv",
+    torch.dot: "dot",
+    torch.inner: "inner",
+    torch.tensordot: "tensordot",
+    torch.linalg.matmul: "matmul",
+    torch.linalg.multi_dot: "multi_dot",
+    torch.linalg.vecdot: "vecdot",
+    torch.einsum: "einsum",
+    torch.functional.einsum: "einsum",
+    Tensor.matmul: "matmul",
+    Tensor.__matmul__: "matmul",
+    Tensor.__rmatmul__: "matmul",
+    Tensor.mm: "mm",
+    Tensor.bmm: "bmm",
+    Tensor.baddbmm: "baddbmm",
+    Tensor.addmm: "addmm",
+    Tensor.addbmm: "addbmm",
+    Tensor.addmv: "addmv",
+    Tensor.mv: "mv",
+    Tensor.dot: "dot",
+    Tensor.inner: "inner",
+    torch.convolution: "convolution",
+    F.linear: "linear",
+    F.bilinear: "bilinear",
+    F.scaled_dot_product_attention: "scaled_dot_product_attention",
+    F.multi_head_attention_forward: "multi_head_attention_forward",
+    torch.lstm: "lstm",
+    torch.gru: "gru",
+    torch.rnn_tanh: "rnn_tanh",
+    torch.rnn_relu: "rnn_relu",
+    torch.lstm_cell: "lstm_cell",
+    torch.gru_cell: "gru_cell",
+    torch.rnn_tanh_cell: "rnn_tanh_cell",
+    torch.rnn_relu_cell: "rnn_relu_cell",
+}
+
+
+class LinearCall:
+    """One call of a linear operation: what it is, what went in, its weight, and what came out."""
+
+    def __init__(self, op: LinearOp, x: Tensor, weight: Tensor, output: Tensor) -> None:
+        self.op = op
+        self.x = x
+        self.weight = weight
+        self.output = output
+
+
+def _per_dim(value: Any, dims: int) -> tuple[int, ...]:
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        values = tuple(int(v) for v in value)
+        return values * dims if len(values) == 1 else values
+    return (int(value),) * dims
+
+
+def _bind(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any], defaults: dict[str, Any]) -> list[Any]:
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return [given.get(name, defaults.get(name)) for name in names]
+
+
+def _describe(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> LinearCall | None:
+    defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    if function is F.linear:
+        x, weight, _ = _bind(("input", "weight", "bias"), args, kwargs, {})
+        if x.dim() < 2:
+            return None  # no batch: nothing here feeds those
+        return LinearCall(LinearOp("linear", tuple(weight.shape)), x, weight, output)
+    names: tuple[str, ...]
+    if function in _CONVS:
+        dims = _CONVS[function]
+        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        x, weight, _, stride, padding, dilation, groups = _bind(names, args, kwargs, defaults)
+        dilations = _per_dim(dilation, dims)
+        if padding == "same":  # stride 1; the odd element goes to the end
+            padding = [d * (k - 1) // 2 for d, k in zip(dilations, weight.shape[2:], strict=True)]
+        elif padding == "valid":
+            padding = 0
+        kind = "conv"
+    elif function in _TRANSPOSED:
+        dims = _TRANSPOSED[function]
+        names = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+        x, weight, _, stride, padding, _, groups, dilation = _bind(names, args, kwargs, defaults)
+        dilations = _per_dim(dilation, dims)
+        kind = "conv_transpose"
+    else:
+        return None
+    if x.dim() != dims + 2:
+        return None  # an unbatched frame: nothing here feeds those
+    op = LinearOp(
+        kind,
+        tuple(weight.shape),
+        stride=_per_dim(stride, dims),
+        padding=_per_dim(padding, dims),
+        dilation=dilations,
+        output_shape=tuple(output.shape[2:]),
+        groups=int(groups),
+    )
+    return LinearCall(op, x, weight, output)
+
+
+class OpNames:
+    """Names of the linear operations of a model: their weight's module, `module#2` for its second call in one pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._weights = {id(p): name for name, p in model.named_parameters(remove_duplicate=False)}
+        self._calls: dict[str, int] = {}
+
+    def restart(self) -> None:
+        """A forward pass begins."""
+        self._calls.clear()
+
+    def __call__(self, call: LinearCall) -> str:
+        """The name of this call; calls are named in the order in which they are made."""
+        name = self._weights.get(id(call.weight), f"{call.op.kind} {tuple(call.weight.shape)}").removesuffix(".weight")
+        self._calls[name] = self._calls.get(name, 0) + 1
+        return name if self._calls[name] == 1 else f"{name}#{self._calls[name]}"
+
+
+class WatchLinear(TorchFunctionMode):
+    """Calls `on_linear` after every linear operation, and `on_uncounted` with the name of those it cannot describe.
+
+    The functions run as they would without it, on the same tensors.
+
+    Args:
+        on_linear: receives a `LinearCall`.
+        on_uncounted: receives the name of a function that multiplies but is not a `LinearOp`.
+        on_output: receives every function and its output.
+    """
+
+    def __init__(
+        self,
+        on_linear: Callable[[LinearCall], None],
+        on_uncounted: Callable[[str], None] | None = None,
+        on_output: Callable[[Any, Any], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self._on_linear = on_linear
+        self._on_uncounted = on_uncounted
+        self._on_output = on_output
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        call = _describe(func, args, kwargs, output) if isinstance(output, Tensor) else None
+        if call is not None:
+            self._on_linear(call)
+        elif self._on_uncounted is not None and (func in _UNCOUNTED or func in _CONVS or func in _TRANSPOSED):
+            self._on_uncounted(_UNCOUNTED.get(func, getattr(func, "__name__", "convolution")))
+        if self._on_output is not None:
+            self._on_output(func, output)
+        return output
