@@ -4,7 +4,9 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <array>
@@ -13,6 +15,7 @@
 #include <string>
 
 #include "layer.h"
+#include "program.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -90,6 +93,103 @@ Layer* make_layer(std::array<int, 2> size, Input<4> weight, std::optional<Vector
                      step ? step->data() : nullptr, step_map);
 }
 
+TensorView view_of(nb::handle object) {
+    const auto array = nb::cast<nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>>(object);
+    TensorView view;
+    for (size_t i = 0; i < array.ndim(); ++i) view.shape.push_back(int64_t(array.shape(i)));
+    if (array.dtype() == nb::dtype<float>()) view.floats = static_cast<const float*>(array.data());
+    else if (array.dtype() == nb::dtype<int32_t>()) view.integers = static_cast<const int32_t*>(array.data());
+    return view;
+}
+
+std::shared_ptr<Program> make_program(const std::vector<std::vector<int64_t>>& shapes, nb::list ops, const std::vector<int>& outputs,
+                                      nb::dict tensors) {
+    std::vector<OpSpec> specs;
+    for (nb::handle item : ops) {
+        const auto op = nb::cast<nb::dict>(item);
+        OpSpec spec;
+        spec.kind = nb::cast<std::string>(op["kind"]);
+        spec.name = nb::cast<std::string>(op["name"]);
+        spec.inputs = nb::cast<std::vector<int>>(op["inputs"]);
+        spec.outputs = nb::cast<std::vector<int>>(op["outputs"]);
+        for (auto [key, value] : nb::cast<nb::dict>(op["numbers"]))
+            spec.numbers[nb::cast<std::string>(key)] = nb::cast<std::vector<double>>(value);
+        for (auto [role, name] : nb::cast<nb::dict>(op["tensors"]))
+            spec.tensors[nb::cast<std::string>(role)] = view_of(tensors[name]);
+        const auto activation = nb::cast<nb::tuple>(op["activation"]);
+        spec.act = act_of(nb::cast<std::string>(activation[0]));
+        spec.act_a = nb::cast<float>(activation[1]);
+        spec.act_b = nb::cast<float>(activation[2]);
+        const auto codec = nb::cast<nb::tuple>(op["codec"]);
+        spec.codec = nb::cast<std::string>(codec[0]);
+        if (!spec.codec.empty()) spec.step = view_of(tensors[codec[1]]);
+        spec.low = nb::cast<float>(codec[2]);
+        spec.high = nb::cast<float>(codec[3]);
+        spec.opaque = nb::cast<std::vector<bool>>(op["opaque"]);
+        specs.push_back(std::move(spec));
+    }
+    return std::make_shared<Program>(shapes, specs, outputs);
+}
+
+template <class Read>
+nb::object array_of(const std::vector<int64_t>& shape, const Read& read) {
+    size_t n = 1;
+    std::vector<size_t> sizes;
+    for (int64_t s : shape) {
+        sizes.push_back(size_t(s));
+        n *= size_t(s);
+    }
+    float* data = new float[n];
+    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+    read(data);
+    return nb::cast(nb::ndarray<nb::numpy, float>(data, sizes.size(), sizes.data(), owner));
+}
+
+const Value& value_of(const Stream& s, int value) {
+    const auto& values = s.program().values;
+    if (value < 0 || value >= int(values.size()) || values[size_t(value)].opaque)
+        throw std::invalid_argument("no value " + std::to_string(value));
+    return values[size_t(value)];
+}
+
+const Value& accumulator_of(const Stream& s, int node) {
+    const auto& nodes = s.program().nodes;
+    if (node < 0 || node >= int(nodes.size()) || !nodes[size_t(node)].coded)
+        throw std::invalid_argument("operation " + std::to_string(node) + " has no accumulator");
+    return value_of(s, nodes[size_t(node)].outputs[0]);
+}
+
+const float* checked(const Value& v, const Flat& array) {
+    bool same = array.ndim() == v.shape.size();
+    for (size_t i = 0; same && i < v.shape.size(); ++i) same = int64_t(array.shape(i)) == v.shape[i];
+    if (!same) throw std::invalid_argument("an array has another shape than the value");
+    return array.data();
+}
+
+using FrameArray = nb::ndarray<const float, nb::device::cpu>;
+
+void run_stream(Stream& s, const FrameArray& array) {
+    const Value& v = value_of(s, s.program().nodes[0].outputs[0]);
+    bool same = array.ndim() == v.shape.size();
+    for (size_t i = 0; same && i < v.shape.size(); ++i) same = int64_t(array.shape(i)) == v.shape[i];
+    if (!same) throw std::invalid_argument("the frame has another shape than the program's input");
+    Frame frame{array.data(), 1, 0, 0};
+    if (v.shape.size() == 4) {
+        frame.channel = array.stride(1);
+        frame.row = array.stride(2);
+        frame.column = array.stride(3);
+    } else {
+        frame.column = v.map.channels;
+        int64_t expected = 1;  // other ranks are taken in logical order
+        for (size_t i = v.shape.size(); i-- > 0;) {
+            if (v.shape[i] != 1 && array.stride(i) != expected) throw std::invalid_argument("expected a contiguous frame");
+            expected *= v.shape[i];
+        }
+    }
+    nb::gil_scoped_release release;
+    s.run(frame);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -143,6 +243,42 @@ NB_MODULE(_native, m) {
         })
         .def_prop_ro("dense_macs", [](const Layer& l) { return l.conv->dense_macs(); })
         .def_prop_ro("macs", [](const Layer& l) { return l.conv->macs(l.input.view); });
+
+    nb::class_<Program>(m, "Program")
+        .def_prop_ro("weight_bytes", [](const Program& p) { return p.weight_bytes; });
+    m.def("program", &make_program, "shapes"_a, "ops"_a, "outputs"_a, "tensors"_a);
+
+    nb::class_<Stream>(m, "Stream")
+        .def("__init__", [](Stream* self, std::shared_ptr<Program> program, int threads, nb::object island) {
+            // The callable goes with the stream, which dies under the lock.
+            new (self) Stream(std::move(program), threads, [island](int node) {
+                nb::gil_scoped_acquire acquire;
+                island(node);
+            });
+        }, "program"_a, "threads"_a, "island"_a.none())
+        .def("run", &run_stream, "frame"_a)
+        .def("reset", &Stream::reset)
+        .def("refresh", &Stream::refresh)
+        .def("resume", &Stream::resume)
+        .def_prop_ro("started", &Stream::started)
+        .def_prop_ro("scratch_bytes", &Stream::scratch_bytes)
+        .def("value", [](const Stream& s, int value) {
+            return array_of(value_of(s, value).shape, [&](float* out) { s.read(value, out); });
+        }, "value"_a)
+        .def("accumulator", [](const Stream& s, int node) {
+            return array_of(accumulator_of(s, node).shape, [&](float* out) { s.read_accumulator(node, out); });
+        }, "node"_a)
+        .def("set_value", [](Stream& s, int value, Flat array) { s.write(value, checked(value_of(s, value), array)); }, "value"_a, "array"_a)
+        .def("set_accumulator", [](Stream& s, int node, Flat array) {
+            s.write_accumulator(node, checked(accumulator_of(s, node), array));
+        }, "node"_a, "array"_a)
+        .def("put", [](Stream& s, int value, Flat array) { s.put(value, checked(value_of(s, value), array)); }, "value"_a, "array"_a)
+        .def("touch", &Stream::touch, "value"_a)
+        .def("stats", [](const Stream& s) {
+            std::vector<std::tuple<int64_t, int64_t, int64_t, int64_t, std::string>> all;
+            for (const NodeStats& n : s.stats()) all.emplace_back(n.events_in, n.events, n.macs, n.time_ns, n.path);
+            return all;
+        });
 }
 
 }  // namespace sparsetime
