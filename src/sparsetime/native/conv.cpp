@@ -163,6 +163,14 @@ int Conv::touched(const Change& change, uint8_t* mask, int32_t* list, Workspace&
                 const int low = std::max(0, shift), high = std::min(out.width, in.width + shift);
                 const uint8_t* from = line - shift;
                 for (int x = low; x < high; ++x) to[x] |= from[x];
+            } else if (columns_.num == 1) {
+                const int step = columns_.den;
+                const int low = std::max(0, (shift + step - 1) / step), high = std::min(out.width, (in.width - 1 + shift) / step + 1);
+                const uint8_t* from = line + (low * step - shift);
+                if (step == 2)
+                    for (int x = low; x < high; ++x, from += 2) to[x] |= *from;
+                else
+                    for (int x = low; x < high; ++x, from += step) to[x] |= *from;
             } else {
                 for (int x = 0; x < out.width; ++x) {
                     const int i = columns_.source[size_t(x) * columns_.taps + k];
@@ -282,21 +290,41 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
     const float* zeros = zeros_.data();
     std::vector<float*>& outs = ws.outputs;
     if (int(outs.size()) < chunk) outs.resize(size_t(chunk));
+    const int step = columns_.den;
+    const bool runs = kh == 3 && kw == 3 && columns_.num == 1 && step <= 2 && columns_.shift[0] - columns_.shift[1] == 1;
+    const float** columns = sized(ws.columns, size_t(3) * (size_t(chunk) * step + 3));
     for (int start = 0; start < count; start += chunk) {
         const int n = std::min(chunk, count - start);
-        for (int i = 0; i < n; ++i) {
-            const int p = list[start + i];
-            const int32_t* ry = &rows_.source[size_t(p / out.width) * kh];
-            const int32_t* rx = &columns_.source[size_t(p % out.width) * kw];
-            const float** ptr = pointers + size_t(i) * taps;
-            for (int ky = 0; ky < kh; ++ky)
-                for (int kx = 0; kx < kw; ++kx) {
-                    const ptrdiff_t q = ptrdiff_t(ry[ky]) * in.width + rx[kx];
-                    *ptr++ = (ry[ky] | rx[kx]) >= 0 && (!mask || mask[q]) ? rows + q * stride : zeros;
+        int loose = 0;  // pixels for the general kernel
+        for (int i = 0; i < n;) {
+            const int p = list[start + i], y = p / out.width, x = p % out.width;
+            const int32_t* ry = &rows_.source[size_t(y) * kh];
+            int length = 1;
+            while (i + length < n && list[start + i + length] == p + length && x + length < out.width) ++length;
+            if (runs) {
+                const int first = x * step - columns_.shift[0], last = first + (length - 1) * step + 3;
+                for (int r = 0; r < 3; ++r) {
+                    const ptrdiff_t row = ptrdiff_t(ry[r]) * in.width;
+                    const float** to = columns + r;
+                    for (int c = first; c < last; ++c, to += 3)
+                        *to = ry[r] >= 0 && c >= 0 && c < in.width && (!mask || mask[row + c]) ? rows + (row + c) * stride : zeros;
                 }
-            outs[i] = sum + size_t(i) * stride;
+                k.depthwise3({length, step, columns, tile_.data(), stride, sum + size_t(i) * stride});
+            } else {
+                for (int j = 0; j < length; ++j, ++loose) {
+                    const int32_t* rx = &columns_.source[size_t(x + j) * kw];
+                    const float** ptr = pointers + size_t(loose) * taps;
+                    for (int ky = 0; ky < kh; ++ky)
+                        for (int kx = 0; kx < kw; ++kx) {
+                            const ptrdiff_t q = ptrdiff_t(ry[ky]) * in.width + rx[kx];
+                            *ptr++ = (ry[ky] | rx[kx]) >= 0 && (!mask || mask[q]) ? rows + q * stride : zeros;
+                        }
+                    outs[size_t(loose)] = sum + size_t(i + j) * stride;
+                }
+            }
+            i += length;
         }
-        k.depthwise({n, taps, pointers, tile_.data(), stride, outs.data()});
+        if (loose) k.depthwise({loose, taps, pointers, tile_.data(), stride, outs.data()});
         sink.pixels = n;
         sink.pixel = list + start;
         sink.at = at;

@@ -207,6 +207,38 @@ void depthwise(const DepthwiseArgs& d) {
     }
 }
 
+template <int S>
+void depthwise3_of(const Depthwise3Args& args) {
+    const Depthwise3Args d = args;
+    for (int c = 0; c < d.stride; c += VL) {
+        Vec w[9];
+        for (int t = 0; t < 9; ++t) w[t] = load(d.w + t * d.stride + c);
+        const float* const* a = d.a;
+        Vec x[3][3];  // [column][row]: what the last output left over
+        for (int j = 0; j < 3 - S; ++j, a += 3)
+            for (int y = 0; y < 3; ++y) x[j][y] = load(a[y] + c);
+        float* out = d.out + c;
+        for (int i = 0; i < d.pixels; ++i, out += d.stride) {
+            for (int j = 3 - S; j < 3; ++j, a += 3)
+                for (int y = 0; y < 3; ++y) x[j][y] = load(a[y] + c);
+            Vec sum = x[0][0] * w[0], more = x[0][1] * w[3], third = x[0][2] * w[6];
+            for (int j = 1; j < 3; ++j) {
+                sum += x[j][0] * w[j];
+                more += x[j][1] * w[3 + j];
+                third += x[j][2] * w[6 + j];
+            }
+            store(out, sum + more + third);
+            for (int j = 0; j < 3 - S; ++j)
+                for (int y = 0; y < 3; ++y) x[j][y] = x[j + S][y];
+        }
+    }
+}
+
+void depthwise3(const Depthwise3Args& d) {
+    if (d.step == 1) depthwise3_of<1>(d);
+    else depthwise3_of<2>(d);
+}
+
 // ---- activations --------------------------------------------------------------------------------------------------------
 
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
@@ -516,6 +548,82 @@ void finish(FinishArgs& f) {
     }
 }
 
+template <Encode E>
+void flat_of(FlatArgs& all) {
+    FlatArgs f = all;  // a copy that no store can alias
+    int64_t last = -1;  // pixel of the last event
+    int phase = int(f.first % f.channels);
+    for (int64_t i = 0; i < f.elements; i += VL) {
+        const int left = f.elements - i < VL ? int(f.elements - i) : VL;
+        float pad[3][VL];
+        const float* y_at = f.y + i;
+        const float* v_at = f.value + i;
+        const float* q_at = f.step + (f.step_map ? i : phase);
+        if (left < VL) {
+            for (int l = 0; l < VL; ++l) {
+                pad[0][l] = l < left ? y_at[l] : 0.0f;
+                pad[1][l] = l < left ? v_at[l] : 0.0f;
+                pad[2][l] = E != Encode::change && l < left ? q_at[l] : 1.0f;
+            }
+            y_at = pad[0];
+            v_at = pad[1];
+            q_at = pad[2];
+        }
+        const Vec y = load(y_at), v = load(v_at);
+        Vec to = y, q = splat(1.0f);
+        if (E != Encode::change) q = load(q_at);
+        if (E == Encode::exact) to = q * round_even(min(max(y / q, splat(f.low)), splat(f.high)));
+        if (E == Encode::residual) to = v + q * truncate((y - v) / q);
+        Vec d = to - v;
+        if (E == Encode::hold) {
+            const Int sent = bits(bits(d) & 0x7fffffff) > q;
+            d = bits(bits(d) & sent);
+            to = sent ? y : v;
+        }
+        phase = (phase + VL) % f.channels;
+        Lanes lanes = nonzero(d);
+        if (left < VL) lanes &= (1u << left) - 1;
+        if (!lanes) continue;
+        if (left < VL)
+            for (int l = 0; l < left; ++l) f.value[i + l] = to[l];
+        else
+            store(f.value + i, to);
+        float change[VL];
+        store(change, d);
+        for (; lanes; lanes &= lanes - 1) {
+            const int l = __builtin_ctz(lanes);
+            const int64_t element = f.first + i + l;
+            const uint32_t pixel = uint32_t(element) / uint32_t(f.channels);
+            if (pixel != last) {
+                last = pixel;
+                f.active[f.active_count] = int32_t(pixel);
+                f.tally[f.active_count++] = 0;
+                f.mask[pixel] = 1;
+                if (f.rows)
+                    for (int c = 0; c < f.channels; ++c) f.rows[int64_t(pixel) * f.channels + c] = 0.0f;
+            }
+            ++f.tally[f.active_count - 1];
+            if (f.rows) f.rows[element] = change[l];
+            if (f.place) {
+                f.place[f.events] = pixel << f.shift | (uint32_t(element) - pixel * uint32_t(f.channels));
+                f.change[f.events] = change[l];
+            }
+            ++f.events;
+        }
+    }
+    all.active_count = f.active_count;
+    all.events = f.events;
+}
+
+void flat(FlatArgs& f) {
+    switch (f.encode) {
+        case Encode::exact: return flat_of<Encode::exact>(f);
+        case Encode::hold: return flat_of<Encode::hold>(f);
+        case Encode::residual: return flat_of<Encode::residual>(f);
+        default: return flat_of<Encode::change>(f);
+    }
+}
+
 int64_t events_of_rows(const float* rows, const int32_t* pixel, int pixels, int channels, int stride, int shift,
                        uint32_t* place, float* change) {
     int64_t n = 0;
@@ -544,6 +652,6 @@ int64_t events_of_rows(const float* rows, const int32_t* pixel, int pixels, int 
 namespace sparsetime {
 
 extern const Kernels SPARSETIME_TABLE;
-const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, tile_any, runs, depthwise, finish, events_of_rows};
+const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, tile_any, runs, depthwise, depthwise3, finish, flat, events_of_rows};
 
 }  // namespace sparsetime

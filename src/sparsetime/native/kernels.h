@@ -59,6 +59,37 @@ struct DepthwiseArgs {
     float* const* out;      // [pixels]
 };
 
+// Depthwise 3x3 of outputs next to each other in a row: output i reads input columns i * step + {0, 1, 2}, each three pixels.
+struct Depthwise3Args {
+    int pixels;
+    int step;               // 1 or 2
+    const float* const* a;  // [columns][3]: input rows, zeros where there is no input
+    const float* w;         // [9][stride]
+    int stride;
+    float* out;             // [pixels][stride]
+};
+
+// A frame against the value that was sent: maps of at most NARROW channels, without padding, so flat arrays.
+struct FlatArgs {
+    int64_t elements;
+    int64_t first;          // place of the first element in the map
+    const float* y;         // [elements], new values
+    float* value;           // [elements]
+    const float* step;      // [channels + LANE], repeating; or by element
+    bool step_map;
+    float low, high;
+    Encode encode;          // change, exact, hold or residual
+    int channels, shift;
+    float* rows;            // as in FinishArgs from here on
+    uint8_t* mask;
+    int32_t* active;
+    int32_t* tally;
+    uint32_t* place;
+    float* change;
+    int32_t active_count;
+    int64_t events;
+};
+
 // From sums to values and events, for a list of touched pixels.
 struct FinishArgs {
     int pixels;
@@ -99,7 +130,9 @@ struct Kernels {
     void (*tile)(int pixels, int vectors, const TileArgs&);
     void (*runs)(const RunArgs&);
     void (*depthwise)(const DepthwiseArgs&);
+    void (*depthwise3)(const Depthwise3Args&);
     void (*finish)(FinishArgs&);
+    void (*flat)(FlatArgs&);
     // Appends the events of `pixels` rows of deltas; returns how many.
     int64_t (*events_of_rows)(const float* rows, const int32_t* pixel, int pixels, int channels, int stride, int shift,
                               uint32_t* place, float* change);

@@ -874,6 +874,57 @@ void Stream::recompute(const Node& node) {
     });
 }
 
+// The input of a camera: few channels, every pixel looked at, few changed.
+void Stream::take(const Node& node, const Frame& frame) {
+    const int value = node.outputs[0];
+    State& s = states_[size_t(value)];
+    clear(value);
+    Change& change = s.change;
+    const Shape& map = change.shape;
+    FlatArgs f{};
+    f.step_map = node.step_map;
+    f.low = node.low;
+    f.high = node.high;
+    f.encode = flush_ && node.encode == Encode::hold ? Encode::change : node.encode;
+    f.channels = map.channels;
+    f.shift = map.shift();
+    change.rowed = !dense_ && s.want_rows;
+    change.listed = !dense_ && s.want_events;
+    s.want_rows = s.want_events = false;
+    f.rows = change.rowed ? change.rows : nullptr;
+    f.mask = change.mask;
+    f.active = change.active;
+    f.tally = change.tally;
+    f.place = change.listed ? change.place : nullptr;
+    f.change = change.change;
+    Floats repeated(size_t(map.channels) + LANE);
+    if (!node.step.empty() && !node.step_map)
+        for (size_t i = 0; i < repeated.size(); ++i) repeated[i] = node.step[i % size_t(map.channels)];
+    const int C = map.channels, row = map.width * C;
+    Floats& line = workspaces_[0].sum;
+    if (line.size() < size_t(row)) line.resize(size_t(row));
+    for (int y = 0; y < map.height; ++y) {
+        const float* from = frame.data + y * frame.row;
+        if (frame.channel == 1 && frame.column == C) {
+            f.y = from;
+        } else {
+            for (int c = 0; c < C; ++c) {
+                float* to = line.data() + c;
+                const float* x = from + c * frame.channel;
+                for (int i = 0; i < map.width; ++i, to += C, x += frame.column) *to = *x;
+            }
+            f.y = line.data();
+        }
+        f.first = int64_t(y) * row;
+        f.elements = row;
+        f.value = s.value.data() + f.first;
+        f.step = node.step_map ? node.step.data() + f.first : repeated.data();
+        kernels().flat(f);
+    }
+    change.active_count = f.active_count;
+    change.events = f.events;
+}
+
 void Stream::put(int value, const float* in) {
     const Node& node = program_->nodes[size_t(current_)];
     const Value& v = program_->values[size_t(value)];
@@ -904,6 +955,10 @@ void Stream::execute(int number, const Frame& frame) {
         case Kind::conv: convolve(node, stats); break;
         case Kind::input: {
             const Shape& map = program_->values[size_t(node.outputs[0])].map;
+            if (map.channels <= NARROW) {
+                take(node, frame);
+                break;
+            }
             rows(node, node.outputs[0], all_.data(), map.pixels(), true, [&](const int32_t* pixel, int count, float* sum, int stride) {
                 for (int i = 0; i < count; ++i, sum += stride) {
                     const float* x = frame.data + (pixel[i] / map.width) * frame.row + (pixel[i] % map.width) * frame.column;

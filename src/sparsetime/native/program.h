@@ -147,6 +147,7 @@ class Stream {
     void convolve(const Node& node, NodeStats& stats);
     void move(const Node& node);
     void recompute(const Node& node);
+    void take(const Node& node, const Frame& frame);
     void clear(int value);
     int touched(const Node& node);
     int union_of(const std::vector<int>& inputs);
