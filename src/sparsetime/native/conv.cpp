@@ -206,7 +206,11 @@ void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, i
     const float* zeros = zeros_.data();
     const float* inputs[MAX_TILE];
     float* outputs[MAX_TILE];
-    const int depth_chunk = std::min(C, 768);
+    // Few channels: one long segment, of a copy of the receptive field, instead of many short ones.
+    const bool patches = C <= NARROW && taps > 1;
+    const int patch = taps * C;
+    float* patched = patches ? sized(ws.patches, size_t(chunk) * patch) : nullptr;
+    const int depth_chunk = patches ? patch : std::min(C, 768);
 
     for (int start = 0; start < count; start += chunk) {
         const int n = std::min(chunk, count - start);
@@ -223,6 +227,29 @@ void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, i
             int32_t* seg = segments + size_t(g) * (taps + 1);
             const float** ptr = pointers + size_t(g) * taps * limit;
             int found = 0;
+            if (patches) {
+                for (int i = 0; i < m; ++i) {
+                    float* to = patched + size_t(from + i) * patch;
+                    ptr[i] = to;
+                    for (int ky = 0; ky < kh; ++ky) {
+                        const int y = ry[i][ky];
+                        if (y >= 0 && !mask && rx[i][0] >= 0 && rx[i][kw - 1] == rx[i][0] + kw - 1) {
+                            const float* a = rows + (ptrdiff_t(y) * in.width + rx[i][0]) * C;
+                            for (int j = 0; j < kw * C; ++j) to[j] = a[j];
+                            to += kw * C;
+                            continue;
+                        }
+                        for (int kx = 0; kx < kw; ++kx, to += C) {
+                            const ptrdiff_t p = ptrdiff_t(y) * in.width + rx[i][kx];
+                            const bool live = (y | rx[i][kx]) >= 0 && (!mask || mask[p]);
+                            for (int c = 0; c < C; ++c) to[c] = live ? rows[p * C + c] : 0.0f;
+                        }
+                    }
+                }
+                seg[0] = 1;
+                seg[1] = 0;
+                continue;
+            }
             for (int ky = 0; ky < kh; ++ky)
                 for (int kx = 0; kx < kw; ++kx) {
                     bool any = false;
@@ -245,8 +272,8 @@ void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, i
             const int wide = vectors * width_;
             const int tap_step = std::max(1, PANEL_FLOATS / (depth_chunk * wide));
             bool accumulate = false;
-            for (int c = 0; c < C; c += depth_chunk) {
-                const int depth = std::min(depth_chunk, C - c);
+            for (int c = 0; c < (patches ? patch : C); c += depth_chunk) {
+                const int depth = patches ? patch : std::min(depth_chunk, C - c);
                 for (int t = 0; t < taps; t += tap_step) {
                     for (int g = 0; g < groups; ++g) {
                         const int from = int(int64_t(n) * g / groups), m = int(int64_t(n) * (g + 1) / groups) - from;

@@ -78,6 +78,7 @@ using Floats = std::vector<float, Aligned<float>>;
 // Buffers of one thread, reused by all layers.
 struct Workspace {
     Floats sum;
+    Floats patches;
     Floats scratch;  // zero between uses
     std::vector<int32_t> bound, span, at, list;
     std::vector<const float*> pointers, weights, columns;
