@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 namespace sparsetime {
 
@@ -519,6 +520,28 @@ void Conv::elements(const Change& change, int first, int last, const int32_t* li
         carried = y1 < y_end && halo > 0;
     }
     finish_before(last, false);
+}
+
+PathTimes Conv::estimate(const Change& change, int touched) const {
+    const double taps = double(rows_.taps) * columns_.taps, n = touched;
+    const double reach = taps * out.pixels() / in.pixels();  // outputs that an input pixel reaches, borders aside
+    const double share = n > 0 ? std::min(1.0, change.active_count * reach / (n * taps)) : 0.0;  // of a touched output's inputs
+    if (depthwise_) return {n * 0.8, n * share, std::numeric_limits<double>::infinity()};
+    int neighbours = 0;
+    for (int i = 1; i < change.active_count; ++i) neighbours += change.active[i] == change.active[i - 1] + 1;
+    const double clustered = change.active_count > 1 ? double(neighbours) / (change.active_count - 1) : 0.0;
+    // A tap is skipped where it is empty for all pixels of a register tile: seldom, where active pixels lie scattered.
+    double apart = 1.0;
+    for (int i = 0; i < kernels_->tile_pixels; ++i) apart *= 1.0 - share;
+    const double group = clustered * share + (1.0 - clustered) * (1.0 - apart);
+    const double work = taps * in.channels * out.channels * 0.008;
+    const bool narrow = in.channels <= NARROW;
+    const double fetch = taps * (narrow ? 0.3 * in.channels : 1.2);
+    const double vectors = (out.channels + LANE - 1) / LANE;
+    const double passes = double(passes_.size()) / (rows_.phases() * columns_.phases());
+    return {n * (work + fetch), n * ((narrow ? 1.0 : group) * work * 1.05 + fetch * (narrow ? 3.0 : 1.0)),
+            double(change.events) * reach * vectors * 0.16 + double(change.active_count) * channel_blocks_ * passes * 5.0 +
+                double(in.pixels()) * channel_blocks_ * 1.5 + n * vectors * 0.6};
 }
 
 int64_t Conv::macs(const Change& change) const {

@@ -87,6 +87,11 @@ struct Workspace {
     std::vector<uint8_t> bytes;
 };
 
+// Estimated time of a frame by path, in ns on one core of the kind that the constants were measured on; only their order counts.
+struct PathTimes {
+    double dense, pixels, elements;
+};
+
 class Conv {
   public:
     // weight is (O, C / groups, kh, kw), or (C, O / groups, kh, kw) where transposed; padding top and left are in the axes' shifts.
@@ -102,8 +107,7 @@ class Conv {
 
     int64_t dense_macs() const { return dense_macs_; }
     int64_t macs(const Change& in) const;  // by true fan-out
-    int taps() const { return rows_.taps * columns_.taps; }
-    int channel_blocks() const { return channel_blocks_; }
+    PathTimes estimate(const Change& in, int touched) const;
     size_t weight_bytes() const;
     bool depthwise() const { return depthwise_; }
 

@@ -670,19 +670,8 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
             for (int p = 0; p < out.pixels(); ++p) touch_[size_t(p)] |= mask[p];
             n = listed(out);
         }
-        // Estimated time by path, in multiply-accumulates of the register tile.
-        const double per_pair = double(conv.in.channels) * out.channels / (conv.depthwise() ? conv.in.channels : 1);
-        const double reach = double(conv.dense_macs()) / per_pair / conv.in.pixels();  // outputs that an input pixel reaches
-        const double dense = per_pair * conv.taps() * n;
-        const double share = n ? std::min(1.0, double(change.active_count) * conv.taps() * out.pixels() / conv.in.pixels() / (double(n) * conv.taps())) : 0.0;
-        int neighbours = 0;
-        for (int i = 1; i < change.active_count; ++i) neighbours += change.active[i] == change.active[i - 1] + 1;
-        const double clustered = change.active_count > 1 ? double(neighbours) / (change.active_count - 1) : 0.0;
-        const double group = 1.0 - std::pow(1.0 - share, MAX_TILE);
-        const double pixels = dense * (share + (1 - clustered) * (group - share)) * 1.1;
-        const double elements = double(change.events) * reach * out.channels * 1.6 +
-                                double(change.active_count) * conv.channel_blocks() * out.channels * 25;
-        path = conv.depthwise() ? (share < 0.8 ? PIXELS : DENSE) : elements < std::min(dense, pixels) ? ELEMENTS : pixels < dense ? PIXELS : DENSE;
+        const PathTimes times = conv.estimate(change, n);
+        path = times.elements < std::min(times.dense, times.pixels) ? ELEMENTS : times.pixels < times.dense ? PIXELS : DENSE;
         State& from = states_[size_t(x)];
         from.want_rows = from.want_rows || path == PIXELS;
         from.want_events = from.want_events || path == ELEMENTS;
