@@ -331,13 +331,16 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
             while (i + length < n && list[start + i + length] == p + length && x + length < out.width) ++length;
             if (runs) {
                 const int first = x * step - columns_.shift[0], last = first + (length - 1) * step + 3;
-                for (int r = 0; r < 3; ++r) {
+                const bool inside = !mask && first >= 0 && last <= in.width && ry[0] >= 0 && ry[2] >= 0 && ry[1] >= 0;
+                if (inside)
+                    for (int r = 0; r < 3; ++r) columns[r] = rows + (ptrdiff_t(ry[r]) * in.width + first) * stride;
+                else for (int r = 0; r < 3; ++r) {
                     const ptrdiff_t row = ptrdiff_t(ry[r]) * in.width;
                     const float** to = columns + r;
                     for (int c = first; c < last; ++c, to += 3)
                         *to = ry[r] >= 0 && c >= 0 && c < in.width && (!mask || mask[row + c]) ? rows + (row + c) * stride : zeros;
                 }
-                k.depthwise3({length, step, columns, tile_.data(), stride, sum + size_t(i) * stride});
+                k.depthwise3({length, step, columns, inside, tile_.data(), stride, sum + size_t(i) * stride});
             } else {
                 for (int j = 0; j < length; ++j, ++loose) {
                     const int32_t* rx = &columns_.source[size_t(x + j) * kw];
@@ -540,7 +543,7 @@ PathTimes Conv::estimate(const Change& change, int touched) const {
     const double vectors = (out.channels + LANE - 1) / LANE;
     const double passes = double(passes_.size()) / (rows_.phases() * columns_.phases());
     return {n * (work + fetch), n * ((narrow ? 1.0 : group) * work * 1.05 + fetch * (narrow ? 3.0 : 1.0)),
-            double(change.events) * reach * vectors * 0.16 + double(change.active_count) * channel_blocks_ * passes * 5.0 +
+            double(change.events) * reach * vectors * (in.channels <= 64 ? 0.17 : 0.25) + double(change.active_count) * channel_blocks_ * passes * 5.0 +
                 double(in.pixels()) * channel_blocks_ * 1.5 + n * vectors * 0.6};
 }
 

@@ -207,20 +207,32 @@ void depthwise(const DepthwiseArgs& d) {
     }
 }
 
-template <int S>
+template <int S, bool PLAIN>
 void depthwise3_of(const Depthwise3Args& args) {
     const Depthwise3Args d = args;
     for (int c = 0; c < d.stride; c += VL) {
         Vec w[9];
         for (int t = 0; t < 9; ++t) w[t] = load(d.w + t * d.stride + c);
         const float* const* a = d.a;
+        const float *row0 = a[0] + c, *row1 = a[1] + c, *row2 = a[2] + c;
+        const auto column = [&](Vec (&x)[3]) {
+            if (PLAIN) {
+                x[0] = load(row0);
+                x[1] = load(row1);
+                x[2] = load(row2);
+                row0 += d.stride;
+                row1 += d.stride;
+                row2 += d.stride;
+            } else {
+                for (int y = 0; y < 3; ++y) x[y] = load(a[y] + c);
+                a += 3;
+            }
+        };
         Vec x[3][3];  // [column][row]: what the last output left over
-        for (int j = 0; j < 3 - S; ++j, a += 3)
-            for (int y = 0; y < 3; ++y) x[j][y] = load(a[y] + c);
+        for (int j = 0; j < 3 - S; ++j) column(x[j]);
         float* out = d.out + c;
         for (int i = 0; i < d.pixels; ++i, out += d.stride) {
-            for (int j = 3 - S; j < 3; ++j, a += 3)
-                for (int y = 0; y < 3; ++y) x[j][y] = load(a[y] + c);
+            for (int j = 3 - S; j < 3; ++j) column(x[j]);
             Vec sum = x[0][0] * w[0], more = x[0][1] * w[3], third = x[0][2] * w[6];
             for (int j = 1; j < 3; ++j) {
                 sum += x[j][0] * w[j];
@@ -235,8 +247,8 @@ void depthwise3_of(const Depthwise3Args& args) {
 }
 
 void depthwise3(const Depthwise3Args& d) {
-    if (d.step == 1) depthwise3_of<1>(d);
-    else depthwise3_of<2>(d);
+    if (d.plain) return d.step == 1 ? depthwise3_of<1, true>(d) : depthwise3_of<2, true>(d);
+    return d.step == 1 ? depthwise3_of<1, false>(d) : depthwise3_of<2, false>(d);
 }
 
 // ---- activations --------------------------------------------------------------------------------------------------------

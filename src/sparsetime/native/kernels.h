@@ -64,6 +64,7 @@ struct Depthwise3Args {
     int pixels;
     int step;               // 1 or 2
     const float* const* a;  // [columns][3]: input rows, zeros where there is no input
+    bool plain;             // only the first column is given, the others follow it in memory
     const float* w;         // [9][stride]
     int stride;
     float* out;             // [pixels][stride]

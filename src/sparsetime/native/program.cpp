@@ -684,7 +684,8 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
         }
     }
     stats.path = path == DENSE ? "dense" : "sparse";
-    stats.macs = path == DENSE ? conv.dense_macs() : conv.macs(change);
+    // The dense path computes touched outputs only, from all of their inputs.
+    stats.macs = path == DENSE ? int64_t(double(conv.dense_macs()) * n / out.pixels()) : conv.macs(change);
     if (n == 0) {
         stats.path = "sparse";
         stats.macs = 0;
