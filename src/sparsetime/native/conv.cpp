@@ -35,6 +35,8 @@ Axis::Axis(int in_, int out_, int taps_, int num_, int den_, std::vector<int> sh
 Conv::Conv(Shape in_, Shape out_, Axis rows, Axis columns, int groups, bool transposed, const float* weight)
     : in(in_), out(out_), rows_(std::move(rows)), columns_(std::move(columns)), groups_(groups) {
     depthwise_ = groups > 1 && groups == in.channels && in.channels == out.channels && in.channels > NARROW;
+    pointwise_ = rows_.taps == 1 && columns_.taps == 1 && rows_.den == 1 && rows_.num == 1 && columns_.den == 1 && columns_.num == 1 &&
+                 in.pixels() == out.pixels() && rows_.shift[0] == 0 && columns_.shift[0] == 0;
     pack(weight, transposed);
     zeros_.assign(size_t(std::max(in.stride(), LANE)), 0.0f);
     const auto fan = [](const Axis& a) {
@@ -133,8 +135,7 @@ int Conv::touched(const Change& change, uint8_t* mask, int32_t* list, Workspace&
         return 0;
     }
     int found = 0;
-    if (rows_.taps == 1 && columns_.taps == 1 && rows_.den == 1 && rows_.num == 1 && columns_.den == 1 && columns_.num == 1 &&
-        in.pixels() == n && rows_.shift[0] == 0 && columns_.shift[0] == 0) {
+    if (pointwise_) {
         std::memcpy(mask, change.mask, size_t(n));
         std::memcpy(list, change.active, size_t(change.active_count) * sizeof(int32_t));
         return change.active_count;
@@ -213,21 +214,32 @@ void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, i
     float* patched = patches ? sized(ws.patches, size_t(chunk) * patch) : nullptr;
     const int depth_chunk = patches ? patch : std::min(C, 768);
 
+    int line = count ? list[0] / out.width : 0, line_end = (line + 1) * out.width;  // the row that the list has reached
     for (int start = 0; start < count; start += chunk) {
         const int n = std::min(chunk, count - start);
         const int groups = (n + limit - 1) / limit;
         for (int g = 0; g < groups; ++g) {
             const int from = int(int64_t(n) * g / groups), m = int(int64_t(n) * (g + 1) / groups) - from;
+            int32_t* seg = segments + size_t(g) * (taps + 1);
+            const float** ptr = pointers + size_t(g) * taps * limit;
+            int found = 0;
+            if (pointwise_ && C > NARROW) {
+                for (int i = 0; i < m; ++i) {
+                    const int p = list[start + from + i];
+                    ptr[i] = !mask || mask[p] ? rows + ptrdiff_t(p) * in.stride() : zeros;
+                }
+                seg[0] = 1;
+                seg[1] = 0;
+                continue;
+            }
             const int32_t* ry[MAX_TILE];
             const int32_t* rx[MAX_TILE];
             for (int i = 0; i < m; ++i) {
                 const int p = list[start + from + i];
-                ry[i] = &rows_.source[size_t(p / out.width) * kh];
-                rx[i] = &columns_.source[size_t(p % out.width) * kw];
+                while (p >= line_end) line_end += out.width, ++line;
+                ry[i] = &rows_.source[size_t(line) * kh];
+                rx[i] = &columns_.source[size_t(p - line_end + out.width) * kw];
             }
-            int32_t* seg = segments + size_t(g) * (taps + 1);
-            const float** ptr = pointers + size_t(g) * taps * limit;
-            int found = 0;
             if (patches) {
                 for (int i = 0; i < m; ++i) {
                     float* to = patched + size_t(from + i) * patch;
@@ -329,7 +341,7 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
             const int32_t* ry = &rows_.source[size_t(y) * kh];
             int length = 1;
             while (i + length < n && list[start + i + length] == p + length && x + length < out.width) ++length;
-            if (runs) {
+            if (runs && length >= 3) {
                 const int first = x * step - columns_.shift[0], last = first + (length - 1) * step + 3;
                 const bool inside = !mask && first >= 0 && last <= in.width && ry[0] >= 0 && ry[2] >= 0 && ry[1] >= 0;
                 if (inside)

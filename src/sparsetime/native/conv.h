@@ -107,6 +107,7 @@ class Conv {
 
     int64_t dense_macs() const { return dense_macs_; }
     int64_t macs(const Change& in) const;  // by true fan-out
+    int terms() const { return rows_.taps * columns_.taps * in.channels / groups_; }  // of one sum
     PathTimes estimate(const Change& in, int touched) const;
     size_t weight_bytes() const;
     bool depthwise() const { return depthwise_; }
@@ -130,6 +131,7 @@ class Conv {
     Axis rows_, columns_;
     int groups_;
     bool depthwise_;
+    bool pointwise_;  // output p needs input p, no other
     const Kernels* kernels_;
     std::vector<int32_t> fan_rows_, fan_columns_;  // outputs inside the map that an input row or column reaches
     int width_;                  // vector width that the weights are packed for

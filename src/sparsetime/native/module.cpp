@@ -265,7 +265,7 @@ NB_MODULE(_native, m) {
         .def("value", [](const Stream& s, int value) {
             return array_of(value_of(s, value).shape, [&](float* out) { s.read(value, out); });
         }, "value"_a)
-        .def("accumulator", [](const Stream& s, int node) {
+        .def("accumulator", [](Stream& s, int node) {
             return array_of(accumulator_of(s, node).shape, [&](float* out) { s.read_accumulator(node, out); });
         }, "node"_a)
         .def("set_value", [](Stream& s, int value, Flat array) { s.write(value, checked(value_of(s, value), array)); }, "value"_a, "array"_a)

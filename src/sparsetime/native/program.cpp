@@ -11,6 +11,8 @@ namespace sparsetime {
 
 namespace {
 
+constexpr int CHEAP_TERMS = 36;
+
 [[noreturn]] void refuse(const OpSpec& op, const std::string& why) {
     throw std::invalid_argument("operation '" + op.name + "' (" + op.kind + "): " + why);
 }
@@ -354,6 +356,7 @@ void Program::add(const OpSpec& spec) {
         if (b.size() != out.map.channels) refuse(spec, "the bias does not fit");
         std::memcpy(n.bias.data(), b.floats, size_t(b.size()) * sizeof(float));
     }
+    n.cheap = n.coded && n.kind == Kind::conv && n.conv->terms() <= CHEAP_TERMS;
     if (!spec.codec.empty()) n.step = expanded(spec, spec.step, out, 1.0f, n.step_map);
     nodes.push_back(std::move(n));
 }
@@ -365,6 +368,8 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
     const Program& p = *program_;
     states_.resize(p.values.size());
     accumulators_.resize(p.nodes.size());
+    dense_frames_.resize(p.nodes.size());
+    stale_.resize(p.nodes.size());
     stats_.resize(p.nodes.size());
     workspaces_.resize(size_t(pool_.threads()));
     size_t largest = 1;
@@ -383,7 +388,7 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
     all_.resize(largest);
     for (size_t i = 0; i < largest; ++i) all_[i] = int32_t(i);
     for (size_t i = 0; i < p.nodes.size(); ++i)
-        if (p.nodes[i].coded) accumulators_[i].assign(states_[size_t(p.nodes[i].outputs[0])].value.size(), 0.0f);
+        if (p.nodes[i].coded && !p.nodes[i].cheap) accumulators_[i].assign(states_[size_t(p.nodes[i].outputs[0])].value.size(), 0.0f);
 
     // Deltas live from their producer to their last consumer: values that never live together share memory.
     std::vector<size_t> sizes;
@@ -467,7 +472,7 @@ void Stream::split(const Node& node, int output, const int32_t* list, int count,
     base.step_map = node.step_map;
     base.low = node.low;
     base.high = node.high;
-    base.z = node.coded ? accumulators_[size_t(current_)].data() : nullptr;
+    base.z = node.coded && !node.cheap && keep_ ? accumulators_[size_t(current_)].data() : nullptr;
     base.value = s.value.data();
     base.mask = change.mask;
     base.shift = map.shift();
@@ -671,7 +676,7 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
             n = listed(out);
         }
         const PathTimes times = conv.estimate(change, n);
-        path = times.elements < std::min(times.dense, times.pixels) ? ELEMENTS : times.pixels < times.dense ? PIXELS : DENSE;
+        path = node.cheap ? DENSE : times.elements < std::min(times.dense, times.pixels) ? ELEMENTS : times.pixels < times.dense ? PIXELS : DENSE;
         State& from = states_[size_t(x)];
         from.want_rows = from.want_rows || path == PIXELS;
         from.want_events = from.want_events || path == ELEMENTS;
@@ -682,7 +687,18 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
             states_[size_t(r)].want_rows = true;
             if (path != DENSE && !rows_of(r)) path = DENSE;
         }
+        if (path != DENSE && stale_[size_t(current_)] && n) {
+            path = DENSE;
+            list = all_.data();
+            n = out.pixels();
+        } else if (node.coded && !node.cheap && path == DENSE) {
+            int& frames = dense_frames_[size_t(current_)];
+            frames = n == out.pixels() ? frames + 1 : 0;
+            keep_ = frames < 2 && !stale_[size_t(current_)];
+        }
+        if (path != DENSE) dense_frames_[size_t(current_)] = 0;
     }
+    if (n) stale_[size_t(current_)] = !keep_;
     stats.path = path == DENSE ? "dense" : "sparse";
     // The dense path computes touched outputs only, from all of their inputs.
     stats.macs = path == DENSE ? int64_t(double(conv.dense_macs()) * n / out.pixels()) : conv.macs(change);
@@ -939,6 +955,7 @@ void Stream::execute(int number, const Frame& frame) {
     NodeStats& stats = stats_[size_t(number)];
     const auto start = std::chrono::steady_clock::now();
     current_ = number;
+    keep_ = true;
     stats = {};
     stats.path = dense_ ? "dense" : "sparse";
     switch (node.kind) {
@@ -1010,11 +1027,33 @@ void Stream::read(int value, float* out) const {
     for (int64_t i = 0; i < n; ++i) out[i] = from[layout(i)];
 }
 
-void Stream::read_accumulator(int node, float* out) const {
-    const Value& v = program_->values[size_t(program_->nodes[size_t(node)].outputs[0])];
+void Stream::read_accumulator(int node, float* out) {
+    const Node& n = program_->nodes[size_t(node)];
+    const Value& v = program_->values[size_t(n.outputs[0])];
     const Layout layout(v);
-    const int64_t n = product(v.shape);
-    for (int64_t i = 0; i < n; ++i) out[i] = accumulators_[size_t(node)][layout(i)];
+    const int64_t size = product(v.shape);
+    Floats computed;
+    if (n.cheap || stale_[size_t(node)]) {
+        // What is not kept follows from the values of the inputs.
+        const size_t pixels = size_t(v.map.pixels());
+        computed.assign(pixels * v.map.stride(), 0.0f);
+        std::vector<uint8_t> mask(pixels);
+        std::vector<int32_t> active(pixels + 1), tally(pixels + 1);
+        FinishArgs sink{};
+        sink.replace = true;
+        sink.channels = v.map.channels;
+        sink.stride = v.map.stride();
+        sink.encode = Encode::linear;
+        sink.bias = n.bias.data();
+        sink.value = computed.data();
+        sink.mask = mask.data();
+        sink.active = active.data();
+        sink.tally = tally.data();
+        if (n.inputs.size() == 2) sink.extra = states_[size_t(n.inputs[1])].value.data();
+        n.conv->dense(states_[size_t(n.inputs[0])].value.data(), all_.data(), int(pixels), sink, workspaces_[0]);
+    }
+    const Floats& from = computed.empty() ? accumulators_[size_t(node)] : computed;
+    for (int64_t i = 0; i < size; ++i) out[i] = from[layout(i)];
 }
 
 void Stream::write(int value, const float* in) {
@@ -1027,6 +1066,8 @@ void Stream::write(int value, const float* in) {
 void Stream::write_accumulator(int node, const float* in) {
     const Value& v = program_->values[size_t(program_->nodes[size_t(node)].outputs[0])];
     const Layout layout(v);
+    if (program_->nodes[size_t(node)].cheap) return;
+    stale_[size_t(node)] = 0;
     const int64_t n = product(v.shape);
     for (int64_t i = 0; i < n; ++i) accumulators_[size_t(node)][layout(i)] = in[i];
 }
@@ -1034,6 +1075,7 @@ void Stream::write_accumulator(int node, const float* in) {
 void Stream::resume() {
     started_ = true;
     refresh_ = false;
+    std::fill(dense_frames_.begin(), dense_frames_.end(), 0);
     for (State& s : states_) s.want_rows = s.want_events = true;
 }
 

@@ -55,7 +55,8 @@ struct Node {
     std::string name;
     std::vector<int> inputs, outputs;
     bool linear = false;   // acts on deltas
-    bool coded = false;    // keeps an accumulator apart from its value
+    bool coded = false;    // has an accumulator apart from its value
+    bool cheap = false;    // sums of so few terms that touched ones are computed from values: no accumulator is kept
     Encode encode;
     Act act;
     float act_a, act_b, low, high;
@@ -117,7 +118,7 @@ class Stream {
 
     // In logical order and shape.
     void read(int value, float* out) const;
-    void read_accumulator(int node, float* out) const;
+    void read_accumulator(int node, float* out);
     void write(int value, const float* in);
     void write_accumulator(int node, const float* in);
     // After the whole state has been written.
@@ -160,6 +161,11 @@ class Stream {
     Island compute_island_;
     std::vector<State> states_;
     std::vector<Floats> accumulators_;
+    // By node, frames in a row that took the dense path everywhere. From the second on accumulators are not written, which
+    // saves a third of the memory traffic; they are `stale` until a frame that needs them computes all anew.
+    std::vector<int> dense_frames_;
+    std::vector<uint8_t> stale_;
+    bool keep_ = true;  // the node that runs writes its accumulators
     std::vector<NodeStats> stats_;
     std::vector<Workspace> workspaces_;
     std::vector<Floats> arena_floats_;
