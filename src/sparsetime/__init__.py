@@ -1,20 +1,29 @@
 """Neural networks that are sparse in time: train them so that little changes, pay only for what did."""
 
-from sparsetime.convert import SparseNetwork, SparsifyError, sparsify, unsparsify
-from sparsetime.meter import Counts, Meter
-from sparsetime.nn import DeltaActivation, SpatialL1
-from sparsetime.objective import calibrate, delta_layers, enable, parameter_groups, penalty
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsetime.convert import CompileError, SparseNetwork, SparsifyError, compile, sparsify, unsparsify
+    from sparsetime.engine import Plan, Stream
+    from sparsetime.meter import Counts, Meter
+    from sparsetime.nn import DeltaActivation, SpatialL1
+    from sparsetime.objective import calibrate, delta_layers, enable, parameter_groups, penalty
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "CompileError",
     "Counts",
     "DeltaActivation",
     "Meter",
+    "Plan",
     "SparseNetwork",
     "SparsifyError",
     "SpatialL1",
+    "Stream",
     "calibrate",
+    "compile",
     "delta_layers",
     "enable",
     "parameter_groups",
@@ -22,3 +31,25 @@ __all__ = [
     "sparsify",
     "unsparsify",
 ]
+
+# Names are imported when they are first asked for: running a plan needs `sparsetime.engine`, and that no PyTorch.
+_HOMES = {
+    "sparsetime.convert": ("CompileError", "SparseNetwork", "SparsifyError", "compile", "sparsify", "unsparsify"),
+    "sparsetime.engine": ("Plan", "Stream"),
+    "sparsetime.meter": ("Counts", "Meter"),
+    "sparsetime.nn": ("DeltaActivation", "SpatialL1"),
+    "sparsetime.objective": ("calibrate", "delta_layers", "enable", "parameter_groups", "penalty"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(importlib.import_module(home), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'sparsetime' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from random_plans import frames
-from test_plan import changed, tiny
+from tiny_plan import changed, tiny
 
 from sparsetime.engine import FrameError, InputSpec, Op, Plan, StreamBusyError, StreamError
 from sparsetime.engine.frames import FrameReader

@@ -283,13 +283,18 @@ class _Lowering:
         if space == "sparsetime":
             return _quantiser(self, arguments)
         result = None
-        if space == "aten":
+        if space == "aten" and self.in_float32(node):
             if name in _MOVES and not (name in ("dropout", "feature_dropout") and arguments["train"]):
                 return self.move(arguments)
             handler = _HANDLERS.get(name)
             if handler is not None:
                 result = handler(self, arguments)
         return self.island(arguments) if result is None else result
+
+    def in_float32(self, node: fx.Node) -> bool:
+        """Whether every stream that a node reads is float32; integers and booleans stay between islands."""
+        streams = [n for n in node.all_input_nodes if isinstance(self.env[n], _Stream)]
+        return all(n.meta["val"].dtype == torch.float32 for n in streams)
 
     def constant_value(self, target: torch._ops.OpOverload, node: fx.Node) -> Any:
         if torch.Tag.nondeterministic_seeded in target.tags:
@@ -777,7 +782,8 @@ def _adaptive_max_pool2d(at: _Lowering, a: _Arguments) -> Any:
 
 
 def _uses_indices(node: fx.Node) -> bool:
-    return any(user.args[1] != 0 for user in node.users if user.target is operator.getitem)
+    """Whether anything reads the second output of a max pooling, the places of the maxima."""
+    return any(user.args[1] != 0 and user.users for user in node.users if user.target is operator.getitem)
 
 
 def _resized(name: str, size: list[int], corners: list[bool], scale: float | None, x: Tensor) -> Tensor:

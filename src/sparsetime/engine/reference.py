@@ -63,9 +63,10 @@ def encode(y: Tensor, v: Tensor | None, codec: Mapping[str, Any] | None, step: T
         if "low" in codec:
             code = code.clamp(codec["low"], codec["high"])
         return step * code.round()
+    if v is None:
+        return y
     if codec["kind"] == "hold":
-        return y if v is None else torch.where((y - v).abs() > step, y, v)
-    v = torch.zeros_like(y) if v is None else v
+        return torch.where((y - v).abs() > step, y, v)
     return v + step * ((y - v) / step).trunc()
 
 

@@ -466,7 +466,7 @@ void Stream::split(const Node& node, int output, const int32_t* list, int count,
     base.act = node.act;
     base.act_a = node.act_a;
     base.act_b = node.act_b;
-    base.encode = flush_ && node.encode == Encode::hold ? Encode::change : node.encode;  // the first frame is sent whole
+    base.encode = flush_ && (node.encode == Encode::hold || node.encode == Encode::residual) ? Encode::change : node.encode;  // the first frame is sent whole
     base.bias = node.bias.data();
     base.step = node.step.empty() ? nullptr : node.step.data();
     base.step_map = node.step_map;
@@ -891,7 +891,7 @@ void Stream::take(const Node& node, const Frame& frame) {
     f.step_map = node.step_map;
     f.low = node.low;
     f.high = node.high;
-    f.encode = flush_ && node.encode == Encode::hold ? Encode::change : node.encode;
+    f.encode = flush_ && (node.encode == Encode::hold || node.encode == Encode::residual) ? Encode::change : node.encode;
     f.channels = map.channels;
     f.shift = map.shift();
     change.rowed = !dense_ && s.want_rows;

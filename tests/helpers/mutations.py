@@ -1,6 +1,6 @@
 """Damage to plan files: bytes, header entries and tensors, deterministic by seed.
 
-`python tests/engine/mutations.py 10000` loads that many and says how many were refused; it fails on anything
+`python tests/helpers/mutations.py 10000` loads that many and says how many were refused; it fails on anything
 else than an error of the right kind or a valid plan.
 """
 
