@@ -21,7 +21,7 @@ demo: $(READY)
 	$(BIN)/sparsetime demo --out runs/demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # Damaged plan files: each must be an error or a valid plan, and cost no memory.
 fuzz: $(READY)

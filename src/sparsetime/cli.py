@@ -50,7 +50,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             )
             say(f"sparsetime: stopped{again}")
             raise typer.Exit(130) from None
-        except typer.Exit:
+        except (typer.Exit, typer.BadParameter):
             raise
         except Exception as error:
             if kwargs.get("debug"):
@@ -166,6 +166,7 @@ def train(
     batch_size: Annotated[int | None, typer.Option(metavar="N", help="Clips in a batch, over all processes.")] = None,
     optimizer: Annotated[Literal["adam", "adamw", "sgd"] | None, typer.Option(help="The optimizer.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of the weights.")] = None,
+    head_lr: Annotated[float | None, typer.Option(help="Peak learning rate of the classifier.")] = None,
     step_lr: Annotated[float | None, typer.Option(help="Peak learning rate of the quantizer's steps.")] = None,
     levels: Annotated[int | None, typer.Option(metavar="N", help="Steps in a layer's range at the start.")] = None,
     percentile: Annotated[float | None, typer.Option(help="Percentile of an activation that is its range.")] = None,
@@ -206,6 +207,7 @@ def train(
         "batch_size": batch_size,
         "optimizer": optimizer,
         "lr": lr,
+        "head_lr": head_lr,
         "step_lr": step_lr,
         "levels": levels,
         "percentile": percentile,

@@ -28,7 +28,7 @@ from torch import Tensor
 from sparsetime.grad import straight_through
 from sparsetime.quantize import FLOOR
 
-__all__ = ["Codec", "CodecState", "StateError", "encode", "encode_clip"]
+__all__ = ["Codec", "CodecState", "StateError", "check_state", "encode", "encode_clip"]
 
 Codec = Literal["exact", "hold", "residual"]
 
@@ -43,17 +43,25 @@ class CodecState(NamedTuple):
     reference: Tensor
 
 
+def check_state(x: Tensor, kept: Tensor, name: str = "encode") -> None:
+    """Refuse a frame that is not of the shape, dtype and device of what a state keeps.
+
+    Raises:
+        StateError: with both.
+    """
+    r = kept
+    if (r.shape, r.dtype, r.device) != (x.shape, x.dtype, x.device):
+        raise StateError(
+            f"{name}: state is for {tuple(r.shape)} {r.dtype} on {r.device}, got a frame {tuple(x.shape)} {x.dtype} on "
+            f"{x.device}. A new stream? Start again with state=None."
+        )
+
+
 def _check(x: Tensor, state: CodecState | None, codec: str) -> None:
     if codec not in get_args(Codec):
         raise ValueError(f"codec must be one of {', '.join(get_args(Codec))}, got {codec!r}")
-    if state is None:
-        return
-    r = state.reference
-    if (r.shape, r.dtype, r.device) != (x.shape, x.dtype, x.device):
-        raise StateError(
-            f"encode: state is for {tuple(r.shape)} {r.dtype} on {r.device}, got a frame {tuple(x.shape)} {x.dtype} on "
-            f"{x.device}. A new stream? Start again with state=None."
-        )
+    if state is not None:
+        check_state(x, state.reference)
 
 
 def encode(x: Tensor, state: CodecState | None, step: Tensor, codec: Codec = "exact") -> tuple[Tensor, CodecState]:

@@ -69,7 +69,7 @@ def test_no_folder() -> None:
 def test_a_list_without_a_training_split(clips: Path, tmp_path: Path) -> None:
     shutil.copytree(clips, tmp_path / "clips")
     table = tmp_path / "clips" / "clips.csv"
-    table.write_text("".join(line for line in table.open() if ",train" not in line))
+    table.write_text("\n".join(line for line in table.read_text().splitlines() if ",train" not in line))
     with pytest.raises(ListError, match="no split 'train', only test"):
         TrainingData.decode(open_clips(str(tmp_path / "clips")), small_recipe(clips), (32, 32))
 

@@ -1,5 +1,6 @@
 """Recipes: phases, files, refusals."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def test_every_method_gets_the_same_number_of_epochs(method: str, epochs: int) -
     spans = schedule(resolve(Recipe("small_cnn", "clips", method=method, epochs=epochs), trained=False))
     assert spans[0].first == 0
     assert spans[-1].end == epochs
-    assert all(a.end == b.first for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a.end == b.first for a, b in itertools.pairwise(spans))
 
 
 def test_phases_are_multiples_of_the_recipe() -> None:

@@ -1,7 +1,6 @@
 """A run that was stopped goes on as if it had not been."""
 
 import csv
-import os
 import re
 import shutil
 import signal
@@ -83,7 +82,7 @@ def test_full_disk_leaves_the_old_checkpoint(
     assert "Traceback" not in errors
     assert re.search(r"could not be written: File too large; that of epoch \d is whole", errors.splitlines()[-1])
     assert checkpoint.read_bytes() == before
-    assert os.listdir(checkpoint.parent) == ["last.ckpt"]
+    assert [file.name for file in checkpoint.parent.iterdir()] == ["last.ckpt"]
     train(small_recipe(clips), run, machine=MACHINE, quiet=True)
     assert figures(run) == figures(whole_run)
 

@@ -23,6 +23,7 @@ class SparseNetwork(nn.Module):
     Attributes:
         delta: the delta layers by name.
         left_dense: linear operations whose input is not encoded, with the reason.
+        encoded: linear operations whose input is encoded, by the names that a meter gives them.
         graphs: the traced graphs by mode, {True: training, False: evaluation}; one object where both are the same.
         original: the module it was made from. It shares everything but the delta layers; not a child.
     """
@@ -33,11 +34,17 @@ class SparseNetwork(nn.Module):
         graphs: dict[bool, torch.fx.GraphModule],
         layers: dict[str, nn.Module],
         left_dense: dict[str, str],
+        encoded: frozenset[str],
+        modes: dict[str, bool],
         frame_dims: int,
     ) -> None:
         super().__init__()
-        if PREFIX in dict(original.named_children()):
-            raise ValueError(f"sparsify: the model has a child named {PREFIX!r} already; is it sparse? See unsparsify.")
+        taken = [name for name in (PREFIX, "original", "left_dense", "encoded", "graphs") if hasattr(original, name)]
+        if taken:
+            raise ValueError(
+                f"sparsify: {type(original).__name__} has attributes named {', '.join(taken)}, which a SparseNetwork "
+                "needs for itself; rename them"
+            )
         self.__dict__["original"] = original
         self._modules.update(original._modules)
         self._parameters.update(original._parameters)
@@ -45,18 +52,18 @@ class SparseNetwork(nn.Module):
         self._non_persistent_buffers_set |= original._non_persistent_buffers_set
         self.delta = nn.ModuleDict(layers)
         self.left_dense = left_dense
+        self.encoded = encoded
+        self._modes = modes
         self.frame_dims = frame_dims
         self.graphs = {mode: graph_module.graph for mode, graph_module in graphs.items()}
-        # Tensors made while tracing live on the graph module; everything else is found on self.
-        for graph_module in graphs.values():
-            for name, value in vars(graph_module).items():
-                if name.startswith("_tensor_constant"):
-                    self.__dict__[name] = value
         self._run: dict[bool, Callable[..., Any]] = {mode: type(g).forward for mode, g in graphs.items()}
-        self.register_load_state_dict_post_hook(_accept_original_checkpoint)
-        self.train(original.training)
+        self.register_load_state_dict_pre_hook(_accept_original_checkpoint)
+        # Not train(): parts of the original may be frozen in evaluation mode.
+        self.training = original.training
+        self.delta.train(original.training)
 
     def __getattr__(self, name: str) -> Any:
+        # What else the original has: its own attributes, tensors made while tracing.
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -68,7 +75,8 @@ class SparseNetwork(nn.Module):
         """Run a clip (N, T, ...) or frames (N, ...).
 
         Raises:
-            ValueError: another number of dimensions, an empty clip, or values that are not finite.
+            ValueError: another number of dimensions, an empty clip, values that are not finite, or a part of the
+                network that is in another mode than it was traced for.
         """
         x = inputs[0]
         if x.dim() not in (self.frame_dims, self.frame_dims + 1):
@@ -81,25 +89,28 @@ class SparseNetwork(nn.Module):
         if x.is_floating_point() and x.device.type == "cpu" and not torch.isfinite(x).all():
             bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten().tolist()
             raise ValueError(f"SparseNetwork: the input holds NaN or infinite values (in elements {bad} of the batch)")
+        for name, training in self._modes.items():
+            if self.get_submodule(name).training != (training and self.training):
+                raise ValueError(
+                    f"SparseNetwork: {name!r} was frozen or thawed after sparsify, which its traced code cannot "
+                    "follow. Set its mode before sparsify, and again after each model.train()."
+                )
         run = self._run[self.training]
         if x.dim() == self.frame_dims:
-            return run(self, *inputs, 1)
+            return run(self, 1, *inputs)
         n, t = x.shape[:2]
-        output = run(self, *(i.flatten(0, 1) for i in inputs), t)
+        output = run(self, t, *(i.flatten(0, 1) for i in inputs))
         return pytree.tree_map_only(Tensor, lambda o: o.unflatten(0, (n, t)) if o.shape[:1] == (n * t,) else o, output)
 
     def extra_repr(self) -> str:
         return f"{len(self.delta)} delta layers, {len(self.left_dense)} linear operations left dense"
 
 
-def _accept_original_checkpoint(module: nn.Module, incompatible: Any) -> None:
-    """A checkpoint of the original network has no delta layers: they keep their steps. Part of them missing is an
-    error.
-    """
-    own = {f"{PREFIX}.{name}" for name in module.get_submodule(PREFIX).state_dict()}
-    missing = own.intersection(incompatible.missing_keys)
-    if missing == own:
-        incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if key not in own]
+def _accept_original_checkpoint(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """A checkpoint of the original network has no delta layers: they keep their steps. Part missing is an error."""
+    prefix = f"{prefix}{PREFIX}."
+    if not any(key.startswith(prefix) for key in state_dict):
+        state_dict.update(module.get_submodule(PREFIX).state_dict(prefix=prefix))
 
 
 def unsparsify(model: nn.Module) -> nn.Module:
@@ -116,5 +127,5 @@ def unsparsify(model: nn.Module) -> nn.Module:
         original._parameters[name] = model._parameters[name]
     for name in original._buffers:
         original._buffers[name] = model._buffers[name]
-    original.train(model.training)
+    original.training = model.training
     return original

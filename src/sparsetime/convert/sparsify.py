@@ -14,13 +14,13 @@ gets its layer after the pool (less state), and a source that is a clamp (ReLU, 
 from __future__ import annotations
 
 import copy
+import math
 import operator
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -28,25 +28,28 @@ from torch.nn import functional as F
 
 from sparsetime.codec import Codec
 from sparsetime.convert.network import PREFIX, SparseNetwork
-from sparsetime.fanout import fanout
+from sparsetime.convert.trace import (
+    OUT_OF_PLACE,
+    Origin,
+    SparsifyError,
+    by_origin,
+    follow_in_place,
+    module_of,
+    trace,
+    writes_to,
+)
+from sparsetime.fanout import LinearOp, fanout
 from sparsetime.nn import DeltaActivation, SpatialL1
 from sparsetime.quantize import Granularity, Rule
-from sparsetime.watch import LinearCall, WatchLinear
+from sparsetime.watch import LinearCall, OpNames, WatchLinear
 
 __all__ = ["SparsifyError", "sparsify"]
 
 T = TypeVar("T")
 
-INPUT_RULE: Mapping[str, Rule] = {"input*": "fixed"}
-"""Nothing but the task pulls at the input's step, and that makes it shrink to nothing: a camera's noise should fix
-it.
-"""
-
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _KEEPING_MODULES = (
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Dropout3d,
+    *_DROPOUTS,
     nn.Identity,
     nn.Flatten,
     nn.Unflatten,
@@ -119,35 +122,40 @@ _CLAMPS = {"relu": (0, None), "relu6": (0, 6)}
 """Bounds of the activations that a delta layer computes itself."""
 
 
-class SparsifyError(ValueError):
-    """A network cannot be made sparse as asked; the message says what and where."""
+class _Op(NamedTuple):
+    """A linear operation that the network runs: its name, what it is, and the shape that went in."""
 
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, DeltaActivation | SpatialL1) or super().is_leaf_module(m, module_qualified_name)
+    name: str
+    op: LinearOp
+    shape: tuple[int, ...]
 
 
 @dataclass
 class _Seen:
     """What running the graph on the example showed of each node."""
 
+    batch: int
     value: dict[fx.Node, Any] = field(default_factory=dict)
-    calls: dict[fx.Node, list[LinearCall]] = field(default_factory=dict)
+    calls: dict[fx.Node, list[_Op]] = field(default_factory=dict)
     uncounted: dict[fx.Node, list[str]] = field(default_factory=dict)
 
 
 class _Look(fx.Interpreter):
     """Runs the graph on the example and notes, per node, its value's shape and the linear operations inside it."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, names: OpNames, batch: int) -> None:
         super().__init__(module, garbage_collect_values=True)
-        self.seen = _Seen()
+        self.seen = _Seen(batch)
+        self._names = names
 
     def run_node(self, n: fx.Node) -> Any:
-        calls: list[LinearCall] = []
+        calls: list[_Op] = []
         uncounted: list[str] = []
-        with WatchLinear(calls.append, uncounted.append):
+
+        def note(call: LinearCall) -> None:
+            calls.append(_Op(self._names(call), call.op, tuple(call.x.shape)))
+
+        with WatchLinear(note, uncounted.append):
             result = super().run_node(n)
         self.seen.calls[n] = calls
         self.seen.uncounted[n] = uncounted
@@ -161,8 +169,10 @@ class _Site:
 
     name: str
     node: fx.Node  # the layer reads this node ...
-    clamp: str | None = None  # ... or replaces it, if it is this clamp
-    macs: float = 0.0
+    origin: Origin
+    clamp: str | None  # ... or replaces it, if it is this clamp
+    macs: float  # of one frame, caused by what the layer gives
+    feeds: list[str]  # linear operations that read it, by name
 
 
 def sparsify(
@@ -173,7 +183,7 @@ def sparsify(
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
     step: float | Mapping[str, float] = 1 / 16,
-    rule: Rule | Mapping[str, Rule] = INPUT_RULE,
+    rule: Rule | Mapping[str, Rule] | None = None,
     granularity: Granularity | Mapping[str, Granularity] = "layer",
     codec: Codec | Mapping[str, Codec] = "exact",
     copy_model: bool = True,
@@ -186,31 +196,43 @@ def sparsify(
         layer: "delta" for `DeltaActivation`, "spatial_l1" for the baseline (no layer on the input then).
         include, exclude: patterns (`*`, `?`, `[...]`) of layer names; excluded wins. Partial use saves state memory.
         step, rule, granularity, codec: one value, or values by name pattern (the first that fits; a name that fits
-            none gets the default). The input's rule is "fixed" unless said otherwise.
+            none gets the default). The default rule is "dal", and "fixed" on the input: nothing but the task pulls at
+            the input's step, and that makes it shrink to nothing. A camera's noise should fix it.
         copy_model: work on a deep copy, so that `model` stays what it is.
 
     Returns:
         a `SparseNetwork`. Its parameters have the names they had; `left_dense` says what is not encoded, and why.
 
     Raises:
-        SparsifyError: the model cannot be traced (naming the line), has no linear operation, behaves differently in
-            training and evaluation, or a pattern fits nothing.
+        SparsifyError: the model cannot be traced (naming the line), has delta layers already, has no linear operation,
+            behaves differently in training and evaluation, or a pattern fits nothing.
     """
     if layer not in ("delta", "spatial_l1"):
         raise SparsifyError(f"sparsify: layer must be 'delta' or 'spatial_l1', got {layer!r}")
+    if delta_layers := [name for name, m in model.named_modules() if isinstance(m, DeltaActivation | SpatialL1)]:
+        raise SparsifyError(
+            f"sparsify: {type(model).__name__} has delta layers already ({', '.join(delta_layers[:3])} ...). "
+            "sparsetime.unsparsify(model) gives the network without them."
+        )
     if copy_model:
         model = copy.deepcopy(model)
     inputs = [example] if isinstance(example, Tensor) else list(example)
-    graphs = _trace(model)
+    graphs, modes = trace(model)
     seen = _look(model, graphs[False], inputs)
+    tensors = {origin for origin, node in by_origin(graphs[False]).items() if isinstance(seen.value[node], Tensor)}
+    for graph in dict.fromkeys(graphs.values()):
+        follow_in_place(graph, tensors)
     sites, left_dense = _find_sites(graphs[False], seen)
+    total = sum(_macs(op, seen.batch) for ops in seen.calls.values() for op in ops)
     if layer == "spatial_l1":
         sites = [site for site in sites if site.node.op != "placeholder"]
-    total = sum(site.macs for site in sites) + sum(_macs(c) for node in left_dense for c in seen.calls[node])
-    sites, excluded = _select(sites, _patterns(include), _patterns(exclude))
+    all_sites = sites
+    sites = _select(sites, _patterns(include), _patterns(exclude))
     reasons = {_label(node): reason for node, reason in left_dense.items()}
-    for site in excluded:
-        reasons[f"readers of {site.name}"] = "excluded by name"
+    for site in all_sites:
+        if site not in sites:
+            reasons |= dict.fromkeys(site.feeds, f"fed by {site.name}, which is excluded")
+    encoded = {name for site in sites for name in site.feeds if name not in reasons} if layer == "delta" else set()
     settings = {"step": step, "rule": rule, "granularity": granularity, "codec": codec}
     _check_patterns(settings, [site.name for site in sites])
 
@@ -222,7 +244,7 @@ def sparsify(
                 tuple(seen.value[site.node].shape[1:]),
                 activation=site.clamp or "identity",
                 step=_pick(step, site.name, 1 / 16),
-                rule=_pick(rule, site.name, "dal"),
+                rule=_pick(rule, site.name, "fixed" if site.node.op == "placeholder" else "dal"),
                 granularity=_pick(granularity, site.name, "layer"),
                 codec=_pick(codec, site.name, "exact"),
             )
@@ -241,42 +263,32 @@ def sparsify(
         holder._modules = dict(model._modules) | {PREFIX: nn.ModuleDict(layers)}
         modules[mode] = fx.GraphModule(holder, graphs[mode], class_name=f"Sparse{type(model).__name__}")
         modules[mode].graph.lint()
-    return SparseNetwork(model, modules, layers, reasons, inputs[0].dim())
+    return SparseNetwork(model, modules, layers, reasons, frozenset(encoded), modes, inputs[0].dim())
 
 
-def _trace(model: nn.Module) -> dict[bool, fx.Graph]:
-    """Graphs for evaluation and training; the same object where they do not differ."""
-    flags = {module: module.training for module in model.modules()}
-    graphs = {}
-    try:
-        for mode in (False, True):
-            model.train(mode)
-            graphs[mode] = _Tracer().trace(model)
-    except Exception as error:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if "torch" not in Path(f.filename).parts]
-        frames = [f for f in frames if Path(f.filename) != Path(__file__)]
-        where = f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "unknown line"
-        raise SparsifyError(
-            f"sparsify: {type(model).__name__} cannot be traced, at {where}\n  {error}\n"
-            "Control flow that depends on values must leave the traced part: wrap that part in a module of its own and "
-            "sparsify what lies before and after it, or put delta layers in by hand (sparsetime.nn.DeltaActivation)."
-        ) from error
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
-    code = {mode: graph.python_code("self").src for mode, graph in graphs.items()}
-    if code[True] == code[False]:
-        graphs[True] = graphs[False]
-    return graphs
+def _spare(graph: fx.Graph) -> None:
+    """Nobody may write into what a delta layer gives: it is kept for the layer's backward pass."""
+    layers = {node for node in graph.nodes if node.op == "call_module" and str(node.target).startswith(f"{PREFIX}.")}
+    for node in [node for node in graph.nodes if node not in layers]:
+        target = base = writes_to(node)
+        while base is not None and base not in layers and _keeps(base) and base.all_input_nodes:
+            base = base.all_input_nodes[0]
+        if target is None or base not in layers:
+            continue
+        if node.target in OUT_OF_PLACE:
+            node.target = OUT_OF_PLACE[node.target]
+            continue
+        with graph.inserting_before(node):
+            node.replace_input_with(target, graph.call_method("clone", (target,)))
 
 
 def _look(model: nn.Module, graph: fx.Graph, inputs: list[Tensor]) -> _Seen:
     # Two frames at least, so that the batch is told from other dimensions of size one.
-    batch = [i if i.shape[0] > 1 else i.expand(2, *i.shape[1:]) for i in inputs]
+    batch = [(i if i.shape[0] > 1 else i.expand(2, *i.shape[1:])).clone() for i in inputs]
     flags = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        look = _Look(fx.GraphModule(model, graph))
+        look = _Look(fx.GraphModule(model, graph), OpNames(model), len(batch[0]))
         with torch.no_grad():
             look.run(*batch)
     except Exception as error:
@@ -289,22 +301,42 @@ def _look(model: nn.Module, graph: fx.Graph, inputs: list[Tensor]) -> _Seen:
     return look.seen
 
 
-def _macs(call: LinearCall) -> float:
+def _macs(call: _Op, batch: int) -> float:
     """Dense MACs of one frame."""
-    frame = tuple(call.x.shape[1:])
-    rows = call.x[0].numel() // frame[-1] if call.op.kind == "linear" else 1
-    return float(fanout(call.op, frame).sum()) * rows
+    times = math.prod(call.shape[:-1]) if call.op.kind == "linear" else call.shape[0]
+    return float(fanout(call.op, call.shape[1:]).sum()) * times / batch
+
+
+def _shares(call: _Op, data: fx.Node, sources: list[fx.Node], seen: _Seen) -> list[float]:
+    """The MACs of one frame that each source causes: the fan-out of the elements that come from it."""
+    if len(sources) == 1:
+        return [_macs(call, seen.batch)]
+    fan = fanout(call.op, call.shape[1:])
+    return [float((_marks(data, source, sources, seen, {}) * fan).sum()) / seen.batch for source in sources]
+
+
+def _marks(node: fx.Node, source: fx.Node, sources: list[fx.Node], seen: _Seen, known: dict[fx.Node, Any]) -> Any:
+    """The value of a node that keeps elements: 1 where they come from `source`, else 0."""
+    if node in known:
+        return known[node]
+    value = seen.value[node]
+    result: Any
+    if node in sources or node.op == "get_attr":
+        result = torch.full(value.shape, float(node is source), dtype=torch.float64)
+    elif not _holds_tensors(value):
+        result = value
+    elif isinstance(module_of(node), _DROPOUTS):
+        result = _marks(node.all_input_nodes[0], source, sources, seen, known)
+    else:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _marks(n, source, sources, seen, known))
+        function = module_of(node) or (getattr(args[0], str(node.target)) if node.op == "call_method" else node.target)
+        result = function(*(args[1:] if node.op == "call_method" else args), **kwargs)  # type: ignore[operator]
+    known[node] = result
+    return result
 
 
 def _label(node: fx.Node) -> str:
     return str(node.target) if node.op == "call_module" else node.name
-
-
-def _module(node: fx.Node) -> nn.Module | None:
-    root = node.graph.owning_module
-    if node.op != "call_module" or root is None:
-        return None
-    return root.get_submodule(str(node.target))
 
 
 def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
@@ -312,13 +344,13 @@ def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
 
 
 def _is_max_pool(node: fx.Node) -> bool:
-    module = _module(node)
+    module = module_of(node)
     return isinstance(module, _MAX_POOLS) or (node.op == "call_function" and node.target in _MAX_POOL_FUNCTIONS)
 
 
 def _keeps(node: fx.Node) -> bool:
     """True if an element that did not change going in leaves unchanged what it becomes, and zeros stay zeros."""
-    module = _module(node)
+    module = module_of(node)
     if module is not None:
         nearest = isinstance(module, nn.Upsample) and module.mode == "nearest"
         return isinstance(module, _KEEPING_MODULES) or nearest or _is_max_pool(node)
@@ -335,12 +367,12 @@ def _keeps(node: fx.Node) -> bool:
 
 def _clamp_name(node: fx.Node) -> str | None:
     """The name in `ACTIVATIONS` that this node computes, if any; not where it overwrites what others read."""
-    module = _module(node)
-    inplace = bool(getattr(module, "inplace", False) or node.kwargs.get("inplace", False))
-    inplace |= node.op == "call_method" and str(node.target).endswith("_")
-    source = node.args[0] if node.args else None
-    if inplace and isinstance(source, fx.Node) and len(source.users) > 1:
-        return None
+    module = module_of(node)
+    base = writes_to(node)
+    while base is not None and _keeps(base) and base.all_input_nodes:  # a view: others may see the tensor behind it
+        base = base.all_input_nodes[0]
+        if len(base.users) > 1:
+            return None
     bounds: tuple[Any, Any] | None = None
     if isinstance(module, nn.ReLU6):
         bounds = (0, 6)
@@ -385,13 +417,13 @@ def _find_sites(graph: fx.Graph, seen: _Seen) -> tuple[list[_Site], dict[fx.Node
     be fed so.
     """
     nodes = list(graph.nodes)
-    batch = next(seen.value[n].shape[0] for n in nodes if n.op == "placeholder" and isinstance(seen.value[n], Tensor))
     macs: dict[fx.Node, float] = {}
+    feeds: dict[fx.Node, list[str]] = {}
     left: dict[fx.Node, str] = {}
     for node in nodes:
         if seen.uncounted[node]:
             left[node] = (
-                f"{', '.join(sorted(set(seen.uncounted[node])))}: a product of two streams, not one with weights"
+                f"{', '.join(sorted(set(seen.uncounted[node])))}: not a product of a batch of frames and weights"
             )
         if not seen.calls[node]:
             continue
@@ -404,7 +436,7 @@ def _find_sites(graph: fx.Graph, seen: _Seen) -> tuple[list[_Site], dict[fx.Node
             s
             for s in sources
             if not isinstance(seen.value[s], Tensor)
-            or seen.value[s].shape[:1] != (batch,)
+            or seen.value[s].shape[:1] != (seen.batch,)
             or not seen.value[s].is_floating_point()
         ]
         if bad or not sources:
@@ -412,52 +444,59 @@ def _find_sites(graph: fx.Graph, seen: _Seen) -> tuple[list[_Site], dict[fx.Node
                 "its input has not the batch of frames as first dimension" if bad else "its input does not vary"
             )
             continue
-        weight = _macs(seen.calls[node][0])
-        elements = sum(seen.value[s].numel() for s in sources)
-        for source in sources:
-            macs[source] = macs.get(source, 0.0) + weight * seen.value[source].numel() / elements
+        call = seen.calls[node][0]
+        for source, share in zip(sources, _shares(call, data, sources, seen), strict=True):
+            macs[source] = macs.get(source, 0.0) + share
+            feeds.setdefault(source, []).append(call.name)
     if not macs:
         raise SparsifyError(
             "sparsify: no linear operation (convolution, linear layer) was found that can be fed with deltas"
             + "".join(f"; {_label(n)}: {reason}" for n, reason in left.items())
         )
-    placeholders = [n for n in nodes if n.op == "placeholder"]
-    sites = []
+    placeholders = [n for n in nodes if n.op == "placeholder" and isinstance(seen.value[n], Tensor)]
+    origins = {node: origin for origin, node in by_origin(graph).items()}
+    sites: list[_Site] = []
+    taken = set(dir(nn.ModuleDict()))
     for node in nodes:
         if node not in macs:
             continue
         name = node.name
         if node.op == "placeholder":
             name = "input" if len(placeholders) == 1 else f"input_{node.name}"
-        sites.append(_Site(name, node, _clamp_name(node), macs[node]))
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        sites.append(_Site(name, node, origins[node], _clamp_name(node), macs[node], feeds[node]))
     return sites, left
 
 
 def _insert(graph: fx.Graph, sites: list[_Site], *, fuse: bool) -> None:
-    """Edit the graph: a placeholder `frames`, and one call per site. Sites are found by name, so any mode's graph
-    will do.
+    """Edit the graph: a first placeholder, the number of frames, and one call per site. Sites are found by where they
+    were made, so any mode's graph will do.
     """
-    by_name = {node.name: node for node in graph.nodes}
-    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
-    with graph.inserting_after(last):
-        frames = graph.placeholder("frames")
-    for site in sites:
-        node = by_name.get(site.node.name)
-        if node is None or (node.op, str(node.target)) != (site.node.op, str(site.node.target)):
+    by = by_origin(graph)
+    nodes = [by.get(site.origin) for site in sites]
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    name = "frames"
+    while name in (placeholder.target for placeholder in placeholders):
+        name += "_"
+    with graph.inserting_before(placeholders[0]):
+        frames = graph.placeholder(name)
+    for site, node in zip(sites, nodes, strict=True):
+        if node is None:
             raise SparsifyError(
-                f"sparsify: the network does something else in training than in evaluation, at {site.name}; it "
-                "may look at self.training only where the operations stay the same"
+                f"sparsify: the network does something else in training than in evaluation, at {site.name} "
+                f"({site.node.meta.get('line', '')}); it may look at self.training only where the operations stay the "
+                "same"
             )
         clamp = site.clamp if fuse else None
-        source = node.args[0] if clamp else node
-        with graph.inserting_after(frames if node.op == "placeholder" else node):
+        source = (node.args[0] if node.args else node.kwargs["input"]) if clamp else node
+        with graph.inserting_after(placeholders[-1] if node.op == "placeholder" else node):
             new = graph.create_node("call_module", f"{PREFIX}.{site.name}", (source, frames))
-        node.replace_all_uses_with(new, delete_user_cb=lambda user, new=new: user is not new)
+        node.replace_all_uses_with(new, delete_user_cb=partial(operator.is_not, new))
         if clamp:
             graph.erase_node(node)
-        for user in list(new.users):  # what a delta layer gives is kept for its backward pass: nobody may write into it
-            if user.op == "call_function" and user.target in (operator.iadd, operator.imul) and user.args[0] is new:
-                user.target = {operator.iadd: operator.add, operator.imul: operator.mul}[user.target]
+    _spare(graph)
 
 
 def _patterns(value: str | Sequence[str]) -> list[str]:
@@ -468,7 +507,7 @@ def _fits(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _select(sites: list[_Site], include: list[str], exclude: list[str]) -> tuple[list[_Site], list[_Site]]:
+def _select(sites: list[_Site], include: list[str], exclude: list[str]) -> list[_Site]:
     names = [site.name for site in sites]
     for pattern in include + exclude:
         if not _fits_any(names, pattern):
@@ -476,7 +515,7 @@ def _select(sites: list[_Site], include: list[str], exclude: list[str]) -> tuple
     chosen = [s for s in sites if _fits(s.name, include) and not _fits(s.name, exclude)]
     if not chosen:
         raise SparsifyError(f"sparsify: include and exclude leave no layer of: {', '.join(names)}")
-    return chosen, [site for site in sites if site not in chosen]
+    return chosen
 
 
 def _fits_any(names: Sequence[str], pattern: str) -> bool:
@@ -485,14 +524,16 @@ def _fits_any(names: Sequence[str], pattern: str) -> bool:
 
 def _check_patterns(settings: Mapping[str, Any], names: list[str]) -> None:
     for what, value in settings.items():
-        for pattern in value if isinstance(value, Mapping) and value is not INPUT_RULE else ():
+        for pattern in value if isinstance(value, Mapping) else ():
             if not _fits_any(names, pattern):
                 raise SparsifyError(
                     f"sparsify: {what}: pattern {pattern!r} fits no layer; layers are: {', '.join(names)}"
                 )
 
 
-def _pick(value: T | Mapping[str, T], name: str, default: T) -> T:
+def _pick(value: T | Mapping[str, T] | None, name: str, default: T) -> T:
+    if value is None:
+        return default
     if not isinstance(value, Mapping):
         return value
     fitting: Callable[[str], bool] = lambda pattern: fnmatchcase(name, pattern)  # noqa: E731

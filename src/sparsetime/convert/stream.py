@@ -133,7 +133,7 @@ class DeltaStream:
             raise ValueError("DeltaStream: the frame holds NaN or infinite values; the stream stays as it was")
         with torch.no_grad():
             run = _Run(self._model, self._values, self._layers)
-            output = run.run(frame.double(), 1)
+            output = run.run(1, frame.double())
         self._values, self._layers, self._kind = run.values, run.layers, kind
         return pytree.tree_map(
             lambda o: _copy(o.value, frame.dtype) if _is_signal(o) else o, output, is_leaf=_is_signal

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -18,6 +20,7 @@ class OpCounts:
 
     Attributes:
         kind: conv, conv_transpose or linear.
+        encoded: its input comes from delta layers, so that elements that did not change can be told and skipped.
         frames_first, frames_later: frames that went in.
         elements: input elements of one frame.
         output_elements: output elements of one frame.
@@ -31,6 +34,7 @@ class OpCounts:
     """
 
     kind: str
+    encoded: bool = True
     elements: int = 0
     output_elements: int = 0
     dense_macs: float = 0.0
@@ -47,7 +51,7 @@ class OpCounts:
     nb_dense: float = 0.0
 
     def __add__(self, other: OpCounts) -> OpCounts:
-        same = ("kind", "elements", "output_elements", "dense_macs")
+        same = ("kind", "encoded", "elements", "output_elements", "dense_macs")
         for name in same:
             if getattr(self, name) != getattr(other, name):
                 raise ValueError(
@@ -69,7 +73,8 @@ class Counts:
 
     Attributes:
         ops: by name of the operation.
-        skips: what the network can skip: elements that did not change ("deltas"), or that are zero ("activations").
+        skips: what the network can skip: elements that did not change ("deltas", where they are encoded), or that are
+            zero ("activations").
         clips: clips seen.
         activations, activations_nonzero: outputs of activation functions, and how many are not zero.
         reference_elements: last values sent, per stream.
@@ -129,33 +134,22 @@ class Counts:
         op_density_with_first_frame: the same with the first frame of each clip, which is computed from nothing.
         activation_density, delta_density: shares of input elements of linear operations that are not zero (all
             frames), and that changed (later frames).
-        state_bytes: of one stream: last values sent and one accumulator per output of a linear operation; 0 without
-            deltas.
+        state_bytes: of one stream: last values sent and one accumulator per output of a linear operation that is fed
+            with deltas; 0 without deltas.
         """
-        by_delta = self.skips == "deltas"
         layers = []
-        total: dict[str, float] = dict.fromkeys(
-            (
-                "later",
-                "all",
-                "act_later",
-                "act_all",
-                "delta_later",
-                "nonzero",
-                "elements",
-                "changed",
-                "elements_later",
-                "frames",
-            ),
-            0.0,
-        )
+        total: defaultdict[str, float] = defaultdict(float)
+        accumulators = 0
         for name, op in self.ops.items():
             frames = op.frames_first + op.frames_later
+            by_delta = self.skips == "deltas" and op.encoded
+            remaining = op.delta_macs_later if by_delta else op.macs_later
             row = {
                 "later": op.dense_macs * op.frames_later,
                 "all": op.dense_macs * frames,
+                "first": op.macs_first,
+                "remaining": remaining,
                 "act_later": op.macs_later,
-                "act_all": op.macs_first + op.macs_later,
                 "delta_later": op.delta_macs_later,
                 "nonzero": float(op.nonzero_first + op.nonzero_later),
                 "elements": float(op.elements * frames),
@@ -164,34 +158,34 @@ class Counts:
             }
             for key, value in row.items():
                 total[key] += value
-            total["frames"] = max(total["frames"], frames)
+            accumulators += op.output_elements if by_delta else 0
             layers.append(
                 {
                     "name": name,
                     "kind": op.kind,
+                    "encoded": op.encoded,
                     "dense_macs": op.dense_macs,
-                    "effective_macs": _share(op.delta_macs_later if by_delta else op.macs_later, op.frames_later),
+                    "effective_macs": _share(remaining, op.frames_later),
                     "elements": op.elements,
-                    **_densities(row, op.macs_first, by_delta),
+                    **_densities(row),
                 }
             )
+        frames = max((op.frames_first + op.frames_later for op in self.ops.values()), default=0)
         dense = sum(op.dense_macs for op in self.ops.values())
-        first = sum(op.macs_first for op in self.ops.values())
-        figures = _densities(total, first, by_delta)
+        figures = _densities(total)
         effective = None if figures["op_density"] is None else dense * figures["op_density"]
-        acs = _share(sum(op.nb_acs for op in self.ops.values()), total["frames"]) or 0.0
-        accumulators = sum(op.output_elements for op in self.ops.values()) if by_delta else 0
+        acs = _share(sum(op.nb_acs for op in self.ops.values()), frames) or 0.0
         return {
             "skips": self.skips,
             "clips": self.clips,
-            "frames": int(total["frames"]),
+            "frames": frames,
             **figures,
             "dense_macs": dense,
             "effective_macs": effective,
             "acs": acs,
             "state_bytes": (self.reference_elements + accumulators) * self.element_bytes,
             "weight_bytes": self.weight_bytes,
-            "neurobench": self._neurobench(total["frames"]),
+            "neurobench": self._neurobench(frames),
             "energy": {
                 "dense": estimate_energy(dense, 0.0),
                 "remaining": estimate_energy(effective if effective is not None else dense, 0.0),
@@ -200,7 +194,7 @@ class Counts:
             "layers": layers,
         }
 
-    def _neurobench(self, frames: float) -> dict[str, Any]:
+    def _neurobench(self, frames: int) -> dict[str, Any]:
         """NeuroBench's definitions (arXiv 2304.04640), a frame being a sample.
 
         ActivationSparsity: zeros / elements over the outputs of all activation functions and all samples.
@@ -217,15 +211,12 @@ class Counts:
         }
 
 
-def _densities(row: dict[str, float], macs_first: float, by_delta: bool) -> dict[str, float | None]:
-    by_deltas = _share(row["delta_later"], row["later"])
-    by_activations = _share(row["act_later"], row["later"])
-    with_first = macs_first + row["delta_later"] if by_delta else row["act_all"]
+def _densities(row: Mapping[str, float]) -> dict[str, float | None]:
     return {
-        "op_density": by_deltas if by_delta else by_activations,
-        "op_density_with_first_frame": _share(with_first, row["all"]),
-        "op_density_deltas": by_deltas,
-        "op_density_activations": by_activations,
+        "op_density": _share(row["remaining"], row["later"]),
+        "op_density_with_first_frame": _share(row["first"] + row["remaining"], row["all"]),
+        "op_density_deltas": _share(row["delta_later"], row["later"]),
+        "op_density_activations": _share(row["act_later"], row["later"]),
         "activation_density": _share(row["nonzero"], row["elements"]),
         "delta_density": _share(row["changed"], row["elements_later"]),
     }

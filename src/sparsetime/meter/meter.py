@@ -13,7 +13,7 @@ from sparsetime.convert import SparseNetwork
 from sparsetime.fanout import LinearOp, fanout
 from sparsetime.meter.counts import Counts, OpCounts, Skips
 from sparsetime.nn import DeltaActivation
-from sparsetime.watch import LinearCall, WatchLinear
+from sparsetime.watch import LinearCall, OpNames, WatchLinear
 
 __all__ = ["Meter"]
 
@@ -25,6 +25,12 @@ _ACTIVATIONS = {
     F.leaky_relu,
     F.prelu,
     F.elu,
+    F.selu,
+    F.celu,
+    F.rrelu,
+    F.threshold,
+    F.softsign,
+    F.logsigmoid,
     F.gelu,
     F.silu,
     F.mish,
@@ -53,33 +59,48 @@ class Meter:
 
     Meters add: `a + b` is the meter of both runs. What is read is the actual input of every linear operation, whatever
     class or function called it; operations with multiplications that cannot be described are named in `not_counted`.
+    An operation of a sparse network whose input was left without a delta layer skips zeros, not deltas.
+
+    The model computes what it computes without a meter, to the bit, with one exception: in evaluation PyTorch's
+    attention and transformer modules leave their fused path when they are watched, and round differently.
 
     Args:
         model: what `sparsify` returned, which knows the frames of a clip from its input; or a per-frame network.
         frames: T, for a per-frame network that is fed (N * T, ...). Without it, each frame is a clip of its own.
-        skips: what counts as skipped; by default deltas where the model has delta layers that are enabled, else zeros.
+        skips: what counts as skipped; by default deltas where the model has delta layers that are enabled and give
+            values, else zeros (what a layer that gives deltas does not send is zero).
+
+    Raises:
+        ValueError: frames below 1; in a forward pass, frames that do not divide into clips.
     """
 
     def __init__(self, model: nn.Module, frames: int | None = None, skips: Skips | None = None) -> None:
+        if frames is not None and frames < 1:
+            raise ValueError(f"Meter: frames must be at least 1, got {frames}")
         layers = [m for m in model.modules() if isinstance(m, DeltaActivation)]
         if skips is None:
-            skips = "deltas" if any(layer.enabled for layer in layers) else "activations"
+            skips = "deltas" if any(layer.enabled and layer.output == "value" for layer in layers) else "activations"
+        # The part that takes the clips: a sparse network may have something around it.
+        root = next((m for m in model.modules() if isinstance(m, SparseNetwork)), model)
         self.counts = Counts(skips=skips)
         self._model = model
+        self._root = root
         self._given_frames = frames
         self._frames = frames or 1
+        self._batch: int | None = None  # frames in the forward pass that runs
         self._delta_layers = layers
-        self._names = {id(p): name for name, p in model.named_parameters(remove_duplicate=False)}
+        self._inside = 0  # delta layers that run: they are counted by what they give
+        self._names = OpNames(root)
         self._fanouts: dict[tuple[str, tuple[int, ...], LinearOp], Tensor] = {}
-        self._calls: dict[str, int] = {}
         self._references: dict[int, int] = {}
         self._handles: list[Any] = []
         self._watch: WatchLinear | None = None
 
     def __enter__(self) -> Meter:
-        model = self._model
-        self._handles = [model.register_forward_pre_hook(self._start, prepend=True)]
-        self._handles += [layer.register_forward_hook(self._on_delta_layer) for layer in self._delta_layers]
+        self._handles = [self._root.register_forward_pre_hook(self._start, prepend=True)]
+        for layer in self._delta_layers:
+            self._handles.append(layer.register_forward_pre_hook(self._enter_delta_layer))
+            self._handles.append(layer.register_forward_hook(self._on_delta_layer, with_kwargs=True))
         self._watch = WatchLinear(self._on_linear, self.counts.not_counted.add, self._on_output)
         self._watch.__enter__()
         return self
@@ -107,31 +128,27 @@ class Meter:
         if isinstance(model, SparseNetwork):
             self._frames = x.shape[1] if x.dim() == model.frame_dims + 1 else 1
             clips = x.shape[0]
+            self._batch = clips * self._frames
         else:
             if x.shape[0] % self._frames:
                 raise ValueError(
                     f"Meter: {x.shape[0]} frames do not divide into clips of {self._frames}; see Meter(frames=)"
                 )
             clips = x.shape[0] // self._frames
-        self._calls.clear()
+            self._batch = x.shape[0]
+        self._names.restart()
+        self._inside = 0
         self.counts.clips += clips
-        self.counts.weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+        self.counts.weight_bytes = sum(p.numel() * p.element_size() for p in self._model.parameters())
         self.counts.element_bytes = x.element_size() if x.is_floating_point() else 4
-
-    def _name(self, call: LinearCall) -> str:
-        """The weight's module name, `module#2` for its second call in one pass."""
-        name = self._names.get(id(call.weight), f"{call.op.kind} {tuple(call.weight.shape)}")
-        name = name.removesuffix(".weight")
-        self._calls[name] = self._calls.get(name, 0) + 1
-        return name if self._calls[name] == 1 else f"{name}#{self._calls[name]}"
 
     def _on_linear(self, call: LinearCall) -> None:
         t = self._frames
         x = call.x.detach()
-        if x.shape[0] % t:
-            self.counts.not_counted.add(f"{call.op.kind} whose first dimension {x.shape[0]} is not the frames'")
+        name = self._names(call)
+        if x.shape[0] % t or self._batch not in (None, x.shape[0]):
+            self.counts.not_counted.add(f"{name} (the first dimension of its input is not that of the frames)")
             return
-        name = self._name(call)
         frame = tuple(x.shape[1:])
         maps = self._fanout(name, call, frame)
         clip = x.unflatten(0, (-1, t))
@@ -143,8 +160,10 @@ class Meter:
         nb = float(((first + later) * maps[1]).sum())
         ternary = bool((x.abs() == nonzero.flatten(0, 1)).all())
         frames = x.shape[0]
+        encoded = not isinstance(self._root, SparseNetwork) or name in self._root.encoded
         counts = OpCounts(
             call.op.kind,
+            encoded,
             elements=int(x[0].numel()),
             output_elements=int(call.output[0].numel()),
             dense_macs=dense,
@@ -174,14 +193,21 @@ class Meter:
         return full, fanout(call.op, frame, call.weight).to(call.x.device)
 
     def _on_output(self, function: Any, output: Any) -> None:
-        if function in _ACTIVATIONS and isinstance(output, Tensor):
+        if function in _ACTIVATIONS and isinstance(output, Tensor) and not self._inside:
             self._count_activation(output)
 
-    def _on_delta_layer(self, layer: DeltaActivation, args: tuple[Any, ...], output: Tensor) -> None:
+    def _enter_delta_layer(self, layer: DeltaActivation, args: tuple[Any, ...]) -> None:
+        self._inside += 1
+
+    def _on_delta_layer(
+        self, layer: DeltaActivation, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> None:
+        self._inside -= 1
         if layer.activation != "identity":
             self._count_activation(output)
         if layer.enabled and id(layer) not in self._references:
-            self._references[id(layer)] = output[0].numel()
+            is_clip = len(args) == 1 and kwargs.get("frames") is None
+            self._references[id(layer)] = output[0, 0].numel() if is_clip else output[0].numel()
             self.counts.reference_elements = sum(self._references.values())
 
     def _count_activation(self, output: Tensor) -> None:

@@ -6,10 +6,40 @@
 namespace sparsetime {
 namespace {
 
-constexpr std::size_t kBlock = 1024;  // floats; a block of every array of a frame stays in the first-level cache
+constexpr std::size_t kBlock = 16384;  // floats; a block of all frames of a clip stays in the second-level cache
 constexpr std::size_t kLanes = 16;
 
 inline float sign(float x) { return static_cast<float>(x > 0.f) - static_cast<float>(x < 0.f); }
+
+// Vectors as wide as this object's instruction set has.
+#if defined(__AVX512F__)
+constexpr std::size_t kWidth = 16;
+#elif defined(__AVX2__)
+constexpr std::size_t kWidth = 8;
+#else
+constexpr std::size_t kWidth = 4;
+#endif
+typedef float Floats __attribute__((vector_size(kWidth * 4)));
+typedef std::int32_t Ints __attribute__((vector_size(kWidth * 4)));
+typedef std::uint8_t Bytes __attribute__((vector_size(kWidth)));
+
+inline Floats load(const float* p) {
+    Floats v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+inline Bytes load_bytes(const std::uint8_t* p) {
+    Bytes v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+inline void store(float* p, Floats v) { __builtin_memcpy(p, &v, sizeof v); }
+
+// weight * sign(d), 0 at 0 and NaN.
+inline Floats signs(Floats d, float weight) {
+    const Floats plus = Floats{} + weight, zero = {};
+    return d > zero ? plus : (d < zero ? -plus : zero);
+}
 
 // Independent partial sums, so that a sum of floats may be made of vectors.
 inline double total(const float* lanes) {
@@ -39,15 +69,6 @@ double change_block(const float* __restrict now, const float* __restrict before,
     return total(lanes);
 }
 
-double dot_block(const float* __restrict a, const float* __restrict b, std::size_t n) {
-    float lanes[kLanes] = {};
-    std::size_t j = 0;
-    for (; j + kLanes <= n; j += kLanes)
-        for (std::size_t k = 0; k < kLanes; ++k) lanes[k] += a[j + k] * b[j + k];
-    for (; j < n; ++j) lanes[0] += a[j] * b[j];
-    return total(lanes);
-}
-
 double forward(const float* x, float* value, std::uint8_t* inside, Clips shape, std::size_t first, std::size_t last, float q,
                float low, float high) {
     double change = 0;
@@ -64,6 +85,44 @@ double forward(const float* x, float* value, std::uint8_t* inside, Clips shape, 
     return change;
 }
 
+// out = inside * (g + weight (sign(v - before) - sign(after - v))), and the sum of that bracket times v.
+// GRAD, INSIDE, BEFORE, AFTER say which of the arrays there are: decided once a block, not once a number.
+template <bool GRAD, bool INSIDE, bool BEFORE, bool AFTER>
+double backward_block(const float* grad, const float* v, const float* before, const float* after,
+                      const std::uint8_t* inside, float* out, std::size_t n, float weight) {
+    Floats sums = {};
+    std::size_t j = 0;
+    for (; j + kWidth <= n; j += kWidth) {
+        const Floats value = load(v + j);
+        Floats g = {};
+        if (GRAD) g = load(grad + j);
+        if (BEFORE) g += signs(value - load(before + j), weight);
+        if (AFTER) g -= signs(load(after + j) - value, weight);
+        sums += g * value;
+        if (INSIDE) g = __builtin_convertvector(load_bytes(inside + j), Ints) != 0 ? g : Floats{};
+        store(out + j, g);
+    }
+    double product = 0;
+    for (std::size_t k = 0; k < kWidth; ++k) product += sums[k];
+    for (; j < n; ++j) {
+        float g = GRAD ? grad[j] : 0.f;
+        if (BEFORE) g += weight * sign(v[j] - before[j]);
+        if (AFTER) g -= weight * sign(after[j] - v[j]);
+        product += g * v[j];
+        out[j] = INSIDE && !inside[j] ? 0.f : g;
+    }
+    return product;
+}
+
+using Block = double (*)(const float*, const float*, const float*, const float*, const std::uint8_t*, float*, std::size_t,
+                         float);
+
+template <bool GRAD, bool INSIDE>
+Block pick(bool before, bool after) {
+    if (before) return after ? backward_block<GRAD, INSIDE, true, true> : backward_block<GRAD, INSIDE, true, false>;
+    return after ? backward_block<GRAD, INSIDE, false, true> : backward_block<GRAD, INSIDE, false, false>;
+}
+
 double backward(const float* grad, const float* value, const std::uint8_t* inside, float* out, Clips shape,
                 std::size_t first, std::size_t last, float weight) {
     double product = 0;
@@ -73,22 +132,12 @@ double backward(const float* grad, const float* value, const std::uint8_t* insid
             for (std::size_t t = 0; t < shape.frames; ++t) {
                 const std::size_t offset = (clip * shape.frames + t) * shape.elements + at;
                 const float* v = value + offset;
-                float* __restrict o = out + offset;
-                if (grad)
-                    for (std::size_t j = 0; j < n; ++j) o[j] = grad[offset + j];
-                else
-                    for (std::size_t j = 0; j < n; ++j) o[j] = 0.f;
-                if (weight != 0.f && t) {
-                    const float* before = v - shape.elements;
-                    for (std::size_t j = 0; j < n; ++j) o[j] += weight * sign(v[j] - before[j]);
-                }
-                if (weight != 0.f && t + 1 < shape.frames) {
-                    const float* after = v + shape.elements;
-                    for (std::size_t j = 0; j < n; ++j) o[j] -= weight * sign(after[j] - v[j]);
-                }
-                product += dot_block(o, v, n);
-                if (inside)
-                    for (std::size_t j = 0; j < n; ++j) o[j] = inside[offset + j] ? o[j] : 0.f;
+                const bool before = weight != 0.f && t > 0, after = weight != 0.f && t + 1 < shape.frames;
+                const Block block = grad ? (inside ? pick<true, true>(before, after) : pick<true, false>(before, after))
+                                         : (inside ? pick<false, true>(before, after) : pick<false, false>(before, after));
+                product += block(grad ? grad + offset : nullptr, v, before ? v - shape.elements : nullptr,
+                                 after ? v + shape.elements : nullptr, inside ? inside + offset : nullptr, out + offset, n,
+                                 weight);
             }
         }
     return product;

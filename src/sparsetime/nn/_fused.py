@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sparsetime import _quantize
 from sparsetime.quantize import FLOOR
@@ -45,6 +46,7 @@ class _ClampQuantize(torch.autograd.Function):
         return value, change / max(_changes(value, frames), 1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         grad_value, grad_penalty = grads[0], grads[1]
         value, inside, step = ctx.saved_tensors

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsetime.codec import Codec, CodecState, encode, encode_clip
+from sparsetime.codec import Codec, CodecState, check_state, encode, encode_clip
 from sparsetime.nn._fused import clamp_quantize
 from sparsetime.nn._penalised import Penalised
 from sparsetime.quantize import (
@@ -155,8 +155,11 @@ class DeltaActivation(Penalised):
         """
         sigma = None
         if self.sigma:
-            # The accumulator never shares memory with the caller's frame.
-            sigma = x.clone() if state is None or state.sigma is None else state.sigma + x
+            if state is None or state.sigma is None:
+                sigma = x.clone()  # it never shares memory with the caller's frame
+            else:
+                check_state(x, state.sigma, "DeltaActivation")
+                sigma = state.sigma + x
             x = sigma
         a = self._activate(self._add_bias(x))
         before = None if state is None else state.codec

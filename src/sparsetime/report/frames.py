@@ -78,7 +78,10 @@ def load_frames(path: Path) -> Frames:
         ReportError: the file is absent, no npz archive, or its arrays are not as ``save_frames`` describes them.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with Path(path).open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise ValueError("it is a single array")
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise ReportError(f"load_frames: {path} is not readable as an npz archive: {error}") from error

@@ -78,9 +78,22 @@ def lr_factor(recipe: Recipe, spans: tuple[Span, ...], progress: float) -> float
     return 0.5 * (1 + math.cos(math.pi * (done - recipe.warmup) / (1 - recipe.warmup)))
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimizer of the recipe, with the steps in a group of their own."""
-    groups = sparsetime.parameter_groups(model, recipe.lr, recipe.step_lr, recipe.weight_decay)
+def resolved_rates(recipe: Recipe) -> tuple[float, float]:
+    """Peak learning rates of the weights and of the classifier."""
+    if recipe.lr is None or recipe.head_lr is None:
+        raise TrainingError("the recipe leaves its learning rates to the method; call resolve(recipe) first")
+    return recipe.lr, recipe.head_lr
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe, classifier: str) -> torch.optim.Optimizer:
+    """The optimizer of the recipe, with the steps and the classifier in groups of their own."""
+    lr, head_lr = resolved_rates(recipe)
+    groups = sparsetime.parameter_groups(model, lr, recipe.step_lr, recipe.weight_decay)
+    head = {id(p) for name, p in model.named_parameters() if name.startswith(f"{classifier}.")}
+    weights = groups[0]
+    groups.append(weights | {"params": [p for p in weights["params"] if id(p) in head], "name": "classifier"})
+    groups[-1]["lr"] = head_lr
+    weights["params"] = [p for p in weights["params"] if id(p) not in head]
     for group in groups:
         group["peak_lr"] = group["lr"]
     if recipe.optimizer == "sgd":
@@ -114,8 +127,8 @@ class Loop:
         self.spans = schedule(recipe)
         self.rows: list[Row] = []
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        wrapped, optimizer = fabric.setup(self.model, make_optimizer(model.model, recipe))
-        self.wrapped, self.optimizer = wrapped, optimizer
+        optimizer = make_optimizer(model.model, recipe, str(model.model.classifier_name))
+        self.wrapped, self.optimizer = fabric.setup(self.model, optimizer)
         self.sparse = recipe.method != "dense"
 
     @property
@@ -169,7 +182,8 @@ class Loop:
         for step, batch in enumerate(loader.epoch(epoch)):
             progress = epoch + step / len(loader)
             for group in self.optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * lr_factor(self.recipe, self.spans, progress)
+                phase = span.lr if group["name"] == "weights" else 1.0
+                group["lr"] = group["peak_lr"] * phase * lr_factor(self.recipe, self.spans, progress)
             clip = batch["clip"].to(self.fabric.device, non_blocking=True)
             label = batch["label"].to(self.fabric.device, non_blocking=True)
             log_p = log_mean_softmax(self.wrapped(clip))
@@ -194,7 +208,7 @@ class Loop:
         return {
             "epoch": epoch,
             "phase": span.name,
-            "lr": self.recipe.lr * lr_factor(self.recipe, self.spans, epoch),
+            "lr": resolved_rates(self.recipe)[0] * span.lr * lr_factor(self.recipe, self.spans, epoch),
             "penalty_weight": span.penalty,
             "train_loss": (task_sum + span.penalty * penalty_sum) / clips,
             "task_loss": task_sum / clips,

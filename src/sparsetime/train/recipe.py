@@ -25,6 +25,7 @@ class Phase:
         penalty: times ``Recipe.penalty`` is the weight of ``sparsetime.penalty`` in the loss.
         clip_length: times ``Recipe.clip_length`` is T, rounded, at least 2.
         batch_size: times ``Recipe.batch_size`` is the number of clips in a batch, rounded.
+        lr: times ``Recipe.lr`` is the peak learning rate of the weights (not of classifier and steps).
         quantize: False lets every layer pass its values through unquantized (the dense warm-up).
     """
 
@@ -33,6 +34,7 @@ class Phase:
     penalty: float = 1.0
     clip_length: float = 1.0
     batch_size: float = 1.0
+    lr: float = 1.0
     quantize: bool = True
 
 
@@ -57,7 +59,9 @@ class Recipe:
         frames_per_video: frames seen of each video in one epoch, so that short and long clips see equally many.
         augment: shift and mirror training clips, the same for all frames of a clip.
         optimizer: ``adam``, ``adamw`` or ``sgd`` (momentum 0.9).
-        lr, step_lr: peak learning rates of the weights and of the quantizer's steps.
+        lr, step_lr: peak learning rates of the weights and of the quantizer's steps; lr None for 2e-4 on top of
+            trained weights, 1e-3 from scratch.
+        head_lr: of the classifier; None for ten times `lr` where it starts fresh on top of trained weights, else `lr`.
         weight_decay: of the weights; the steps have none.
         warmup: share of the run over which the learning rate rises; it then falls as a cosine.
         clip_gradient: largest norm of the gradient; 0 leaves it as it is.
@@ -84,15 +88,16 @@ class Recipe:
     phases: tuple[Phase, ...] = ()
     epochs: int = 40
     penalty: float | None = None
-    clip_length: int = 8
-    batch_size: int = 8
+    clip_length: int = 4
+    batch_size: int = 4
     seed: int = 0
     stride: int = 1
     frames_per_video: int = 16
     augment: bool = True
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    lr: float = 5e-4
+    lr: float | None = None
     step_lr: float = 2e-3
+    head_lr: float | None = None
     weight_decay: float = 0.0
     warmup: float = 0.05
     clip_gradient: float = 1.0
@@ -121,7 +126,7 @@ class Recipe:
 
 
 #: Weight of the penalty in the strong phase.
-DEFAULT_PENALTY: dict[str, float] = {"dense": 0.0, "spatial_l1": 4.0, "delta": 8.0}
+DEFAULT_PENALTY: dict[str, float] = {"dense": 0.0, "spatial_l1": 50.0, "delta": 50.0}
 
 
 def default_phases(method: Method, *, warm_up: bool) -> tuple[Phase, ...]:
@@ -137,7 +142,10 @@ def default_phases(method: Method, *, warm_up: bool) -> tuple[Phase, ...]:
     if method == "dense":
         return (Phase("dense", penalty=0.0),)
     front = (Phase("warm-up", 0.4, penalty=0.0, quantize=False),) if warm_up else ()
-    return (*front, Phase("strong", 0.4), Phase("weak", 0.2, penalty=0.25, clip_length=0.5, batch_size=2.0))
+    # The penalty reshapes the whole network, which takes larger steps than learning a classifier on trained features.
+    rate = 2.5
+    weak = Phase("weak", 0.2, penalty=0.25, clip_length=0.5, batch_size=2.0, lr=rate)
+    return (*front, Phase("strong", 0.4, lr=rate), weak)
 
 
 def resolve(recipe: Recipe, *, trained: bool) -> Recipe:
@@ -149,9 +157,13 @@ def resolve(recipe: Recipe, *, trained: bool) -> Recipe:
             needs no warm-up.
     """
     warm_up = recipe.start == "refinement" and not trained
+    lr = recipe.lr or (1e-3 if recipe.weights is None else 2e-4)
+    fresh_head = recipe.weights is not None and not trained
     return recipe.replace(
         phases=recipe.phases or default_phases(recipe.method, warm_up=warm_up),
         penalty=DEFAULT_PENALTY[recipe.method] if recipe.penalty is None else recipe.penalty,
+        lr=lr,
+        head_lr=lr * (10 if fresh_head else 1) if recipe.head_lr is None else recipe.head_lr,
     )
 
 
@@ -165,6 +177,7 @@ class Span:
         penalty: weight of the penalty in the loss.
         clip_length: T.
         batch_size: clips in a batch, over all processes.
+        lr: multiple of the recipe's, for the weights.
         quantize: whether the layers quantize.
     """
 
@@ -174,6 +187,7 @@ class Span:
     penalty: float
     clip_length: int
     batch_size: int
+    lr: float
     quantize: bool
 
 
@@ -209,6 +223,7 @@ def schedule(recipe: Recipe) -> tuple[Span, ...]:
                     penalty=penalty,
                     clip_length=max(2, round(recipe.clip_length * phase.clip_length)),
                     batch_size=max(1, round(recipe.batch_size * phase.batch_size)),
+                    lr=phase.lr,
                     quantize=phase.quantize,
                 )
             )
@@ -306,13 +321,14 @@ def _check(recipe: Recipe) -> None:
         "batch_size",
         "stride",
         "frames_per_video",
-        "lr",
         "levels",
         "calibration_clips",
     ):
         if not getattr(recipe, name) > 0:
             raise RecipeError(f"recipe: {name} must be more than 0, got {getattr(recipe, name)}")
-    for name in ("penalty", "step_lr", "weight_decay", "clip_gradient", "patience", "seed"):
+    if recipe.lr is not None and not recipe.lr > 0:
+        raise RecipeError(f"recipe: lr must be more than 0, got {recipe.lr}")
+    for name in ("penalty", "step_lr", "head_lr", "weight_decay", "clip_gradient", "patience", "seed"):
         if not (getattr(recipe, name) or 0) >= 0:
             raise RecipeError(f"recipe: {name} must be 0 or more, got {getattr(recipe, name)}")
     for name in ("validate", "warmup"):
@@ -323,8 +339,10 @@ def _check(recipe: Recipe) -> None:
     if recipe.patience and not recipe.validate:
         raise RecipeError("recipe: patience watches a held-out part of the training groups; set validate, e.g. 0.2")
     for phase in recipe.phases:
-        if not (phase.share > 0 and phase.clip_length > 0 and phase.batch_size > 0 and phase.penalty >= 0):
+        if not (
+            phase.share > 0 and phase.clip_length > 0 and phase.batch_size > 0 and phase.lr > 0 and phase.penalty >= 0
+        ):
             raise RecipeError(
-                f"recipe: phase {phase.name!r} needs share, clip_length and batch_size above 0 and penalty of 0 or "
+                f"recipe: phase {phase.name!r} needs share, clip_length, batch_size and lr above 0 and penalty of 0 or "
                 f"more, got {phase}"
             )

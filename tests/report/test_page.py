@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import edit_json, fabricate
 
 from sparsetime.report import ReportError, save_frames, write_report
 from sparsetime.report.groups import group_runs
@@ -28,6 +27,8 @@ from sparsetime.report.papers import (
     papers_for,
 )
 from sparsetime.report.runs import read_runs
+
+from .fabricate import edit_json, fabricate
 
 
 def report(tmp_path: Path, *runs: Path) -> tuple[str, dict]:

@@ -87,6 +87,10 @@ def test_files_that_are_no_frames(tmp_path: Path) -> None:
     file.write_bytes(b"no archive")
     with pytest.raises(ReportError, match="not readable"):
         load_frames(file)
+    with file.open("wb") as single:
+        np.save(single, np.zeros(3))
+    with pytest.raises(ReportError, match="single array"):
+        load_frames(file)
     np.savez(file, other=np.zeros(3))
     with pytest.raises(ReportError, match="no array 'frames'"):
         load_frames(file)

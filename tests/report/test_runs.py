@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
-from fabricate import edit_json, fabricate
 
 from sparsetime.report import ReportError, read_run
 from sparsetime.report.runs import choose_split, read_runs
+
+from .fabricate import edit_json, fabricate
 
 
 def test_a_whole_run(tmp_path: Path) -> None:

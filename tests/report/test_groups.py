@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricate import edit_json, fabricate
 
 from sparsetime.report.groups import Group, chance, finding, group_runs, spread, wilson
 from sparsetime.report.runs import Run, read_runs
+
+from .fabricate import edit_json, fabricate
 
 
 def made_up(method: str, density: float, accuracy: float, clips: int = 100, **more: Any) -> Group:

@@ -4,9 +4,10 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from fabricate import edit_json, fabricate
 
 from sparsetime.report import ReportError, accuracy_figure_svg
+
+from .fabricate import edit_json, fabricate
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -1,0 +1,150 @@
+"""Accuracy against operations on real video: dense, spatial L1 and delta, several seeds.
+
+    python benchmarks/real_video.py run --data ../shared/data --out runs/real      # hours; goes on where it stopped
+    python benchmarks/real_video.py table --out runs/real --json real_video.json
+
+Every run is the command line program's own `train` and `evaluate`. A dense network is refined from ImageNet weights;
+spatial L1
+and delta refine that network further. Settings were chosen on groups held out of the training split, never on `test`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+METHODS = ("dense", "spatial_l1", "delta")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One network on one data set: epochs of the dense run and of the refinements, and how much of each video an
+    epoch sees.
+    """
+
+    name: str
+    data: str
+    network: str
+    weights: str
+    dense_epochs: int
+    refine_epochs: int
+    frames_per_video: int = 16
+
+
+EXPERIMENTS = (
+    Experiment("uti-025", "ut_interaction", "mobilenet_v1_025", "mobilenet_v1_0.25_128_quant.npz", 24, 32),
+    Experiment("uti-mbv2", "ut_interaction", "mobilenet_v2", "mobilenet_v2_1.0_224_quant.npz", 10, 12, 8),
+    Experiment("jhmdb-025", "jhmdb", "mobilenet_v1_025", "mobilenet_v1_0.25_128_quant.npz", 16, 20),
+    Experiment("uti-050", "ut_interaction", "mobilenet_v1_050", "mobilenet_v1_0.5_160_quant.npz", 16, 20, 8),
+    Experiment("jhmdb-050", "jhmdb", "mobilenet_v1_050", "mobilenet_v1_0.5_160_quant.npz", 14, 16, 8),
+)
+
+
+def directory(out: Path, experiment: Experiment, method: str, seed: int) -> Path:
+    return out / f"{experiment.name}-{method}-{seed}"
+
+
+def commands(args: argparse.Namespace, experiment: Experiment, method: str, seed: int) -> Iterator[list[str]]:
+    """The two commands of one run."""
+    data = args.data / experiment.data
+    run = directory(args.out, experiment, method, seed)
+    recipe = args.out / f"{experiment.name}.toml"
+    recipe.write_text(f"frames_per_video = {experiment.frames_per_video}\n", encoding="utf-8")
+    train = [args.program, "train", "--data", str(data), "--model", experiment.network, "--method", method]
+    train += ["--out", str(run), "--seed", str(seed), "--threads", "1", "--recipe", str(recipe)]
+    if method == "dense":
+        weights = args.data / "weights" / "imagenet" / experiment.weights
+        train += ["--weights", str(weights), "--epochs", str(experiment.dense_epochs)]
+    else:
+        dense = directory(args.out, experiment, "dense", seed)
+        train += ["--weights", str(dense), "--epochs", str(experiment.refine_epochs)]
+    yield train
+    yield [args.program, "evaluate", str(run), "--data", str(data), "--split", "test", "--threads", "1"]
+
+
+def chain(args: argparse.Namespace, experiment: Experiment, seed: int) -> None:
+    """All methods of one seed, one after the other; what is there already is left."""
+    for method in args.methods:
+        run = directory(args.out, experiment, method, seed)
+        if (run / "evaluation-test.json").exists():
+            continue
+        for command in commands(args, experiment, method, seed):
+            print(" ".join(command), flush=True)
+            with (args.out / f"{run.name}.log").open("a", encoding="utf-8") as log:
+                environment = os.environ | {"OMP_NUM_THREADS": "1"}
+                subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=True)
+
+
+def run(args: argparse.Namespace) -> None:
+    args.out.mkdir(parents=True, exist_ok=True)
+    wanted = [e for e in EXPERIMENTS if not args.only or e.name in args.only]
+    jobs = [(experiment, seed) for experiment in wanted for seed in args.seeds]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for future in [pool.submit(chain, args, *job) for job in jobs]:
+            future.result()
+
+
+def summarise(out: Path) -> list[dict[str, Any]]:
+    """Mean and range over seeds of every experiment and method."""
+    rows = []
+    for experiment in EXPERIMENTS:
+        for method in METHODS:
+            files = sorted(out.glob(f"{experiment.name}-{method}-*/evaluation-test.json"))
+            results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+            if not results:
+                continue
+            row: dict[str, Any] = {"experiment": experiment.name, "method": method, "seeds": len(results)}
+            for key in ("accuracy", "op_density", "op_density_with_first_frame", "activation_density", "delta_density"):
+                values = [result[key] for result in results]
+                row[key] = {"mean": statistics.fmean(values), "min": min(values), "max": max(values)}
+            row["clips"] = results[0]["clips"]
+            rows.append(row)
+    return rows
+
+
+def table(args: argparse.Namespace) -> None:
+    rows = summarise(args.out)
+    dense = {row["experiment"]: row for row in rows if row["method"] == "dense"}
+    print("| experiment | method | seeds | accuracy | operations | first frame in | of dense |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        cells = [f"{row[k]['mean']:.3f} ({row[k]['min']:.3f}-{row[k]['max']:.3f})" for k in ("accuracy", "op_density")]
+        first = f"{row['op_density_with_first_frame']['mean']:.3f}"
+        base = dense.get(row["experiment"])
+        ratio = f"{row['op_density']['mean'] / base['op_density']['mean']:.2f}" if base else ""
+        print(f"| {row['experiment']} | {row['method']} | {row['seeds']} | {' | '.join(cells)} | {first} | {ratio} |")
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(dest="action", required=True)
+    runner = actions.add_parser("run", help="train and evaluate what is not there yet")
+    runner.add_argument("--data", type=Path, required=True)
+    runner.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    runner.add_argument("--only", nargs="*", choices=[e.name for e in EXPERIMENTS])
+    runner.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    runner.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    runner.add_argument("--program", default=str(Path(sys.executable).with_name("sparsetime")))
+    runner.set_defaults(function=run)
+    printer = actions.add_parser("table", help="mean and range over seeds")
+    printer.add_argument("--json", type=Path)
+    printer.set_defaults(function=table)
+    for action in (runner, printer):
+        action.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    args.function(args)
+
+
+if __name__ == "__main__":
+    main()
