@@ -2,11 +2,11 @@
 
     python benchmarks/layers.py --json layers.json [--layers 3x3] [--patterns clustered elements] [--rounds 15]
 
-A step is everything between two lists of events: the input's events arrive as the layer before left them; sums, accumulators,
-ReLU, `hold` codec, value and the output's events are inside the time. Thresholds are set so that the output is as dense as the
-input. What is left for the next layer is what it would take on the same path: events, rows of deltas, or on the dense path the
-value. Dense opponents are convolutions alone. Methods take turns within a round; a ratio is taken within its round, and the
-median over rounds is printed.
+A step is everything between two lists of events: the input's events arrive as the layer before left them; sums,
+accumulators, ReLU, `hold` codec, value and the output's events are inside the time. Thresholds are set so that the
+output is as dense as the input. What is left for the next layer is what it would take on the same path: events, rows of
+deltas, or on the dense path the value. Dense opponents are convolutions alone. Methods take turns within a round; a
+ratio is taken within its round, and the median over rounds is printed, with the best times beside it.
 """
 
 from __future__ import annotations
@@ -114,9 +114,9 @@ def measure(shape: Shape, pattern: str, density: float, rounds: int) -> dict[str
     """Median times in ms by method, and of each path's ratio to the fastest opponent of its round."""
     rng = np.random.default_rng(1)
     fan_in = shape.kernel**2 * shape.channels // shape.groups
-    weight = (rng.normal(size=(shape.out, shape.channels // shape.groups, shape.kernel, shape.kernel)) / fan_in**0.5).astype(
-        np.float32
-    )
+    weight = (
+        rng.normal(size=(shape.out, shape.channels // shape.groups, shape.kernel, shape.kernel)) / fan_in**0.5
+    ).astype(np.float32)
     bias = rng.normal(size=shape.out).astype(np.float32) * 0.1
     base = rng.random((shape.height, shape.width, shape.channels)).astype(np.float32)
     change = delta(shape, pattern, density, rng)

@@ -64,7 +64,7 @@ def _entry(plan: Plan, op: Op) -> dict[str, Any]:
 
 
 class Native:
-    """Executor in C++; see `Executor` for its methods. State bytes are those of the plan; the deltas of a frame share memory.
+    """Executor in C++; see `Executor` for its methods.
 
     Args:
         plan: what to run. Islands need PyTorch.

@@ -314,7 +314,7 @@ void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, i
         sink.sum = sum;
         sink.block = width_;
         sink.clear = false;
-        k.finish(sink);
+        k.encoders->finish(sink);
     }
 }
 
@@ -374,7 +374,7 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
         sink.sum = sum;
         sink.block = width_;
         sink.clear = false;
-        k.finish(sink);
+        k.encoders->finish(sink);
     }
 }
 
@@ -449,7 +449,7 @@ void Conv::elements(const Change& change, int first, int last, const int32_t* li
             sink.sum = scratch;
             sink.block = ptrdiff_t(region) * width_;
             sink.clear = true;
-            k.finish(sink);
+            k.encoders->finish(sink);
         }
     };
     for (; y0 < y_end; y0 += in_rows) {

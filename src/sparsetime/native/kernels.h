@@ -123,6 +123,14 @@ struct FinishArgs {
     int64_t events;         // in and out: changed elements (appended if place is not null)
 };
 
+struct Encoders {
+    void (*finish)(FinishArgs&);
+    void (*flat)(FlatArgs&);
+    // Appends the events of `pixels` rows of deltas; returns how many.
+    int64_t (*events_of_rows)(const float* rows, const int32_t* pixel, int pixels, int channels, int stride, int shift,
+                              uint32_t* place, float* change);
+};
+
 struct Kernels {
     const char* name;
     int width;         // floats in a vector
@@ -132,11 +140,7 @@ struct Kernels {
     void (*runs)(const RunArgs&);
     void (*depthwise)(const DepthwiseArgs&);
     void (*depthwise3)(const Depthwise3Args&);
-    void (*finish)(FinishArgs&);
-    void (*flat)(FlatArgs&);
-    // Appends the events of `pixels` rows of deltas; returns how many.
-    int64_t (*events_of_rows)(const float* rows, const int32_t* pixel, int pixels, int channels, int stride, int shift,
-                              uint32_t* place, float* change);
+    const Encoders* encoders;
 };
 
 // The table in use: the best this machine has, or the one named by SPARSETIME_ISA.

@@ -230,13 +230,16 @@ NB_MODULE(_native, m) {
         .def("delta", [](const Layer& l) { return plain(l.conv->out, l.output.view.rows, l.output.view.mask); })
         .def("events", [](const Layer& l) {
             const Change& c = l.output.view;
-            
-            nb::list out;
             if (!c.listed) throw std::invalid_argument("the last run left no events");
-            for (int64_t e = 0; e < c.events; ++e)
-                out.append(nb::make_tuple(c.place[e] >> c.shape.shift(), c.place[e] & ((1u << c.shape.shift()) - 1), c.change[e]));
-            return out;
-        }, "Events of the last run: (pixel, channel, change).")
+            const uint32_t mask = (1u << c.shape.shift()) - 1;
+            return array_of({c.events, 3}, [&](float* out) {
+                for (int64_t e = 0; e < c.events; ++e, out += 3) {
+                    out[0] = float(c.place[e] >> c.shape.shift());
+                    out[1] = float(c.place[e] & mask);
+                    out[2] = c.change[e];
+                }
+            });
+        }, "Events of the last run, (events, 3): pixel, channel, change.")
         .def_prop_ro("active", [](const Layer& l) {
             const Change& c = l.output.view;
             return std::vector<int32_t>(c.active, c.active + c.active_count);

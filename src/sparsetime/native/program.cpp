@@ -536,7 +536,7 @@ void Stream::rows(const Node& node, int output, const int32_t* list, int count, 
             sink.at = ws.at.data();
             sink.sum = ws.sum.data();
             sink.block = width;
-            kernels().finish(sink);
+            kernels().encoders->finish(sink);
         }
     });
 }
@@ -556,7 +556,7 @@ bool Stream::events_of(int value) {
     Change& c = states_[size_t(value)].change;
     if (c.listed) return true;
     if (!c.rowed) return false;
-    c.events = kernels().events_of_rows(c.rows, c.active, c.active_count, c.shape.channels, c.shape.stride(), c.shape.shift(), c.place, c.change);
+    c.events = kernels().encoders->events_of_rows(c.rows, c.active, c.active_count, c.shape.channels, c.shape.stride(), c.shape.shift(), c.place, c.change);
     return c.listed = true;
 }
 
@@ -925,7 +925,7 @@ void Stream::take(const Node& node, const Frame& frame) {
         f.elements = row;
         f.value = s.value.data() + f.first;
         f.step = node.step_map ? node.step.data() + f.first : repeated.data();
-        kernels().flat(f);
+        kernels().encoders->flat(f);
     }
     change.active_count = f.active_count;
     change.events = f.events;
