@@ -4,7 +4,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparsetime.convert import CompileError, SparseNetwork, SparsifyError, compile, sparsify, unsparsify
+    from sparsetime.convert.compile import compile
+    from sparsetime.convert.draft import CompileError
+    from sparsetime.convert.network import SparseNetwork, unsparsify
+    from sparsetime.convert.sparsify import SparsifyError, sparsify
     from sparsetime.engine import Plan, Stream
     from sparsetime.meter import Counts, Meter
     from sparsetime.nn import DeltaActivation, SpatialL1

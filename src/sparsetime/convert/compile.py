@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-import sparsetime
 from sparsetime.convert.draft import CompileError, Draft, DraftOp
 from sparsetime.convert.export import export
 from sparsetime.convert.fold import fold
@@ -70,7 +70,7 @@ def compile(
     with prepared(model) as (module, inputs, learned):
         draft = lower(export(module, (frame.detach().float(), *inputs)), _name(model), strict)
     fold(draft)
-    producer = f"sparsetime {sparsetime.__version__}"
+    producer = f"sparsetime {version('sparsetime')}"
     if not learned:
         chosen = place(draft, codec, placement)
         _set_steps(draft, chosen, steps, frame, spec, percentile, levels or LEVELS[codec])

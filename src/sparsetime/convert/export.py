@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ def _(x: Tensor, step: Tensor, kind: str, low: int, high: int) -> Tensor:
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode, and layers that do not overwrite their input, for a while; afterwards all is as it was."""
     modes = {m: m.training for m in module.modules()}
-    overwriting = [m for m in module.modules() if getattr(m, "inplace", None) is True]
+    overwriting: list[Any] = [m for m in module.modules() if getattr(m, "inplace", None) is True]
     module.eval()
     for m in overwriting:
         m.inplace = False

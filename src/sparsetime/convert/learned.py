@@ -53,7 +53,8 @@ class _Marked(nn.Module):
             x = nn.functional.max_pool2d(x, *self.pool)
         if not self.enabled:
             return x
-        return torch.ops.sparsetime.codec(x, self.step, self.codec, *self.bounds)
+        coded: Tensor = torch.ops.sparsetime.codec(x, self.step, self.codec, *self.bounds)
+        return coded
 
 
 @contextmanager
