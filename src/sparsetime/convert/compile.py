@@ -32,7 +32,7 @@ def compile(
     *,
     steps: Steps = None,
     codec: str = "exact",
-    placement: Placement = "nonlinear",
+    placement: Placement | None = None,
     percentile: float = 99.9,
     levels: float | None = None,
     strict: bool = False,
@@ -50,7 +50,8 @@ def compile(
             network wants them or uint8 if it has a `spec`; or one number for all; or a mapping from names of operations
             (`Plan.describe()`) to steps, the others calibrated on the example. None: calibrate on the example frame.
         codec: of a plain network: `exact`, `hold` or `residual`; see `docs/plan.md`.
-        placement: of a plain network's codecs; see `sparsetime.convert.place`.
+        placement: of a plain network's codecs, see `sparsetime.convert.place`. None: `every` for `hold`, where it costs
+            fewer operations at the same distance from dense, `nonlinear` for the others, which round.
         percentile: see above.
         levels: see above; None for 64 (`exact`, `residual`) or 100 (`hold`).
         strict: raise where an operation would become a dense island.
@@ -72,7 +73,7 @@ def compile(
     fold(draft)
     producer = f"sparsetime {version('sparsetime')}"
     if not learned:
-        chosen = place(draft, codec, placement)
+        chosen = place(draft, codec, placement or ("every" if codec == "hold" else "nonlinear"))
         _set_steps(draft, chosen, steps, frame, spec, percentile, levels or LEVELS[codec])
     elif steps is not None:
         raise ValueError("compile: this network has learned steps; steps= is for plain networks")
