@@ -667,6 +667,7 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
     enum { DENSE, PIXELS, ELEMENTS } path = DENSE;
     const int32_t* list = all_.data();
     int n = out.pixels();
+    bool by_event = false;
     if (!dense_) {
         n = conv.touched(change, touch_.data(), list_.data(), workspaces_[0]);
         list = list_.data();
@@ -684,8 +685,11 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
         if (path == ELEMENTS && !events_of(x)) path = DENSE;
         if (path == PIXELS && !rows_of(x)) path = DENSE;
         if (r >= 0) {
-            states_[size_t(r)].want_rows = true;
-            if (path != DENSE && !rows_of(r)) path = DENSE;
+            // Few changes of a residual go straight into the accumulators, many are added as rows.
+            State& residual = states_[size_t(r)];
+            by_event = node.coded && !node.cheap && residual.change.events * 4 < int64_t(residual.value.size());
+            (by_event ? residual.want_events : residual.want_rows) = true;
+            if (path != DENSE && !(by_event ? events_of(r) : rows_of(r))) path = DENSE;
         }
         if (path != DENSE && stale_[size_t(current_)] && n) {
             path = DENSE;
@@ -707,9 +711,17 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
         stats.macs = 0;
         return clear(y);
     }
+    by_event = by_event && path != DENSE;
+    if (by_event) {
+        const Change& c = states_[size_t(r)].change;
+        float* z = accumulators_[size_t(current_)].data();
+        const int shift = c.shape.shift(), stride = c.shape.stride();
+        const uint32_t mask = (1u << shift) - 1;
+        for (int64_t e = 0; e < c.events; ++e) z[size_t(c.place[e] >> shift) * stride + (c.place[e] & mask)] += c.change[e];
+    }
     split(node, y, list, n, path == DENSE, path == ELEMENTS,
           [&](FinishArgs& sink, int from, int to, int first, int last, Workspace& ws) {
-              if (r >= 0) {
+              if (r >= 0 && !by_event) {
                   const State& residual = states_[size_t(r)];
                   sink.extra = path == DENSE ? residual.value.data() : residual.change.rows;
                   sink.extra_mask = path == DENSE ? nullptr : residual.change.mask;
