@@ -52,6 +52,14 @@ def test_steps_are_shares_of_the_range(codec, levels):
     np.testing.assert_allclose(step, 4 / levels, rtol=1e-6)
 
 
+def test_thresholds_are_coarser_where_events_cost_more():
+    model = nn.Sequential(nn.Conv2d(6, 1, 1), nn.ReLU(), nn.Conv2d(1, 64, 1)).eval()
+    coarse, fine = (compile(model, clip()[0], codec=codec, levels=1) for codec in ("hold", "exact"))
+    steps = [[float(p.tensors[op.codec["tensor"]][0]) for op in p.ops[:2]] for p in (coarse, fine)]
+    # fan-out 1 and 64, geometric mean 8
+    np.testing.assert_allclose(steps[0], [steps[1][0] * 8**-0.2, steps[1][1] * 8**0.2], rtol=1e-5)
+
+
 def test_steps_can_be_stated():
     model = Bottleneck().eval()
     plan = compile(model, clip()[0], steps={"expand": torch.arange(1.0, 9), "depth": 0.25})

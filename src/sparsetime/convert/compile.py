@@ -17,7 +17,7 @@ from sparsetime.convert.fold import fold
 from sparsetime.convert.learned import prepared
 from sparsetime.convert.lower import lower
 from sparsetime.convert.place import Placement, place
-from sparsetime.convert.steps import LEVELS, ranges
+from sparsetime.convert.steps import LEVELS, fan_out_factors, ranges
 from sparsetime.engine.frames import FrameReader
 from sparsetime.engine.plan import InputSpec, Plan
 
@@ -41,7 +41,8 @@ def compile(
 
     A network from `sparsetime.sparsify` brings its codecs and learned steps; nothing more is needed. A plain one gets
     codecs behind its nonlinearities, with steps (`exact`) or thresholds (`hold`) of range / levels, where range is the
-    percentile of |value| over a short clip.
+    percentile of |value| over a short clip; thresholds are coarser where an event costs more, see
+    `sparsetime.convert.steps`.
 
     Args:
         model: any module that `torch.export` takes; left as it was.
@@ -122,12 +123,16 @@ def _set_steps(
         frames = steps
     plain = _without_codecs(draft).plan(spec, "")
     read = FrameReader(plain)
-    numbers = {op.name: op.output for op in plain.ops}
+    numbers = {op.name: op.output for op in plain.ops if op.name in {o.name for o in chosen}}
     found = ranges(plain, [numbers[op.name] for op in rest], (read(frame) for frame in frames), percentile)
+    factors = fan_out_factors(plain, numbers.values())
     for op in rest:
         assert op.codec is not None
         # A value that is zero on all frames has no range; with any step it stays zero.
-        op.codec.step = np.asarray([found[numbers[op.name]] / levels or 1.0], np.float32)
+        step = found[numbers[op.name]] / levels or 1.0
+        if op.codec.kind == "hold":
+            step *= factors[numbers[op.name]]
+        op.codec.step = np.asarray([step], np.float32)
 
 
 def _without_codecs(draft: Draft) -> Draft:

@@ -1,8 +1,20 @@
-"""Steps and thresholds for a plain network, from a short unlabelled clip."""
+"""Steps and thresholds for a plain network, from a short unlabelled clip.
+
+    step = range / levels        range = percentile of |value| over the clip
+    threshold = range / levels * (fan-out / mean fan-out)^FAN_OUT_POWER
+
+A threshold may be coarser where an event costs more: fan-out is the number of multiply-accumulates that one event of the
+value causes in the operations that read it, the mean is geometric over all codecs. If errors add up as squares of the
+thresholds and events grow as threshold^-a, the cheapest choice for a given error has the power 1 / (2 + a). Measured on
+MobileNetV2, pedestrians_vtest.avi: relative distance to dense at 11 % of the operations 0.165 with power 0, 0.127 with
+0.2, 0.14 with 0.35.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,12 +24,37 @@ from numpy.typing import NDArray
 from sparsetime.engine.plan import Plan
 from sparsetime.engine.reference import Reference
 
-__all__ = ["LEVELS", "ranges"]
+__all__ = ["FAN_OUT_POWER", "LEVELS", "fan_out_factors", "ranges"]
 
 LEVELS = {"exact": 64.0, "hold": 100.0, "residual": 64.0}
 """Into how many parts the range of a value is divided: steps for `exact` and `residual`, thresholds for `hold`."""
 
+FAN_OUT_POWER = 0.2
+
 _SAMPLES = 65536
+_PASSED = ("reshape", "channels", "gather", "cat", "pad", "max_pool2d", "avg_pool2d", "resize2d", "add", "affine")
+
+
+def _caused(plan: Plan) -> dict[int, float]:
+    """Multiply-accumulates that each value's elements cause in the operations with weights that they reach, by number."""
+    caused = dict.fromkeys(range(len(plan.values)), 0.0)
+    for op in reversed(plan.ops):
+        if plan.op_macs(op):
+            caused[op.inputs[0]] += plan.op_macs(op)
+        elif op.kind in _PASSED and op.activation is None:
+            # Of what the result causes, each input has the share that it has in the elements.
+            total = sum(prod(plan.values[x]) for x in op.inputs)
+            for x in op.inputs:
+                caused[x] += caused[op.output] * prod(plan.values[x]) / total
+    return caused
+
+
+def fan_out_factors(plan: Plan, numbers: Iterable[int]) -> dict[int, float]:
+    """(fan-out / geometric mean of all)^FAN_OUT_POWER by number of the value; fan-out counts at least 1 per element."""
+    caused = _caused(plan)
+    found = {n: max(caused[n] / prod(plan.values[n]), 1.0) for n in numbers}
+    mean = sum(math.log(x) for x in found.values()) / max(len(found), 1)
+    return {n: math.exp(FAN_OUT_POWER * (math.log(x) - mean)) for n, x in found.items()}
 
 
 def ranges(plan: Plan, numbers: Iterable[int], frames: Iterable[NDArray[Any]], percentile: float) -> dict[int, float]:
