@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -200,3 +203,21 @@ def test_an_unchanged_code_sends_nothing(isa: str) -> None:
         assert len(layer.events()) == 0
         layer.set_input(-layer.accumulator() + frame)
         layer.run("dense")
+
+
+@pytest.mark.parametrize("name", [*_native.available(), "v9"])
+def test_instruction_set_by_environment(name: str) -> None:
+    """Without PyTorch in the process, too."""
+    code = "import sys, sparsetime._native as n; print(n.isa(), 'torch' in sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "SPARSETIME_ISA": name},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if name == "v9":
+        assert run.returncode != 0
+        assert "SPARSETIME_ISA=v9" in run.stderr
+    else:
+        assert run.stdout.split() == [name, "False"], run.stderr

@@ -10,6 +10,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <array>
+#include <cstdlib>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -194,6 +195,9 @@ void run_stream(Stream& s, const FrameArray& array) {
 
 NB_MODULE(_native, m) {
     m.doc() = "Native kernels of the cpu backend";
+    const char* wanted = std::getenv("SPARSETIME_ISA");
+    if (wanted && *wanted && kernels().name != std::string(wanted))
+        throw std::runtime_error(std::string("SPARSETIME_ISA=") + wanted + ": this machine runs v4, v3 or base, as far as it has them");
     m.def("isa", [] { return std::string(kernels().name); }, "Name of the kernels in use.");
     m.def("available", [] {
         std::vector<std::string> names;
