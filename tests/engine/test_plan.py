@@ -1,9 +1,11 @@
 """Plans: what they say about themselves, what they refuse, and what a file may do to their reader."""
 
 import dataclasses
+import gc
 import json
 import resource
 import struct
+import weakref
 
 import numpy as np
 import pytest
@@ -185,3 +187,41 @@ def test_a_mutated_file_is_an_error_or_a_plan(tmp_path_factory, seed):
         assert plan.ops[0].kind == "input"
     # kilobytes: a file of two thousand bytes has no business with megabytes
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([{"value": 9}, "x"], "cannot take what the plan gives it"),
+        ([{"value": 9}, -1, {"dtype": "bool"}], "cannot take|the plan says"),
+        ([{"value": 9}, 7], "cannot take what the plan gives it"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_an_island_that_cannot_run_says_so(arguments, message, backend):
+    ops = list(VARIED.ops)
+    ops[10] = dataclasses.replace(ops[10], attributes={**ops[10].attributes, "arguments": arguments})
+    plan = dataclasses.replace(VARIED, ops=tuple(ops))
+    with pytest.raises(PlanError, match=message):
+        plan.stream(backend=backend)(np.ones(plan.input_shape, np.float32))
+
+
+@pytest.mark.parametrize(
+    "target", ["aten.relu_.default", "aten.rand.default", "aten.nothing.default", "aten.from_file.default"]
+)
+def test_operators_with_effects_are_no_islands(target):
+    ops = list(VARIED.ops)
+    ops[10] = dataclasses.replace(ops[10], attributes={**ops[10].attributes, "target": target})
+    plan = dataclasses.replace(VARIED, ops=tuple(ops))
+    with pytest.raises(PlanError, match=target.replace(".", r"\.")):
+        plan.stream(backend="reference")(np.ones(plan.input_shape, np.float32))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_stream_that_nobody_holds_is_gone(backend):
+    stream = VARIED.stream(backend=backend)
+    stream(np.ones(VARIED.input_shape, np.float32))
+    gone = weakref.ref(stream._executor)
+    del stream
+    gc.collect()
+    assert gone() is None

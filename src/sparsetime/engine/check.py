@@ -6,7 +6,6 @@ have.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from math import prod
@@ -21,6 +20,7 @@ __all__ = ["MAX_ELEMENTS", "MAX_RANK", "check_plan"]
 
 MAX_ELEMENTS = 2**28
 MAX_RANK = 8
+_LARGEST = 1e30  # in magnitude: a factor beyond that only overflows float32
 _MAX_EXTENT = 2**16  # of strides, paddings and dilations
 _TARGET = re.compile(r"aten\.[a-z_0-9]+\.[A-Za-z_0-9]+")
 _TYPES = ("float32", "int64", "bool")
@@ -39,7 +39,7 @@ def _is_int(x: Any, low: int, high: int) -> bool:
 
 
 def _is_number(x: Any) -> bool:
-    return type(x) in (int, float) and math.isfinite(x)
+    return type(x) in (int, float) and abs(x) <= _LARGEST
 
 
 class _Context:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,6 +64,18 @@ def _entry(plan: Plan, op: Op) -> dict[str, Any]:
     }
 
 
+def _call_weakly(method: Callable[[int], None]) -> Callable[[int], None]:
+    """A method without a hold on its object: what the native side keeps, the garbage collector cannot see."""
+    weak = weakref.WeakMethod(method)
+
+    def call(number: int) -> None:
+        found = weak()
+        assert found is not None
+        found(number)
+
+    return call
+
+
 class Native:
     """Executor in C++; see `Executor` for its methods.
 
@@ -77,7 +90,7 @@ class Native:
         self._program = _native.program(
             [list(shape) for shape in plan.values], [_entry(plan, op) for op in plan.ops], list(plan.outputs), tensors
         )
-        self._stream = _native.Stream(self._program, threads, self._island if plan.islands else None)
+        self._stream = _native.Stream(self._program, threads, _call_weakly(self._island) if plan.islands else None)
         self._opaque: dict[int, Tensor] = {}  # values of other types than float32, which only islands read
         self._accumulators = [number for number, op in enumerate(plan.ops) if op.has_accumulator]
         if plan.islands:
@@ -95,7 +108,7 @@ class Native:
         def value(v: int) -> Tensor:
             return self._opaque[v] if v in self._opaque else torch.from_numpy(self._stream.value(v))
 
-        results = run_island(op, value, self._tensors)
+        results = run_island(op, value, self._tensors, [self._plan.values[v] for v in op.outputs])
         for k, (v, result) in enumerate(zip(op.outputs, results, strict=True)):
             if self._plan.value_type(op, k) == "float32":
                 self._stream.put(v, result.numpy())

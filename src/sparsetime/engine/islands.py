@@ -6,7 +6,7 @@ such as change none of their arguments and take a tensor, so none that reads or 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,16 +37,19 @@ def operator(target: str) -> Callable[..., Any]:
     return found
 
 
-def run_island(op: Op, values: Callable[[int], Tensor], tensors: Mapping[str, Tensor]) -> list[Tensor]:
+def run_island(
+    op: Op, values: Callable[[int], Tensor], tensors: Mapping[str, Tensor], shapes: Sequence[tuple[int, ...]]
+) -> list[Tensor]:
     """Compute one island: its outputs in order, of the types that the plan states.
 
     Args:
         op: an operation of kind `island`.
         values: gives the current value of a number.
         tensors: the plan's tensors.
+        shapes: of the outputs, as the plan states them.
 
     Raises:
-        PlanError: the operator does not give what the plan states.
+        PlanError: the operator cannot take what the plan gives it, or does not give what the plan states.
     """
 
     def build(x: Any) -> Any:
@@ -62,10 +65,16 @@ def run_island(op: Op, values: Callable[[int], Tensor], tensors: Mapping[str, Te
         return x
 
     a = op.attributes
-    result = operator(a["target"])(*build(a["arguments"]), **{k: build(v) for k, v in a["keywords"].items()})
+    call = operator(a["target"])
+    try:
+        result = call(*build(a["arguments"]), **{k: build(v) for k, v in a["keywords"].items()})
+    except (RuntimeError, TypeError, IndexError, ValueError) as error:
+        raise PlanError(f"island '{op.name}': {a['target']} cannot take what the plan gives it: {error}") from error
     outputs = list(result) if isinstance(result, tuple | list) else [result]
-    outputs = outputs[: len(op.outputs)]
-    for output, stated in zip(outputs, a["types"], strict=True):
-        if not isinstance(output, Tensor) or output.dtype != DTYPES[stated]:
-            raise PlanError(f"island '{op.name}': {a['target']} gave {type(output).__name__}, the plan says {stated}")
+    if len(outputs) != len(op.outputs):
+        raise PlanError(f"island '{op.name}': {a['target']} gave {len(outputs)} values, not {len(op.outputs)}")
+    for output, stated, shape in zip(outputs, a["types"], shapes, strict=True):
+        if not isinstance(output, Tensor) or output.dtype != DTYPES[stated] or tuple(output.shape) != shape:
+            found = f"{tuple(output.shape)} {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
+            raise PlanError(f"island '{op.name}': {a['target']} gave {found}, the plan says {shape} {stated}")
     return [output.contiguous() for output in outputs]

@@ -199,7 +199,9 @@ class Reference:
             if op.kind == "input":
                 new = [encode(torch.from_numpy(frame).to(self._dtype), old[0], op.codec, self._steps[number])]
             elif op.kind == "island":
-                new = run_island(op, self._values.__getitem__, self._tensors)
+                new = run_island(
+                    op, self._values.__getitem__, self._tensors, [self._plan.values[v] for v in op.outputs]
+                )
                 new[0] = encode(new[0], old[0], op.codec, self._steps[number])
             elif op.kind in LINEAR:
                 z = self._accumulate(number, op, deltas, dense)
