@@ -69,8 +69,8 @@ def compile(
         raise ValueError(
             f"compile: expected an example frame (1, C, H, W) or (C, H, W), got {tuple(example_frame.shape)}"
         )
-    with prepared(model) as (module, inputs, learned):
-        draft = lower(export(module, (frame.detach().float(), *inputs)), _name(model), strict)
+    with prepared(model, frame.detach().float()) as (module, inputs, learned):
+        draft = lower(export(module, inputs), _name(model), strict)
     fold(draft)
     producer = f"sparsetime {version('sparsetime')}"
     if not learned:

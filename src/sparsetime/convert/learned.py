@@ -74,20 +74,23 @@ def _marked(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def prepared(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[Any, ...], bool]]:
+def prepared(model: nn.Module, frame: Tensor) -> Iterator[tuple[nn.Module, tuple[Any, ...], bool]]:
     """What to export for one frame; the model is left as it was.
 
     Yields:
-        a module, its inputs behind the frame, and whether it has codecs of its own.
+        a module, its inputs with the frame among them, and whether it has codecs of its own.
 
     Raises:
         CompileError: a delta layer that exchanges deltas.
     """
     learned = any(isinstance(m, DeltaActivation) for m in model.modules())
-    inputs: tuple[Any, ...] = ()
+    inputs: tuple[Any, ...] = (frame,)
     module = model
     if isinstance(model, SparseNetwork):
         # The traced graph alone: the network's own forward looks at the values of its input.
-        module, inputs = fx.GraphModule(model, model.graphs[False]), (1,)
+        graph = model.graphs[False]
+        module = fx.GraphModule(model, graph)
+        # Its placeholder `frames` is the number of frames of a clip.
+        inputs = tuple(1 if n.name == "frames" else frame for n in graph.nodes if n.op == "placeholder")
     with _marked(module):
         yield module, inputs, learned
