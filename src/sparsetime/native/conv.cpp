@@ -167,6 +167,7 @@ int Conv::touched(const Change& change, uint8_t* mask, int32_t* list, Workspace&
                 for (int x = low; x < high; ++x) to[x] |= from[x];
             } else if (columns_.num == 1) {
                 const int step = columns_.den;
+                if (in.width - 1 + shift < 0) continue;  // this tap lies outside for every output
                 const int low = std::max(0, (shift + step - 1) / step), high = std::min(out.width, (in.width - 1 + shift) / step + 1);
                 const uint8_t* from = line + (low * step - shift);
                 if (step == 2)
@@ -214,7 +215,6 @@ void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, i
     float* patched = patches ? sized(ws.patches, size_t(chunk) * patch) : nullptr;
     const int depth_chunk = patches ? patch : std::min(C, 768);
 
-    int line = count ? list[0] / out.width : 0, line_end = (line + 1) * out.width;  // the row that the list has reached
     for (int start = 0; start < count; start += chunk) {
         const int n = std::min(chunk, count - start);
         const int groups = (n + limit - 1) / limit;
@@ -236,9 +236,8 @@ void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, i
             const int32_t* rx[MAX_TILE];
             for (int i = 0; i < m; ++i) {
                 const int p = list[start + from + i];
-                while (p >= line_end) line_end += out.width, ++line;
-                ry[i] = &rows_.source[size_t(line) * kh];
-                rx[i] = &columns_.source[size_t(p - line_end + out.width) * kw];
+                ry[i] = &rows_.source[size_t(p / out.width) * kh];
+                rx[i] = &columns_.source[size_t(p % out.width) * kw];
             }
             if (patches) {
                 for (int i = 0; i < m; ++i) {
