@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := constraints/cpu.txt
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint results clean
+.PHONY: demo test fuzz lint results clean
 
 $(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -22,6 +22,10 @@ demo: $(READY)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# Damaged plan files: each must be an error or a valid plan, and cost no memory.
+fuzz: $(READY)
+	$(BIN)/python tests/helpers/mutations.py 10000
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -6,9 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparsetime.convert.compile import compile
+    from sparsetime.convert.draft import CompileError
     from sparsetime.convert.network import SparseNetwork, unsparsify
     from sparsetime.convert.sparsify import SparsifyError, sparsify
     from sparsetime.convert.stream import DeltaStream
+    from sparsetime.engine import Plan, Stream
     from sparsetime.meter import Counts, Meter
     from sparsetime.nn import DeltaActivation, SpatialL1
     from sparsetime.objective import calibrate, delta_layers, enable, parameter_groups, penalty
@@ -16,14 +19,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "CompileError",
     "Counts",
     "DeltaActivation",
     "DeltaStream",
     "Meter",
+    "Plan",
     "SparseNetwork",
     "SparsifyError",
     "SpatialL1",
+    "Stream",
     "calibrate",
+    "compile",
     "delta_layers",
     "enable",
     "parameter_groups",
@@ -32,10 +39,12 @@ __all__ = [
     "unsparsify",
 ]
 
-# Names are looked up on first use (PEP 562): `import sparsetime`, and with it the command line's help, costs no torch.
+# Names are looked up on first use (PEP 562): `import sparsetime`, the command line's help and `sparsetime.engine`, which
+# runs plans, cost no torch.
 _HOMES = {
-    "sparsetime.convert": ("SparseNetwork", "SparsifyError", "sparsify", "unsparsify"),
+    "sparsetime.convert": ("CompileError", "SparseNetwork", "SparsifyError", "compile", "sparsify", "unsparsify"),
     "sparsetime.convert.stream": ("DeltaStream",),
+    "sparsetime.engine": ("Plan", "Stream"),
     "sparsetime.meter": ("Counts", "Meter"),
     "sparsetime.nn": ("DeltaActivation", "SpatialL1"),
     "sparsetime.objective": ("calibrate", "delta_layers", "enable", "parameter_groups", "penalty"),
@@ -45,7 +54,9 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     for home, names in _HOMES.items():
         if name in names:
-            return getattr(importlib.import_module(home), name)
+            value = getattr(importlib.import_module(home), name)
+            globals()[name] = value
+            return value
     try:
         return importlib.import_module(f"sparsetime.{name}")  # sparsetime.networks without an import of its own
     except ModuleNotFoundError as error:

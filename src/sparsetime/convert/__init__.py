@@ -1,6 +1,8 @@
-"""From a module to its sparse form, and back."""
+"""From a module to its sparse form and back, and to a plan."""
 
+from sparsetime.convert.compile import compile
+from sparsetime.convert.draft import CompileError
 from sparsetime.convert.network import SparseNetwork, unsparsify
 from sparsetime.convert.sparsify import SparsifyError, sparsify
 
-__all__ = ["SparseNetwork", "SparsifyError", "sparsify", "unsparsify"]
+__all__ = ["CompileError", "SparseNetwork", "SparsifyError", "compile", "sparsify", "unsparsify"]

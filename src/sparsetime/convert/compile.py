@@ -1,0 +1,155 @@
+"""From a module to a plan: export, lower, fold, place codecs, find their steps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparsetime.convert.draft import CompileError, Draft, DraftOp
+from sparsetime.convert.export import export
+from sparsetime.convert.fold import fold
+from sparsetime.convert.learned import prepared
+from sparsetime.convert.lower import lower
+from sparsetime.convert.place import Placement, place
+from sparsetime.convert.steps import LEVELS, fan_out_factors, ranges
+from sparsetime.engine.frames import FrameReader
+from sparsetime.engine.plan import InputSpec, Plan
+
+__all__ = ["CompileError", "compile"]
+
+Steps = Mapping[str, float | Tensor] | Tensor | Iterable[Tensor] | float | None
+
+
+def compile(
+    model: nn.Module,
+    example_frame: Tensor,
+    *,
+    steps: Steps = None,
+    codec: str = "exact",
+    placement: Placement | None = None,
+    percentile: float = 99.9,
+    levels: float | None = None,
+    strict: bool = False,
+) -> Plan:
+    """Compile a network to a plan, for frames of the example's size.
+
+    A network from `sparsetime.sparsify` brings its codecs and learned steps; nothing more is needed. A plain one gets
+    codecs behind its nonlinearities, with steps (`exact`) or thresholds (`hold`) of range / levels, where range is the
+    percentile of |value| over a short clip; thresholds are coarser where an event costs more, see
+    `sparsetime.convert.steps`.
+
+    Args:
+        model: any module that `torch.export` takes; left as it was.
+        example_frame: (1, C, H, W), or (C, H, W).
+        steps: of a plain network: frames to calibrate on, (T, C, H, W) or an iterable of (C, H, W), prepared as the
+            network wants them or uint8 if it has a `spec`; or one number for all; or a mapping from names of operations
+            (`Plan.describe()`) to steps, the others calibrated on the example. None: calibrate on the example frame.
+        codec: of a plain network: `exact`, `hold` or `residual`; see `docs/plan.md`.
+        placement: of a plain network's codecs, see `sparsetime.convert.place`. None: `every` for `hold`, where it costs
+            fewer operations at the same distance from dense, `nonlinear` for the others, which round.
+        percentile: see above.
+        levels: see above; None for 64 (`exact`, `residual`) or 100 (`hold`).
+        strict: raise where an operation would become a dense island.
+
+    Raises:
+        CompileError: the network cannot be a plan, or not without islands (`strict`); names operation and source line.
+        ValueError: a frame or steps that do not fit.
+    """
+    if codec not in LEVELS:
+        raise ValueError(f"codec must be one of {', '.join(LEVELS)}, got {codec!r}")
+    frame = example_frame[None] if example_frame.dim() == 3 else example_frame
+    spec = _input_spec(model, tuple(frame.shape))
+    if frame.dim() < 2 or frame.shape[0] != 1:
+        raise ValueError(
+            f"compile: expected an example frame (1, C, H, W) or (C, H, W), got {tuple(example_frame.shape)}"
+        )
+    with prepared(model, frame.detach().float()) as (module, inputs, learned):
+        draft = lower(export(module, inputs), _name(model), strict)
+    fold(draft)
+    producer = f"sparsetime {version('sparsetime')}"
+    if not learned:
+        chosen = place(draft, codec, placement or ("every" if codec == "hold" else "nonlinear"))
+        _set_steps(draft, chosen, steps, frame, spec, percentile, levels or LEVELS[codec])
+    elif steps is not None:
+        raise ValueError("compile: this network has learned steps; steps= is for plain networks")
+    return draft.plan(spec, producer)
+
+
+def _name(model: nn.Module) -> str:
+    spec = getattr(model, "spec", None)
+    return str(getattr(spec, "name", type(model).__name__))
+
+
+def _input_spec(model: nn.Module, shape: tuple[int, ...]) -> InputSpec | None:
+    """How uint8 frames are normalised, of a network that says so."""
+    spec = getattr(model, "spec", None)
+    if not hasattr(spec, "mean") or not hasattr(spec, "std") or len(getattr(spec, "mean", ())) != shape[1:2][0]:
+        return None
+    color = getattr(spec, "color", "rgb")
+    return InputSpec(tuple(map(float, spec.mean)), tuple(map(float, spec.std)), str(color))  # type: ignore[union-attr]
+
+
+def _set_steps(
+    draft: Draft,
+    chosen: list[DraftOp],
+    steps: Steps,
+    example: Tensor,
+    spec: InputSpec | None,
+    percentile: float,
+    levels: float,
+) -> None:
+    """Give every codec that has been placed its step."""
+    stated = dict(steps) if isinstance(steps, Mapping) else {}
+    unknown = set(stated) - {op.name for op in chosen}
+    if unknown:
+        raise ValueError(f"steps: no codec stands at {sorted(unknown)}; codecs stand at {[op.name for op in chosen]}")
+    if isinstance(steps, int | float):
+        stated = {op.name: float(steps) for op in chosen}
+    for op in chosen:
+        if op.name in stated:
+            assert op.codec is not None
+            op.codec.step = _step_array(op, stated[op.name], draft.shapes[op.output])
+    rest = [op for op in chosen if op.name not in stated]
+    if not rest:
+        return
+    frames: Iterable[Tensor] = [example]
+    if isinstance(steps, Iterable) and not isinstance(steps, Mapping):
+        frames = steps
+    plain = _without_codecs(draft).plan(spec, "")
+    read = FrameReader(plain)
+    numbers = {op.name: op.output for op in plain.ops if op.name in {o.name for o in chosen}}
+    found = ranges(plain, [numbers[op.name] for op in rest], (read(frame) for frame in frames), percentile)
+    factors = fan_out_factors(plain, numbers.values())
+    for op in rest:
+        assert op.codec is not None
+        # A value that is zero on all frames has no range; with any step it stays zero.
+        step = found[numbers[op.name]] / levels or 1.0
+        if op.codec.kind == "hold":
+            step *= factors[numbers[op.name]]
+        op.codec.step = np.asarray([step], np.float32)
+
+
+def _without_codecs(draft: Draft) -> Draft:
+    """The plain network: codecs gone, and what did nothing but encode passed over."""
+    plain = copy.deepcopy(draft)
+    for op in plain.ops:
+        op.codec = None
+    return plain
+
+
+def _step_array(op: DraftOp, step: float | Tensor, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    array = torch.as_tensor(step, dtype=torch.float32).detach().abs().numpy()
+    if array.size == 1:
+        return array.reshape(1)
+    axis = 1 if len(shape) in (2, 4) else len(shape) - 1
+    if array.size == shape[axis]:
+        return array.reshape(-1)
+    if array.shape == shape[1:]:
+        return array
+    raise ValueError(f"steps: '{op.name}' has the shape {shape}, its steps must be one, {shape[axis]} or {shape[1:]}")

@@ -1,0 +1,830 @@
+"""From an exported ATen graph to a draft: each operator becomes operations of the plan, or a dense island.
+
+Moves of elements (reshape, permute, slice, split, expand, flip, reflection padding ...) are not translated one by one.
+The same ATen operator is applied to the numbers of the elements, and the outcome says which element went where; only
+when another operation reads the result does a `reshape`, `channels` or `gather` come of it.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
+from torch.utils import _pytree as pytree
+
+from sparsetime.convert.draft import CompileError, Draft, DraftCodec, DraftOp
+from sparsetime.convert.tables import adaptive_windows, pool_windows, resize_taps
+
+__all__ = ["lower"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class _Wire:
+    """A value of the draft."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """Elements of a value in other places: `index` holds their numbers, float64, in the shape of the result."""
+
+    value: int
+    index: Tensor
+
+
+_Stream = _Wire | _Moved
+
+_MOVES = frozenset(
+    (
+        *("view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"),
+        *("permute", "transpose", "t", "movedim", "swapaxes", "swapdims", "numpy_T"),
+        *("slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind", "tensor_split", "index_select"),
+        *("expand", "expand_as", "repeat", "tile", "flip", "roll", "rot90", "broadcast_to"),
+        *("channel_shuffle", "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle"),
+        *("clone", "contiguous", "alias", "detach", "lift_fresh", "lift_fresh_copy", "dropout", "feature_dropout"),
+        *("reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"),
+    )
+)
+
+_IGNORED = frozenset(("_assert_tensor_metadata", "_assert_scalar", "_assert_async"))
+
+
+def _array(x: Tensor) -> Array:
+    return x.detach().to(torch.float32).contiguous().numpy()
+
+
+def _pair(x: Any) -> list[int]:
+    if isinstance(x, int):
+        return [x, x]
+    return [int(x[0]), int(x[-1])]
+
+
+def _source(node: fx.Node) -> str | None:
+    """File and line of the module's code that made a node: the innermost place that is not PyTorch's own."""
+    found = None
+    for line in (node.meta.get("stack_trace") or "").splitlines():
+        line = line.strip()
+        if line.startswith('File "') and "/torch/" not in line:
+            path, _, rest = line[6:].partition('", line ')
+            found = f"{path.rsplit('/', 1)[-1]}:{rest.split(',')[0]}"
+    return found
+
+
+def _bound(node: fx.Node) -> dict[str, Any]:
+    """Arguments of a node by the names of its operator's schema, defaults filled in."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    bound = {}
+    for position, argument in enumerate(node.target._schema.arguments):
+        if position < len(node.args):
+            bound[argument.name] = node.args[position]
+        else:
+            bound[argument.name] = node.kwargs.get(argument.name, argument.default_value)
+    return bound
+
+
+class _Lowering:
+    """Walks the graph once; `env` holds what each node became."""
+
+    def __init__(self, program: ExportedProgram, draft: Draft, strict: bool) -> None:
+        self.program, self.draft, self.strict = program, draft, strict
+        self.env: dict[fx.Node, Any] = {}
+        self.node: fx.Node = next(iter(program.graph.nodes))
+        self._made: dict[tuple[int, bytes, tuple[int, ...]], int] = {}
+        self._arrays: dict[int, tuple[Tensor, Array]] = {}
+
+    # -- what the handlers use ---------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """A name for the operation of the current node: its module's, and its own where that says too little."""
+        stack = self.node.meta.get("nn_module_stack") or {}
+        path, kind = list(stack.values())[-1] if stack else ("", "")
+        path = str(path)
+        # Containers and the user's own modules hold many operations, layers of torch one.
+        leaf = str(kind).startswith("torch.nn.modules") and "container" not in str(kind)
+        if leaf and path:
+            return path
+        return f"{path}.{self.node.name}" if path else self.node.name
+
+    def fail(self, message: str) -> Any:
+        raise CompileError(f"{self.name} ({self.node.target}, {_source(self.node) or 'source unknown'}): {message}")
+
+    def shape(self, x: _Stream) -> tuple[int, ...]:
+        return self.draft.shapes[x.value] if isinstance(x, _Wire) else tuple(x.index.shape)
+
+    def emit(
+        self,
+        kind: str,
+        inputs: list[int],
+        shape: tuple[int, ...],
+        attributes: dict[str, Any] | None = None,
+        tensors: dict[str, Array] | None = None,
+        activation: Mapping[str, Any] | None = None,
+        codec: DraftCodec | None = None,
+        suffix: str = "",
+    ) -> _Wire:
+        """Append an operation with one output."""
+        output = self.draft.value(shape)
+        op = DraftOp(
+            kind=kind,
+            name=self.name + suffix,
+            inputs=inputs,
+            outputs=[output],
+            attributes=attributes or {},
+            tensors=tensors or {},
+            activation=activation,
+            codec=codec,
+            source=_source(self.node),
+        )
+        return _Wire(self.draft.add(op))
+
+    def value(self, x: Any) -> int:
+        """The number of a value that holds x, after the moves that are due."""
+        if isinstance(x, _Wire):
+            return x.value
+        if not isinstance(x, _Moved):
+            self.fail(f"expected a stream, got {type(x).__name__}")
+        index = x.index.to(torch.int64).contiguous().numpy().astype(np.int32)
+        key = (x.value, index.tobytes(), index.shape)
+        if key not in self._made:
+            self._made[key] = self._move(x.value, index)
+        return self._made[key]
+
+    def _move(self, value: int, index: Array) -> int:
+        before, after = self.draft.shapes[value], index.shape
+        if index.size == prod(before) and np.array_equal(index.ravel(), np.arange(index.size)):
+            return value if before == after else self.emit("reshape", [value], after, suffix=".reshape").value
+        if len(before) == len(after) == 4 and before[0] == after[0] == 1 and before[2:] == after[2:]:
+            area = before[2] * before[3]
+            channels = index[0, :, 0, 0] // area  # -1, a zero, stays -1
+            place = np.where(channels[:, None, None] < 0, -1, np.arange(area).reshape(before[2:]))
+            if np.array_equal(index[0], np.maximum(channels, 0)[:, None, None] * area + place):
+                tensors = {"index": channels.astype(np.int32)}
+                return self.emit("channels", [value], after, {}, tensors, suffix=".channels").value
+        return self.emit("gather", [value], after, {}, {"index": index.ravel()}, suffix=".gather").value
+
+    def array(self, x: Tensor) -> Array:
+        """A constant as an array; one array for one tensor, so that what the module shares the plan shares."""
+        if id(x) not in self._arrays:
+            self._arrays[id(x)] = (x, _array(x))
+        return self._arrays[id(x)][1]
+
+    def constant(self, x: Any, shape: tuple[int, ...]) -> Array | None:
+        """A constant that meets a value of `shape`, as `[1]`, `[C]` or one per element; None if it cannot be one."""
+        if isinstance(x, int | float) and not isinstance(x, bool):
+            return np.asarray([x], np.float32) if math.isfinite(x) else None
+        if not isinstance(x, Tensor) or (not x.dtype.is_floating_point and x.dtype not in (torch.int64, torch.int32)):
+            return None
+        if not torch.isfinite(x).all():
+            return None
+        array = _array(x)
+        if array.size == 1:
+            return array.reshape(1)
+        if np.broadcast_shapes(array.shape, shape) != shape or not shape or shape[0] != 1:
+            return None
+        axis = 1 if len(shape) in (2, 4) else len(shape) - 1
+        full = array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
+        if full.shape == tuple(n if k == axis else 1 for k, n in enumerate(shape)):
+            return full.reshape(-1)
+        return np.ascontiguousarray(np.broadcast_to(full, shape)[0])
+
+    def affine(self, x: _Stream, scale: Array | None, shift: Array | None) -> _Wire:
+        tensors = {role: a for role, a in (("scale", scale), ("shift", shift)) if a is not None}
+        value = self.value(x)
+        return self.emit("affine", [value], self.draft.shapes[value], {}, tensors)
+
+    def broadcast(self, x: _Stream, shape: tuple[int, ...]) -> int:
+        """x in a larger shape: its elements repeated."""
+        if self.shape(x) == shape:
+            return self.value(x)
+        value = self.value(x)
+        numbers = torch.arange(prod(self.draft.shapes[value]), dtype=torch.float64).reshape(self.draft.shapes[value])
+        return self.value(_Moved(value, numbers.expand(shape)))
+
+    # -- the walk ----------------------------------------------------------------------------------------------------
+
+    def inputs(self) -> None:
+        """Parameters, buffers and constants as tensors; the frame as the first value."""
+        signature = self.program.graph_signature
+        if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
+            raise CompileError(
+                f"{self.draft.name} changes its own buffers or its input "
+                f"({sorted(signature.buffers_to_mutate.values())}), which a plan cannot"
+            )
+        nodes = {node.name: node for node in self.program.graph.nodes if node.op == "placeholder"}
+        frames = 0
+        for spec in signature.input_specs:
+            if isinstance(spec.arg, ConstantArgument):
+                self.env[nodes[spec.arg.name]] = spec.arg.value
+                continue
+            assert isinstance(spec.arg, TensorArgument)
+            node = nodes[spec.arg.name]
+            if spec.kind == InputKind.USER_INPUT:
+                frames += 1
+                self.node = node
+                shape, dtype = tuple(node.meta["val"].shape), node.meta["val"].dtype
+                if frames > 1 or dtype != torch.float32 or len(shape) < 2 or shape[0] != 1:
+                    raise CompileError(
+                        f"{self.draft.name} must take one float32 frame (1, C, H, W), got input {frames}: {shape} "
+                        f"{dtype}"
+                    )
+                value = self.draft.value(shape)
+                self.draft.add(DraftOp("input", "input", [], [value]))
+                self.env[node] = _Wire(value)
+            elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+                target = str(spec.target)
+                found = self.program.state_dict.get(target)
+                self.env[node] = self.program.constants[target] if found is None else found
+            else:
+                self.env[node] = self.program.constants[str(spec.target)]
+
+    def run(self) -> None:
+        self.inputs()
+        for node in self.program.graph.nodes:
+            self.node = node
+            if node.op == "call_function":
+                self.env[node] = self.call(node)
+            elif node.op == "output":
+                self.outputs(node)
+            elif node.op != "placeholder":
+                self.fail(f"cannot lower a node of kind {node.op}")
+
+    def resolved(self, x: Any) -> Any:
+        return fx.node.map_arg(x, lambda node: self.env[node])
+
+    def call(self, node: fx.Node) -> Any:
+        if node.target is operator.getitem:
+            made, place = node.args[:2]
+            assert isinstance(made, fx.Node)
+            return self.env[made][place]
+        target = node.target
+        if not isinstance(target, torch._ops.OpOverload):
+            return self.fail("control flow and higher-order operations cannot be compiled")
+        space, name = target._schema.name.split("::")
+        if name in _IGNORED:
+            return None
+        arguments = {key: self.resolved(x) for key, x in _bound(node).items()}
+        if not any(isinstance(x, _Stream) for x in pytree.tree_leaves(arguments)):
+            return self.constant_value(target, node)
+        if space == "sparsetime":
+            return _quantiser(self, arguments)
+        result = None
+        if space == "aten" and self.in_float32(node):
+            if name in _MOVES and not (name in ("dropout", "feature_dropout") and arguments["train"]):
+                return self.move(arguments)
+            handler = _HANDLERS.get(name)
+            if handler is not None:
+                result = handler(self, arguments)
+        return self.island(arguments) if result is None else result
+
+    def in_float32(self, node: fx.Node) -> bool:
+        """Whether every stream that a node reads is float32; integers and booleans stay between islands."""
+        streams = [n for n in node.all_input_nodes if isinstance(self.env[n], _Stream)]
+        return all(n.meta["val"].dtype == torch.float32 for n in streams)
+
+    def constant_value(self, target: torch._ops.OpOverload, node: fx.Node) -> Any:
+        if torch.Tag.nondeterministic_seeded in target.tags:
+            self.fail("draws random numbers, which a plan cannot")
+        with torch.no_grad():
+            return target(*self.resolved(node.args), **self.resolved(node.kwargs))
+
+    def move(self, arguments: dict[str, Any]) -> Any:
+        """Apply a move to the numbers of the elements."""
+        found: list[_Stream] = []
+
+        def numbered(x: Any) -> Any:
+            if not isinstance(x, _Stream):
+                return x
+            found.append(x)
+            if isinstance(x, _Moved):
+                return x.index
+            shape = self.draft.shapes[x.value]
+            return torch.arange(prod(shape), dtype=torch.float64).reshape(shape)
+
+        target = self.node.target
+        assert isinstance(target, torch._ops.OpOverload)
+        args = fx.node.map_arg(self.node.args, lambda node: numbered(self.env[node]))
+        kwargs = fx.node.map_arg(self.node.kwargs, lambda node: numbered(self.env[node]))
+        value = found[0].value  # view_as and the like read a second stream for its shape alone
+        result = target(*args, **kwargs)
+        if isinstance(result, Tensor):
+            return _Moved(value, result)
+        return [_Moved(value, item) for item in result]
+
+    def island(self, arguments: dict[str, Any]) -> Any:
+        """Keep an operator as it is, computed by PyTorch on whole values."""
+        node, target = self.node, self.node.target
+        assert isinstance(target, torch._ops.OpOverload)
+        where = f"{target} at {_source(node) or 'unknown source'}"
+        if self.strict:
+            self.fail(f"{where} cannot run on deltas; without strict=True it would become a dense island")
+        if not str(target).startswith("aten."):
+            self.fail(f"{where} is no operator of PyTorch itself, so it cannot stand in a plan")
+        tensors: dict[str, Array] = {}
+        inputs: list[int] = []
+
+        def encode(x: Any) -> Any:
+            if isinstance(x, _Stream):
+                inputs.append(self.value(x))
+                return {"value": inputs[-1]}
+            if isinstance(x, Tensor):
+                types = {torch.float32: np.float32, torch.int64: np.int64, torch.bool: np.bool_}
+                if x.dtype not in types:
+                    self.fail(f"{where} takes a constant of {x.dtype}; a plan holds float32, int64 and bool")
+                role = f"constant{len(tensors)}"
+                tensors[role] = x.detach().contiguous().numpy()
+                return {"tensor": role}
+            if isinstance(x, list | tuple):
+                return [encode(item) for item in x]
+            if isinstance(x, torch.dtype):
+                name = str(x).removeprefix("torch.")
+                if name not in ("float32", "int64", "bool"):
+                    self.fail(f"{where} works in {name}; a plan has float32, int64 and bool")
+                return {"dtype": name}
+            if isinstance(x, float) and not math.isfinite(x):
+                return {"float": "nan" if x != x else ("inf" if x > 0 else "-inf")}
+            if x is None or isinstance(x, bool | int | float | str):
+                return x
+            return self.fail(f"{where} takes {x!r}, which a plan cannot hold")
+
+        placed = ("device", "layout", "pin_memory", "memory_format")
+        positional, keywords = [], {}
+        for argument in target._schema.arguments:
+            if argument.name in placed:
+                continue
+            entry = encode(arguments[argument.name])
+            if argument.kwarg_only:
+                if entry is not None:
+                    keywords[argument.name] = entry
+            else:
+                positional.append(entry)
+        results = node.meta["val"]
+        several = isinstance(results, tuple | list)
+        outputs, types = [], []
+        for result in results if several else [results]:
+            name = str(getattr(result, "dtype", "")).removeprefix("torch.")
+            if name not in ("float32", "int64", "bool"):
+                self.fail(f"{where} gives {name or type(result).__name__}; a plan has float32, int64 and bool")
+            outputs.append(self.draft.value(tuple(result.shape)))
+            types.append(name)
+        attributes = {"target": str(target), "arguments": positional, "keywords": keywords, "types": types}
+        unique = list(dict.fromkeys(inputs))
+        self.draft.add(DraftOp("island", self.name, unique, outputs, attributes, tensors, source=_source(node)))
+        wires = [_Wire(value) for value in outputs]
+        return wires if several else wires[0]
+
+    def outputs(self, node: fx.Node) -> None:
+        """Flat outputs, and how the module nested them."""
+        flat = self.resolved(node.args[0])
+        entries: list[Any] = []
+        for x in flat:
+            if isinstance(x, _Stream):
+                self.draft.outputs.append(self.value(x))
+                entries.append({"output": len(self.draft.outputs) - 1})
+            elif x is None or isinstance(x, bool | int | float | str):
+                entries.append({"constant": x})
+            else:
+                raise CompileError(f"{self.draft.name} returns a constant of type {type(x).__name__}")
+        if not self.draft.outputs:
+            raise CompileError(f"{self.draft.name} returns nothing that depends on its input")
+        spec = self.program.call_spec.out_spec
+        tree = pytree.tree_unflatten([_Leaf(entry) for entry in entries], spec)
+        self.draft.structure = _structure(tree)
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    entry: dict[str, Any]
+
+
+def _structure(tree: Any) -> Any:
+    if isinstance(tree, _Leaf):
+        return tree.entry
+    if isinstance(tree, dict):
+        return {"dict": {str(key): _structure(item) for key, item in tree.items()}}
+    if isinstance(tree, tuple):
+        return {"tuple": [_structure(item) for item in tree]}
+    if isinstance(tree, list):
+        return [_structure(item) for item in tree]
+    raise CompileError(f"the network returns {type(tree).__name__}; a plan nests tuples, lists and dictionaries")
+
+
+# -- handlers: None from one of these means that this use of the operator is no operation of the plan -----------------
+
+_Arguments = dict[str, Any]
+_Handler = Callable[[_Lowering, _Arguments], Any]
+_HANDLERS: dict[str, _Handler] = {}
+
+
+def _handles(*names: str) -> Callable[[_Handler], _Handler]:
+    def register(handler: _Handler) -> _Handler:
+        _HANDLERS.update(dict.fromkeys(names, handler))
+        return handler
+
+    return register
+
+
+def _weights(at: _Lowering, weight: Any, bias: Any) -> dict[str, Array] | None:
+    if not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):
+        return None
+    tensors = {"weight": at.array(weight)}
+    if bias is not None:
+        tensors["bias"] = at.array(bias)
+    return tensors
+
+
+def _is_map(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 4 and shape[0] == 1
+
+
+def _output_shape(at: _Lowering) -> tuple[int, ...]:
+    return tuple(at.node.meta["val"].shape)
+
+
+@_handles("conv2d", "convolution", "conv_transpose2d")
+def _convolution(at: _Lowering, a: _Arguments) -> _Wire | None:
+    if not isinstance(a["input"], _Stream) or not _is_map(at.shape(a["input"])):
+        return None
+    tensors = _weights(at, a["weight"], a["bias"])
+    if tensors is None:
+        return None
+    stride, dilation = _pair(a["stride"]), _pair(a["dilation"])
+    transposed = bool(a.get("transposed", "output_padding" in a))
+    if isinstance(a["padding"], str):
+        kernel = tensors["weight"].shape[2:]
+        total = [dilation[k] * (kernel[k] - 1) if a["padding"] == "same" else 0 for k in (0, 1)]
+        padding = [total[0] // 2, total[0] - total[0] // 2, total[1] // 2, total[1] - total[1] // 2]
+    else:
+        rows, columns = _pair(a["padding"])
+        padding = [rows, rows, columns, columns]
+    attributes = {"stride": stride, "padding": padding, "dilation": dilation, "groups": int(a["groups"])}
+    if transposed:
+        attributes["output_padding"] = _pair(a["output_padding"])
+    kind = "conv_transpose2d" if transposed else "conv2d"
+    return at.emit(kind, [at.value(a["input"])], _output_shape(at), attributes, tensors)
+
+
+@_handles("linear")
+def _linear(at: _Lowering, a: _Arguments) -> _Wire | None:
+    tensors = _weights(at, a["weight"], a["bias"])
+    if tensors is None or not isinstance(a["input"], _Stream) or len(at.shape(a["input"])) < 2:
+        return None
+    return at.emit("linear", [at.value(a["input"])], _output_shape(at), {}, tensors)
+
+
+@_handles("addmm")
+def _addmm(at: _Lowering, a: _Arguments) -> _Wire | None:
+    weight, bias = a["mat2"], a["self"]
+    if (
+        not isinstance(weight, Tensor)
+        or not isinstance(bias, Tensor)
+        or bias.dim() != 1
+        or (a["alpha"], a["beta"]) != (1, 1)
+    ):
+        return None
+    return at.emit(
+        "linear", [at.value(a["mat1"])], _output_shape(at), {}, {"weight": _array(weight.T), "bias": _array(bias)}
+    )
+
+
+@_handles("mm", "matmul")
+def _matmul(at: _Lowering, a: _Arguments) -> _Wire | None:
+    x, weight = list(a.values())[:2]
+    if not isinstance(x, _Stream) or not isinstance(weight, Tensor) or weight.dim() != 2 or len(at.shape(x)) < 2:
+        return None
+    return at.emit("linear", [at.value(x)], _output_shape(at), {}, {"weight": _array(weight.T)})
+
+
+@_handles("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "cudnn_batch_norm")
+def _batch_norm(at: _Lowering, a: _Arguments) -> Any:
+    mean, variance = a["running_mean"], a["running_var"]
+    if not isinstance(mean, Tensor) or not isinstance(variance, Tensor) or a.get("training"):
+        return None
+    x = a["input"]
+    scale = (variance.double() + a["eps"]).rsqrt()
+    if a["weight"] is not None:
+        scale = scale * a["weight"].double()
+    shift = -mean.double() * scale
+    if a["bias"] is not None:
+        shift = shift + a["bias"].double()
+    if len(at.shape(x)) not in (2, 4):
+        return None
+    wire = at.affine(x, _array(scale), _array(shift))
+    several = isinstance(at.node.meta["val"], tuple | list)
+    return [wire] if several else wire
+
+
+def _sum(at: _Lowering, x: Any, y: Any, first: float, second: float) -> _Wire | None:
+    """first x + second y, where either may be a constant."""
+    if isinstance(x, _Stream) and isinstance(y, _Stream):
+        shape = _output_shape(at)
+        pair = {"coefficients": [float(first), float(second)]}
+        return at.emit("add", [at.broadcast(x, shape), at.broadcast(y, shape)], shape, pair)
+    if not isinstance(x, _Stream):
+        x, y, first, second = y, x, second, first
+    if at.shape(x) != _output_shape(at):
+        x = _Wire(at.broadcast(x, _output_shape(at)))
+    shift = at.constant(y, at.shape(x))
+    if shift is None:
+        return None
+    scale = None if first == 1 else np.asarray([first], np.float32)
+    return at.affine(x, scale, (shift * np.float32(second)).astype(np.float32))
+
+
+@_handles("add")
+def _add(at: _Lowering, a: _Arguments) -> _Wire | None:
+    return _sum(at, a["self"], a["other"], 1, a.get("alpha", 1))
+
+
+@_handles("sub")
+def _sub(at: _Lowering, a: _Arguments) -> _Wire | None:
+    return _sum(at, a["self"], a["other"], 1, -a.get("alpha", 1))
+
+
+@_handles("rsub")
+def _rsub(at: _Lowering, a: _Arguments) -> _Wire | None:
+    return _sum(at, a["self"], a["other"], -a.get("alpha", 1), 1)
+
+
+@_handles("neg")
+def _neg(at: _Lowering, a: _Arguments) -> _Wire | None:
+    return at.affine(a["self"], np.asarray([-1], np.float32), None)
+
+
+@_handles("mul")
+def _mul(at: _Lowering, a: _Arguments) -> _Wire | None:
+    x, y, shape = a["self"], a["other"], _output_shape(at)
+    if isinstance(x, _Stream) and isinstance(y, _Stream):
+        gate = (1, shape[1], 1, 1) if _is_map(shape) else shape
+        if at.shape(x) == gate and at.shape(y) == shape:
+            x, y = y, x
+        second = at.value(y) if at.shape(x) == shape and at.shape(y) == gate else at.broadcast(y, shape)
+        return at.emit("mul", [at.broadcast(x, shape), second], shape)
+    if not isinstance(x, _Stream):
+        x, y = y, x
+    if at.shape(x) != shape:
+        x = _Wire(at.broadcast(x, shape))
+    scale = at.constant(y, shape)
+    return None if scale is None else at.affine(x, scale, None)
+
+
+@_handles("div")
+def _div(at: _Lowering, a: _Arguments) -> _Wire | None:
+    x, y = a["self"], a["other"]
+    if not isinstance(x, _Stream) or isinstance(y, _Stream) or a.get("rounding_mode") is not None:
+        return None
+    if at.shape(x) != _output_shape(at):
+        x = _Wire(at.broadcast(x, _output_shape(at)))
+    scale = at.constant(y, at.shape(x))
+    if scale is None or (scale == 0).any():
+        return None
+    return at.affine(x, (1 / scale.astype(np.float64)).astype(np.float32), None)
+
+
+def _activation(at: _Lowering, x: Any, activation: Mapping[str, Any]) -> _Wire:
+    value = at.value(x)
+    return at.emit("identity", [value], at.draft.shapes[value], activation=activation)
+
+
+for _plain in ("relu", "hardswish", "hardsigmoid", "silu", "sigmoid", "tanh"):
+    _HANDLERS[_plain] = lambda at, a, kind=_plain: _activation(at, a["self"], {"kind": kind})  # type: ignore[misc]
+
+
+@_handles("gelu")
+def _gelu(at: _Lowering, a: _Arguments) -> _Wire:
+    return _activation(at, a["self"], {"kind": "gelu", "approximate": a["approximate"]})
+
+
+@_handles("leaky_relu")
+def _leaky_relu(at: _Lowering, a: _Arguments) -> _Wire:
+    return _activation(at, a["self"], {"kind": "leaky_relu", "slope": float(a["negative_slope"])})
+
+
+@_handles("relu6")
+def _relu6(at: _Lowering, a: _Arguments) -> _Wire:
+    return _activation(at, a["self"], {"kind": "clamp", "min": 0.0, "max": 6.0})
+
+
+@_handles("clamp", "hardtanh", "clamp_min", "clamp_max")
+def _clamp(at: _Lowering, a: _Arguments) -> _Wire | None:
+    bounds = {}
+    for key in ("min", "max"):
+        x = a.get(key, a.get(f"{key}_val"))
+        if not (x is None or isinstance(x, int | float)):
+            return None
+        bounds[key] = None if x is None or math.isinf(x) else float(x)
+    if bounds["min"] is None and bounds["max"] is None:
+        return None
+    return _activation(at, a["self"], {"kind": "clamp", **bounds})
+
+
+def _quantiser(at: _Lowering, a: _Arguments) -> _Wire:
+    """The mark that stands for a codec with learned steps."""
+    value = at.value(a["x"])
+    shape = at.draft.shapes[value]
+    step = at.constant(a["step"], shape)
+    if step is None:
+        at.fail(f"steps {tuple(a['step'].shape)} do not fit a value {shape}")
+    bounded = a["low"] < a["high"]
+    codec = DraftCodec(a["kind"], step, a["low"] if bounded else None, a["high"] if bounded else None)
+    return at.emit("identity", [value], shape, codec=codec)
+
+
+@_handles("cat", "concat", "concatenate")
+def _cat(at: _Lowering, a: _Arguments) -> _Wire | None:
+    parts, shape = list(a["tensors"]), _output_shape(at)
+    axis = int(a["dim"]) % len(shape)
+    if axis < 1 or len(parts) < 2 or not all(isinstance(x, _Stream) for x in parts):
+        return None
+    return at.emit("cat", [at.value(x) for x in parts], shape, {"axis": axis})
+
+
+@_handles("stack")
+def _stack(at: _Lowering, a: _Arguments) -> _Wire | None:
+    parts, shape = list(a["tensors"]), _output_shape(at)
+    axis = int(a["dim"]) % len(shape)
+    if axis < 1 or len(parts) < 2 or not all(isinstance(x, _Stream) for x in parts):
+        return None
+    thick = (*shape[:axis], 1, *shape[axis + 1 :])
+    return at.emit("cat", [at.broadcast(_reshaped(at, x, thick), thick) for x in parts], shape, {"axis": axis})
+
+
+def _reshaped(at: _Lowering, x: _Stream, shape: tuple[int, ...]) -> _Moved:
+    index = x.index if isinstance(x, _Moved) else torch.arange(prod(at.shape(x)), dtype=torch.float64)
+    return _Moved(x.value, index.reshape(shape))
+
+
+@_handles("pad", "constant_pad_nd")
+def _pad(at: _Lowering, a: _Arguments) -> Any:
+    mode = a.get("mode", "constant")
+    if mode != "constant":
+        return at.move(a)
+    pads = [int(n) for n in a["pad"]]
+    x, shape = a["self"], at.shape(a["self"])
+    value = 0.0 if a["value"] is None else float(a["value"])
+    left, right, top, bottom, *further = (*pads, 0, 0, 0, 0)[: max(len(pads), 4)]
+    if _is_map(shape) and not any(further) and min(pads) >= 0:
+        attributes = {"padding": [top, bottom, left, right], "value": value}
+        return at.emit("pad", [at.value(x)], _output_shape(at), attributes) if any(pads) else x
+    if value != 0:
+        return None
+    # Zeros in other places, or a crop: a move, in which -1 is the number of a zero.
+    index = x.index if isinstance(x, _Moved) else torch.arange(prod(shape), dtype=torch.float64).reshape(shape)
+    return _Moved(x.value, torch.constant_pad_nd(index, pads, -1))
+
+
+def _pool(at: _Lowering, x: _Stream, rows: Array, columns: Array, divisor: Array) -> _Wire:
+    value = at.value(x)
+    shape = (1, at.draft.shapes[value][1], len(rows), len(columns))
+    tensors = {"rows": rows, "columns": columns, "divisor": divisor.astype(np.float32)}
+    return at.emit("avg_pool2d", [value], shape, {}, tensors)
+
+
+@_handles("avg_pool2d")
+def _avg_pool2d(at: _Lowering, a: _Arguments) -> _Wire | None:
+    shape = at.shape(a["self"])
+    if not _is_map(shape):
+        return None
+    kernel, padding = _pair(a["kernel_size"]), _pair(a["padding"])
+    stride = _pair(a["stride"]) if a["stride"] else kernel
+    axes = [pool_windows(shape[2 + k], kernel[k], stride[k], padding[k], 1, a["ceil_mode"]) for k in (0, 1)]
+    (rows, row_places), (columns, column_places) = axes
+    if a["divisor_override"]:
+        divisor = np.full((len(rows), len(columns)), a["divisor_override"])
+    elif a["count_include_pad"]:
+        divisor = row_places[:, None] * column_places
+    else:
+        divisor = (rows[:, 1] - rows[:, 0])[:, None] * (columns[:, 1] - columns[:, 0])
+    return _pool(at, a["self"], rows, columns, divisor)
+
+
+@_handles("adaptive_avg_pool2d", "_adaptive_avg_pool2d")
+def _adaptive_avg_pool2d(at: _Lowering, a: _Arguments) -> _Wire | None:
+    shape = at.shape(a["self"])
+    if not _is_map(shape):
+        return None
+    rows, columns = (adaptive_windows(shape[2 + k], _output_shape(at)[2 + k]) for k in (0, 1))
+    return _pool(at, a["self"], rows, columns, (rows[:, 1] - rows[:, 0])[:, None] * (columns[:, 1] - columns[:, 0]))
+
+
+@_handles("mean", "sum")
+def _mean(at: _Lowering, a: _Arguments) -> Any:
+    x = a["self"]
+    shape = at.shape(x)
+    axes = a.get("dim")
+    axes = sorted({int(k) % len(shape) for k in (axes if axes else range(len(shape)))})
+    if a.get("dtype") not in (None, torch.float32) or (0 in axes and shape[0] != 1):
+        return None
+    mean = "mean" in str(at.node.target)
+    axes = [k for k in axes if k > 0]
+    if len(shape) == 4 and shape[0] == 1 and axes == [1]:
+        entry = 1 / shape[1] if mean else 1.0
+        tensors = {"weight": np.full((1, shape[1], 1, 1), entry, np.float32)}
+        attributes = {"stride": [1, 1], "padding": [0] * 4, "dilation": [1, 1], "groups": 1}
+        wire = at.emit("conv2d", [at.value(x)], (1, 1, *shape[2:]), attributes, tensors)
+        return _reshaped(at, wire, _output_shape(at))
+    # Any other choice of axes: bring the ones that go to the end, as rows of a map, and pool over them.
+    if shape[0] != 1 or not axes:
+        return None
+    kept = [k for k in range(1, len(shape)) if k not in axes]
+    index = x.index if isinstance(x, _Moved) else torch.arange(prod(shape), dtype=torch.float64).reshape(shape)
+    area = prod(shape[k] for k in axes)
+    if _is_map(shape) and axes == [2, 3]:
+        pooled: _Stream = x
+    else:
+        pooled = _Moved(x.value, index.permute(0, *kept, *axes).reshape(1, -1, area, 1))
+    height, width = at.shape(pooled)[2:]
+    divisor = np.full((1, 1), area if mean else 1)
+    wire = _pool(at, pooled, np.asarray([[0, height]], np.int32), np.asarray([[0, width]], np.int32), divisor)
+    return _reshaped(at, wire, _output_shape(at))
+
+
+@_handles("max_pool2d", "max_pool2d_with_indices")
+def _max_pool2d(at: _Lowering, a: _Arguments) -> Any:
+    shape = at.shape(a["self"])
+    several = isinstance(at.node.meta["val"], tuple | list)
+    if not _is_map(shape) or (several and _uses_indices(at.node)):
+        return None
+    kernel, padding, dilation = _pair(a["kernel_size"]), _pair(a["padding"]), _pair(a["dilation"])
+    stride = _pair(a["stride"]) if a["stride"] else kernel
+    rows, columns = (
+        pool_windows(shape[2 + k], kernel[k], stride[k], padding[k], dilation[k], a["ceil_mode"])[0] for k in (0, 1)
+    )
+    value = at.value(a["self"])
+    out = (1, shape[1], len(rows), len(columns))
+    wire = at.emit("max_pool2d", [value], out, {"dilation": dilation}, {"rows": rows, "columns": columns})
+    return [wire, None] if several else wire
+
+
+@_handles("adaptive_max_pool2d")
+def _adaptive_max_pool2d(at: _Lowering, a: _Arguments) -> Any:
+    shape = at.shape(a["self"])
+    if not _is_map(shape) or _uses_indices(at.node):
+        return None
+    out = tuple(at.node.meta["val"][0].shape)
+    rows, columns = (adaptive_windows(shape[2 + k], out[2 + k]) for k in (0, 1))
+    wire = at.emit("max_pool2d", [at.value(a["self"])], out, {"dilation": [1, 1]}, {"rows": rows, "columns": columns})
+    return [wire, None]
+
+
+def _uses_indices(node: fx.Node) -> bool:
+    """Whether anything reads the second output of a max pooling, the places of the maxima."""
+    return any(user.args[1] != 0 and user.users for user in node.users if user.target is operator.getitem)
+
+
+def _resized(name: str, size: list[int], corners: list[bool], scale: float | None, x: Tensor) -> Tensor:
+    """Resize the third axis of x with PyTorch's own operation."""
+    resized: Tensor = getattr(torch.ops.aten, name).default(x, size, *corners, scale, None)
+    return resized
+
+
+@_handles("upsample_nearest2d", "_upsample_nearest_exact2d", "upsample_bilinear2d", "upsample_bicubic2d")
+def _resize(at: _Lowering, a: _Arguments) -> _Wire | None:
+    x = next(iter(a.values()))
+    shape = at.shape(x)
+    if not _is_map(shape):
+        return None
+    out = _output_shape(at)
+    factors = a.get("scale_factors") or [a.get("scales_h"), a.get("scales_w")]
+    name = str(at.node.target).split(".")[1]
+    corners = [a["align_corners"]] if "align_corners" in a else []
+    tensors = {}
+    for k, (places, weights) in enumerate((("rows", "row_weights"), ("columns", "column_weights"))):
+        along = partial(_resized, name, [out[2 + k], 1], corners, factors[k])
+        tensors[places], tensors[weights] = resize_taps(along, shape[2 + k])
+    return at.emit("resize2d", [at.value(x)], out, {}, tensors)
+
+
+@_handles("to", "_to_copy", "type_as")
+def _convert(at: _Lowering, a: _Arguments) -> Any:
+    return a["self"] if at.node.meta["val"].dtype == torch.float32 else None
+
+
+def lower(program: ExportedProgram, name: str, strict: bool = False) -> Draft:
+    """Translate an exported program.
+
+    Args:
+        program: functional, as `export` gives it; one frame (1, C, H, W) float32 goes in.
+        name: of the network.
+        strict: raise where an operation would become a dense island.
+
+    Raises:
+        CompileError: naming the operation and its source line.
+    """
+    draft = Draft(name)
+    _Lowering(program, draft, strict).run()
+    return draft

@@ -1,0 +1,22 @@
+"""Plans and their streams.
+
+Needs numpy and safetensors; PyTorch is imported by the reference backend and by islands only.
+"""
+
+from sparsetime.engine.executor import OpStats
+from sparsetime.engine.frames import FrameError
+from sparsetime.engine.plan import InputSpec, Op, Plan, PlanError
+from sparsetime.engine.stream import Snapshot, Stream, StreamBusyError, StreamError
+
+__all__ = [
+    "FrameError",
+    "InputSpec",
+    "Op",
+    "OpStats",
+    "Plan",
+    "PlanError",
+    "Snapshot",
+    "Stream",
+    "StreamBusyError",
+    "StreamError",
+]

@@ -1,0 +1,566 @@
+"""Believe nothing: every shape, number and reference of a plan is checked here before anything runs.
+
+Each kind of operation has one function that takes the shapes of its inputs and gives the shape that its output must
+have.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from sparsetime.engine.plan import Op, Plan
+
+__all__ = ["MAX_ELEMENTS", "MAX_RANK", "check_plan"]
+
+MAX_ELEMENTS = 2**28
+MAX_RANK = 8
+_LARGEST = 1e30  # in magnitude: a factor beyond that only overflows float32
+_MAX_EXTENT = 2**16  # of strides, paddings and dilations
+_TARGET = re.compile(r"aten\.[a-z_0-9]+\.[A-Za-z_0-9]+")
+_TYPES = ("float32", "int64", "bool")
+
+Shape = tuple[int, ...]
+
+
+def _fail(message: str) -> Any:
+    from sparsetime.engine.plan import PlanError
+
+    raise PlanError(message)
+
+
+def _is_int(x: Any, low: int, high: int) -> bool:
+    return type(x) is int and low <= x <= high
+
+
+def _is_number(x: Any) -> bool:
+    return type(x) in (int, float) and abs(x) <= _LARGEST
+
+
+class _Context:
+    """One operation under inspection: reads its entries, and names it in every complaint."""
+
+    def __init__(self, plan: Plan, number: int, op: Op) -> None:
+        self.plan, self.op = plan, op
+        self.where = f"op {number} '{op.name}' ({op.kind})"
+        self.seen: set[str] = set()
+
+    def fail(self, message: str) -> Any:
+        return _fail(f"{self.where}: {message}")
+
+    def expect(self, condition: bool, message: str) -> None:
+        if not condition:
+            self.fail(message)
+
+    def shape(self, k: int) -> Shape:
+        return self.plan.values[self.op.inputs[k]]
+
+    def inputs(self, low: int, high: int) -> None:
+        n = len(self.op.inputs)
+        self.expect(low <= n <= high, f"expected {low} to {high} inputs, got {n}")
+
+    def a_map(self, k: int) -> Shape:
+        """Shape of input k, which must be (1, C, H, W)."""
+        shape = self.shape(k)
+        self.expect(len(shape) == 4 and shape[0] == 1, f"expected an input (1, C, H, W), got {shape}")
+        return shape
+
+    def attribute(self, key: str) -> Any:
+        self.seen.add(key)
+        if key not in self.op.attributes:
+            self.fail(f"attribute '{key}' is missing")
+        return self.op.attributes[key]
+
+    def integers(self, key: str, n: int, low: int, high: int = _MAX_EXTENT) -> list[int]:
+        x = self.attribute(key)
+        ok = isinstance(x, list | tuple) and len(x) == n and all(_is_int(i, low, high) for i in x)
+        self.expect(ok, f"attribute '{key}' must be {n} integers from {low} to {high}, got {_short(x)}")
+        return list(x)
+
+    def integer(self, key: str, low: int, high: int = _MAX_EXTENT) -> int:
+        x = self.attribute(key)
+        self.expect(
+            _is_int(x, low, high), f"attribute '{key}' must be an integer from {low} to {high}, got {_short(x)}"
+        )
+        return int(x)
+
+    def number(self, key: str) -> float:
+        x = self.attribute(key)
+        self.expect(_is_number(x), f"attribute '{key}' must be a finite number, got {_short(x)}")
+        return float(x)
+
+    def tensor(self, role: str, dtype: str, shape: Sequence[int | None] | None = None) -> Any:
+        """The tensor of a role, after a look at its type and shape (None: any extent)."""
+        self.seen.add(f"tensors.{role}")
+        if role not in self.op.tensors:
+            self.fail(f"tensor '{role}' is missing")
+        name = self.op.tensors[role]
+        return self.named(name, dtype, shape, role)
+
+    def named(self, name: Any, dtype: str | None, shape: Sequence[int | None] | None, role: str) -> Any:
+        if not isinstance(name, str) or name not in self.plan.tensors:
+            self.fail(f"'{role}' names a tensor {_short(name)} that the file does not hold")
+        tensor = self.plan.tensors[name]
+        if dtype is not None:
+            self.expect(tensor.dtype == dtype, f"tensor '{role}' must be {dtype}, got {tensor.dtype}")
+            if dtype == "float32":
+                self.expect(_finite(tensor), f"tensor '{role}' holds values that are not finite")
+        if shape is not None:
+            fits = len(shape) == tensor.ndim and all(
+                a is None or a == b for a, b in zip(shape, tensor.shape, strict=True)
+            )
+            wanted = tuple("any" if a is None else a for a in shape)
+            self.expect(fits, f"tensor '{role}' must have shape {wanted}, got {tensor.shape}")
+        return tensor
+
+    def optional(self, role: str, shape: Sequence[int | None]) -> None:
+        if role in self.op.tensors:
+            self.tensor(role, "float32", shape)
+
+    def per_channel(self, name: Any, shape: Shape, role: str) -> Any:
+        """A float32 tensor [1], [C] or one entry per element of a value."""
+        from sparsetime.engine.plan import channel_axis
+
+        tensor = self.named(name, "float32", None, role)
+        allowed: list[Shape] = [(1,)]
+        if len(shape) >= 2:
+            allowed.append((shape[channel_axis(shape)],))
+        if len(shape) >= 1 and shape[0] == 1:
+            allowed.append(shape[1:])
+        self.expect(
+            tensor.shape in allowed, f"tensor '{role}' must have one of the shapes {allowed}, got {tensor.shape}"
+        )
+        return tensor
+
+    def same(self) -> Shape:
+        """Shape of all inputs, which must be one."""
+        first = self.shape(0)
+        for k in range(1, len(self.op.inputs)):
+            self.expect(self.shape(k) == first, f"inputs must have one shape, got {first} and {self.shape(k)}")
+        return first
+
+    def done(self) -> None:
+        """Complain about entries that nobody asked for."""
+        extra = set(self.op.attributes) - self.seen
+        extra |= {f"tensors.{role}" for role in self.op.tensors} - self.seen
+        self.expect(not extra, f"unknown entries {sorted(extra)}")
+
+
+def _short(x: Any) -> str:
+    text = repr(x)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _finite(tensor: Any) -> bool:
+    # One pass without a mask: a sum is finite only if every term is, save for overflow, which is looked at again.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = tensor.sum(dtype=np.float64)
+    return bool(np.isfinite(total)) or bool(np.isfinite(tensor).all())
+
+
+def _input(c: _Context) -> Shape:
+    c.inputs(0, 0)
+    c.expect(c.op.activation is None, "an input has no activation")
+    shape = c.plan.values[c.op.output]
+    c.expect(len(shape) >= 2 and shape[0] == 1, f"a frame must be (1, C, H, W) or (1, ...), got {shape}")
+    spec = c.plan.input
+    if spec is not None:
+        for name, numbers in (("mean", spec.mean), ("std", spec.std)):
+            ok = len(numbers) == shape[1] and all(_is_number(x) for x in numbers)
+            c.expect(ok, f"input '{name}' must be {shape[1]} numbers, got {_short(numbers)}")
+        c.expect(all(x > 0 for x in spec.std), f"input 'std' must be > 0, got {_short(spec.std)}")
+        c.expect(spec.color in ("rgb", "bgr"), f"input 'color' must be 'rgb' or 'bgr', got {_short(spec.color)}")
+    return shape
+
+
+def _sum_input(c: _Context, shape: Shape) -> Shape:
+    if len(c.op.inputs) == 2:
+        c.expect(c.shape(1) == shape, f"the second input must have the output's shape {shape}, got {c.shape(1)}")
+    return shape
+
+
+def _conv2d(c: _Context) -> Shape:
+    c.inputs(1, 2)
+    _, channels, height, width = c.a_map(0)
+    stride, dilation = c.integers("stride", 2, 1), c.integers("dilation", 2, 1)
+    top, bottom, left, right = c.integers("padding", 4, 0)
+    groups = c.integer("groups", 1)
+    weight = c.tensor("weight", "float32", (None,) * 4)
+    out, per_group, kh, kw = weight.shape
+    c.expect(
+        min(weight.shape) >= 1 and per_group * groups == channels and out % groups == 0,
+        f"weight {weight.shape} does not fit {channels} channels in {groups} groups",
+    )
+    c.optional("bias", (out,))
+    rows = (height + top + bottom - dilation[0] * (kh - 1) - 1) // stride[0] + 1
+    columns = (width + left + right - dilation[1] * (kw - 1) - 1) // stride[1] + 1
+    return _sum_input(c, (1, out, rows, columns))
+
+
+def _conv_transpose2d(c: _Context) -> Shape:
+    c.inputs(1, 1)
+    _, channels, height, width = c.a_map(0)
+    stride, dilation = c.integers("stride", 2, 1), c.integers("dilation", 2, 1)
+    top, bottom, left, right = c.integers("padding", 4, 0)
+    extra = c.integers("output_padding", 2, 0)
+    groups = c.integer("groups", 1)
+    weight = c.tensor("weight", "float32", (None,) * 4)
+    taken, per_group, kh, kw = weight.shape
+    c.expect(
+        min(weight.shape) >= 1 and taken == channels and channels % groups == 0,
+        f"weight {weight.shape} does not fit {channels} channels in {groups} groups",
+    )
+    c.optional("bias", (per_group * groups,))
+    rows = (height - 1) * stride[0] - top - bottom + dilation[0] * (kh - 1) + extra[0] + 1
+    columns = (width - 1) * stride[1] - left - right + dilation[1] * (kw - 1) + extra[1] + 1
+    return 1, per_group * groups, rows, columns
+
+
+def _linear(c: _Context) -> Shape:
+    c.inputs(1, 2)
+    shape = c.shape(0)
+    c.expect(len(shape) >= 2, f"expected an input of rank 2 or more, got {shape}")
+    weight = c.tensor("weight", "float32", (None, shape[-1]))
+    c.optional("bias", (weight.shape[0],))
+    return _sum_input(c, (*shape[:-1], weight.shape[0]))
+
+
+def _affine(c: _Context) -> Shape:
+    c.inputs(1, 1)
+    shape = c.shape(0)
+    c.expect(bool(c.op.tensors), "an affine operation needs a scale or a shift")
+    for role in ("scale", "shift"):
+        if role in c.op.tensors:
+            c.seen.add(f"tensors.{role}")
+            c.per_channel(c.op.tensors[role], shape, role)
+    return shape
+
+
+def _add(c: _Context) -> Shape:
+    c.inputs(2, 2)
+    pair = c.attribute("coefficients")
+    ok = isinstance(pair, list | tuple) and len(pair) == 2 and all(_is_number(x) for x in pair)
+    c.expect(ok, f"attribute 'coefficients' must be two numbers, got {_short(pair)}")
+    return c.same()
+
+
+def _cat(c: _Context) -> Shape:
+    c.inputs(2, 2**16)
+    first = c.shape(0)
+    axis = c.integer("axis", 1, MAX_RANK)
+    c.expect(axis < len(first), f"axis {axis} is outside of shape {first}")
+    total = 0
+    for k in range(len(c.op.inputs)):
+        shape = c.shape(k)
+        same = len(shape) == len(first) and shape[:axis] == first[:axis] and shape[axis + 1 :] == first[axis + 1 :]
+        c.expect(same, f"cannot join {first} and {shape} along axis {axis}")
+        total += shape[axis]
+    return (*first[:axis], total, *first[axis + 1 :])
+
+
+def _index(c: _Context, role: str, limit: int, shape: Sequence[int | None], low: int = -1) -> Any:
+    index = c.tensor(role, "int32", shape)
+    c.expect(index.size > 0, f"tensor '{role}' is empty")
+    c.expect(
+        int(index.min()) >= low and int(index.max()) < limit,
+        f"tensor '{role}' must hold indices from {low} to {limit - 1}, got {int(index.min())} to {int(index.max())}",
+    )
+    return index
+
+
+def _channels(c: _Context) -> Shape:
+    c.inputs(1, 1)
+    _, channels, height, width = c.a_map(0)
+    return 1, _index(c, "index", channels, (None,)).size, height, width
+
+
+def _gather(c: _Context) -> Shape:
+    c.inputs(1, 1)
+    shape = c.plan.values[c.op.output]
+    _index(c, "index", prod(c.shape(0)), (prod(shape),))
+    return shape
+
+
+def _reshape(c: _Context) -> Shape:
+    c.inputs(1, 1)
+    shape = c.plan.values[c.op.output]
+    c.expect(prod(shape) == prod(c.shape(0)), f"cannot reshape {c.shape(0)} to {shape}")
+    return shape
+
+
+def _pad(c: _Context) -> Shape:
+    c.inputs(1, 1)
+    _, channels, height, width = c.a_map(0)
+    top, bottom, left, right = c.integers("padding", 4, 0)
+    c.number("value")
+    return 1, channels, height + top + bottom, width + left + right
+
+
+def _windows(c: _Context, role: str, extent: int, low: int) -> int:
+    """Rows or columns of a pooling: (n, 2) of [start, end) inside the map. Returns n."""
+    table = c.tensor(role, "int32", (None, 2))
+    ok = table.size > 0 and (table[:, 0] >= 0).all() and (table[:, 1] <= extent).all()
+    ok = ok and (table[:, 1].astype(np.int64) - table[:, 0] >= low).all()
+    c.expect(bool(ok), f"tensor '{role}' must hold windows [start, end) inside 0 to {extent}")
+    return int(table.shape[0])
+
+
+def _avg_pool2d(c: _Context) -> Shape:
+    c.inputs(1, 1)
+    _, channels, height, width = c.a_map(0)
+    rows, columns = _windows(c, "rows", height, 0), _windows(c, "columns", width, 0)
+    divisor = c.tensor("divisor", "float32", (rows, columns))
+    c.expect(bool((divisor != 0).all()), "tensor 'divisor' holds zeros")
+    return 1, channels, rows, columns
+
+
+def _max_pool2d(c: _Context) -> Shape:
+    c.inputs(1, 1)
+    _, channels, height, width = c.a_map(0)
+    c.integers("dilation", 2, 1)
+    return 1, channels, _windows(c, "rows", height, 1), _windows(c, "columns", width, 1)
+
+
+def _resize2d(c: _Context) -> Shape:
+    c.inputs(1, 1)
+    _, channels, height, width = c.a_map(0)
+    out = []
+    for role, weights, extent in (("rows", "row_weights", height), ("columns", "column_weights", width)):
+        index = _index(c, role, extent, (None, None), 0)
+        c.tensor(weights, "float32", index.shape)
+        out.append(index.shape[0])
+    return 1, channels, out[0], out[1]
+
+
+def _identity(c: _Context) -> Shape:
+    c.inputs(1, 1)
+    c.expect(
+        c.op.activation is not None or c.op.codec is not None, "an identity without activation or codec has no use"
+    )
+    return c.shape(0)
+
+
+def _mul(c: _Context) -> Shape:
+    c.inputs(2, 2)
+    a, b = c.shape(0), c.shape(1)
+    gate = len(a) == 4 and a[0] == 1 and b == (1, a[1], 1, 1)
+    c.expect(a == b or gate, f"cannot multiply {a} by {b}: expected one shape, or (1, C, H, W) by (1, C, 1, 1)")
+    return a
+
+
+_KINDS: dict[str, Callable[[_Context], Shape]] = {
+    "input": _input,
+    "conv2d": _conv2d,
+    "conv_transpose2d": _conv_transpose2d,
+    "linear": _linear,
+    "affine": _affine,
+    "add": _add,
+    "cat": _cat,
+    "channels": _channels,
+    "gather": _gather,
+    "reshape": _reshape,
+    "pad": _pad,
+    "avg_pool2d": _avg_pool2d,
+    "resize2d": _resize2d,
+    "identity": _identity,
+    "mul": _mul,
+    "max_pool2d": _max_pool2d,
+}
+
+
+def _check_island(c: _Context) -> None:
+    """Look at everything about an island that can be known without PyTorch."""
+    c.expect(c.op.activation is None, "an island has no activation")
+    target = c.attribute("target")
+    c.expect(
+        isinstance(target, str) and _TARGET.fullmatch(target) is not None,
+        f"target must be an operator of the aten namespace, got {_short(target)}",
+    )
+    arguments, keywords = c.attribute("arguments"), c.attribute("keywords")
+    c.expect(isinstance(arguments, list), "'arguments' must be a list")
+    c.expect(isinstance(keywords, dict), "'keywords' must be an object")
+    types = c.attribute("types")
+    ok = isinstance(types, list) and len(types) == len(c.op.outputs) and all(t in _TYPES for t in types)
+    c.expect(ok, f"'types' must name one of {_TYPES} for each output, got {_short(types)}")
+    c.expect(c.op.codec is None or types[0] == "float32", "a codec needs float32")
+    used: list[int] = []
+
+    def walk(x: Any) -> None:
+        if x is None or type(x) in (bool, int, float, str):
+            return
+        if isinstance(x, list):
+            for item in x:
+                walk(item)
+            return
+        if isinstance(x, dict) and len(x) == 1:
+            ((key, entry),) = x.items()
+            if key == "value" and type(entry) is int:
+                used.append(entry)
+                return
+            if key == "tensor":
+                c.named(entry, None, None, "argument")
+                c.seen.add(f"tensors.{entry}")
+                return
+            if (key == "dtype" and entry in _TYPES) or (key == "float" and entry in ("inf", "-inf", "nan")):
+                return
+        c.fail(f"an argument must be a value, a tensor, a dtype, a number, a string or a list, got {_short(x)}")
+
+    walk(arguments)
+    walk(list(keywords.values()))
+    wanted = list(dict.fromkeys(used))
+    c.expect(list(c.op.inputs) == wanted, f"inputs {list(c.op.inputs)} are not the values of the arguments, {wanted}")
+    c.expect(bool(wanted), "an island must take a value")
+
+
+_ACTIVATIONS: dict[str, frozenset[str]] = {
+    "relu": frozenset(),
+    "clamp": frozenset(["min", "max"]),
+    "leaky_relu": frozenset(["slope"]),
+    "hardswish": frozenset(),
+    "hardsigmoid": frozenset(),
+    "silu": frozenset(),
+    "gelu": frozenset(["approximate"]),
+    "sigmoid": frozenset(),
+    "tanh": frozenset(),
+}
+
+
+def _check_activation(c: _Context) -> None:
+    a = c.op.activation
+    if a is None:
+        return
+    kind = a.get("kind")
+    if not isinstance(kind, str) or kind not in _ACTIVATIONS:
+        c.fail(f"unknown activation {_short(kind)}")
+    wanted = _ACTIVATIONS[str(kind)] | {"kind"}
+    c.expect(set(a) == wanted, f"activation '{kind}' has entries {sorted(map(str, a))}, expected {sorted(wanted)}")
+    if kind == "clamp":
+        bounds = (a["min"], a["max"])
+        ok = all(x is None or _is_number(x) for x in bounds) and bounds != (None, None)
+        ok = ok and (None in bounds or bounds[0] <= bounds[1])
+        c.expect(ok, f"clamp needs min <= max, numbers or null, got {_short(bounds)}")
+    if kind == "leaky_relu":
+        c.expect(_is_number(a["slope"]), f"leaky_relu needs a finite slope, got {_short(a['slope'])}")
+    if kind == "gelu":
+        c.expect(
+            a["approximate"] in ("none", "tanh"), f"gelu: approximate is 'none' or 'tanh', got {a['approximate']!r}"
+        )
+
+
+def _check_codec(c: _Context, shape: Shape) -> None:
+    codec = c.op.codec
+    if codec is None:
+        return
+    kind = codec.get("kind")
+    c.expect(kind in ("exact", "hold", "residual"), f"unknown codec {_short(kind)}")
+    allowed = {"kind", "tensor"} | ({"low", "high"} if kind == "exact" else set())
+    extra = set(codec) - allowed
+    c.expect(not extra and "tensor" in codec, f"codec '{kind}' has entries {sorted(map(str, codec))}")
+    step = c.per_channel(codec["tensor"], shape, "codec")
+    least = float(step.min())
+    if kind == "hold":
+        c.expect(least >= 0, f"thresholds must be >= 0, got {least}")
+    else:
+        c.expect(least > 0, f"steps must be > 0, got {least}")
+    if "low" in codec or "high" in codec:
+        low, high = codec.get("low"), codec.get("high")
+        ok = _is_int(low, -(2**24), 2**24) and _is_int(high, -(2**24), 2**24) and low < high  # type: ignore[operator]
+        c.expect(ok, f"codes need integers low < high, got {_short(low)} and {_short(high)}")
+
+
+def _check_values(plan: Plan) -> None:
+    if not plan.values:
+        _fail("a plan needs at least one value")
+    for number, shape in enumerate(plan.values):
+        ok = len(shape) <= MAX_RANK and all(_is_int(n, 1, MAX_ELEMENTS) for n in shape)
+        if not ok or prod(shape) > MAX_ELEMENTS:
+            _fail(
+                f"value {number}: expected up to {MAX_RANK} dimensions of at least 1 and up to {MAX_ELEMENTS} "
+                f"elements, got {_short(shape)}"
+            )
+
+
+def _check_structure(structure: Any, outputs: int, depth: int = 0) -> None:
+    """What `structure` may hold; see docs/plan.md."""
+    if depth > 16:
+        _fail("structure: nested more than 16 deep")
+    if isinstance(structure, list):
+        for item in structure:
+            _check_structure(item, outputs, depth + 1)
+        return
+    if isinstance(structure, dict) and len(structure) == 1:
+        ((key, entry),) = structure.items()
+        if key == "output" and _is_int(entry, 0, outputs - 1):
+            return
+        if key == "tuple" and isinstance(entry, list):
+            _check_structure(entry, outputs, depth + 1)
+            return
+        if key == "dict" and isinstance(entry, dict):
+            _check_structure(list(entry.values()), outputs, depth + 1)
+            return
+        if key == "constant" and (entry is None or type(entry) in (bool, int, float, str)):
+            return
+    _fail(f"structure: expected an output, tuple, dict, list or constant, got {_short(structure)}")
+
+
+def check_plan(plan: Plan) -> None:
+    """Check that everything in a plan fits together.
+
+    Raises:
+        PlanError: naming the operation and the entry, what was expected and what is there.
+    """
+    _check_values(plan)
+    if not plan.ops or plan.ops[0].kind != "input":
+        _fail("the first operation must be the input")
+    types: dict[int, str] = {}
+    names: set[str] = set()
+    for number, op in enumerate(plan.ops):
+        c = _Context(plan, number, op)
+        c.expect(number == 0 or op.kind != "input", "only the first operation may be an input")
+        c.expect(op.name not in names, "the name is taken by an operation before it")
+        names.add(op.name)
+        for value in op.inputs:
+            c.expect(value in types, f"reads value {_short(value)}, which nothing before it makes")
+            c.expect(op.kind == "island" or types[value] == "float32", f"cannot read value {value} of {types[value]}")
+        c.expect(len(op.outputs) >= 1, "makes no value")
+        for value in op.outputs:
+            c.expect(_is_int(value, 0, len(plan.values) - 1), f"makes value {_short(value)}, which has no shape")
+            c.expect(value not in types, f"makes value {value} a second time")
+        if op.crossover is not None:
+            c.expect(_is_number(op.crossover) and 0 <= op.crossover <= 1, "crossover must be a density from 0 to 1")
+        if op.kind == "island":
+            _check_island(c)
+        elif op.kind in _KINDS:
+            c.expect(len(op.outputs) == 1, f"makes {len(op.outputs)} values, expected one")
+            shape = _KINDS[op.kind](c)
+            stated = plan.values[op.output]
+            c.expect(shape == stated, f"value {op.output} must have shape {shape}, the plan says {stated}")
+        else:
+            c.fail(f"unknown kind {_short(op.kind)}")
+        c.done()
+        _check_activation(c)
+        _check_codec(c, plan.values[op.output])
+        types.update({value: plan.value_type(op, k) for k, value in enumerate(op.outputs)})
+    missing = set(range(len(plan.values))) - set(types)
+    if missing:
+        _fail(f"nothing makes the values {_short(sorted(missing))}")
+    if not plan.outputs or not all(_is_int(v, 0, len(plan.values) - 1) for v in plan.outputs):
+        _fail(f"outputs must name values, got {_short(plan.outputs)}")
+    _check_structure(plan.structure, len(plan.outputs))
+    _check_tensors(plan)
+
+
+def _check_tensors(plan: Plan) -> None:
+    used: set[str] = set()
+    for op in plan.ops:
+        used.update(op.tensors.values())
+        if op.codec is not None:
+            used.add(op.codec["tensor"])
+    unused = set(plan.tensors) - used
+    if unused:
+        _fail(f"no operation uses the tensors {_short(sorted(unused))}")

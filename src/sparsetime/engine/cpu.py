@@ -1,0 +1,159 @@
+"""The native backend: docs/plan.md in C++, one call a frame. `sparsetime/engine/reference.py` is its meaning."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsetime import _native
+from sparsetime.engine.executor import OpStats
+from sparsetime.engine.plan import Op, Plan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Native"]
+
+Array = NDArray[Any]
+_INFINITY = float("inf")
+
+
+def _activation(activation: Mapping[str, Any] | None) -> tuple[str, float, float]:
+    """Name and two parameters as the native side knows them."""
+    if activation is None:
+        return "none", 0.0, 0.0
+    kind = activation["kind"]
+    if kind == "relu":
+        return "clamp", 0.0, _INFINITY
+    if kind == "clamp":
+        low, high = activation["min"], activation["max"]
+        return "clamp", -_INFINITY if low is None else low, _INFINITY if high is None else high
+    if kind == "leaky_relu":
+        return kind, activation["slope"], 0.0
+    if kind == "gelu":
+        return "gelu_tanh" if activation["approximate"] == "tanh" else "gelu", 0.0, 0.0
+    return kind, 0.0, 0.0
+
+
+def _numbers(op: Op) -> dict[str, list[float]]:
+    numbers: dict[str, list[float]] = {}
+    if op.kind != "island":
+        for key, value in op.attributes.items():
+            numbers[key] = [float(x) for x in value] if isinstance(value, list | tuple) else [float(value)]
+    return numbers
+
+
+def _entry(plan: Plan, op: Op) -> dict[str, Any]:
+    codec = op.codec
+    return {
+        "kind": op.kind,
+        "name": op.name,
+        "inputs": list(op.inputs),
+        "outputs": list(op.outputs),
+        "numbers": _numbers(op),
+        "tensors": {} if op.kind == "island" else dict(op.tensors),
+        "activation": _activation(op.activation),
+        "codec": ("", "", -_INFINITY, _INFINITY)
+        if codec is None
+        else (codec["kind"], codec["tensor"], codec.get("low", -_INFINITY), codec.get("high", _INFINITY)),
+        "opaque": [plan.value_type(op, k) != "float32" for k in range(len(op.outputs))],
+    }
+
+
+def _call_weakly(method: Callable[[int], None]) -> Callable[[int], None]:
+    """A method without a hold on its object: what the native side keeps, the garbage collector cannot see."""
+    weak = weakref.WeakMethod(method)
+
+    def call(number: int) -> None:
+        found = weak()
+        assert found is not None
+        found(number)
+
+    return call
+
+
+class Native:
+    """Executor in C++; see `Executor` for its methods.
+
+    Args:
+        plan: what to run. Islands need PyTorch.
+        threads: how many threads share a frame.
+    """
+
+    def __init__(self, plan: Plan, threads: int = 1) -> None:
+        self._plan = plan
+        tensors = {name: np.ascontiguousarray(array) for name, array in plan.tensors.items()}
+        self._program = _native.program(
+            [list(shape) for shape in plan.values], [_entry(plan, op) for op in plan.ops], list(plan.outputs), tensors
+        )
+        self._stream = _native.Stream(self._program, threads, _call_weakly(self._island) if plan.islands else None)
+        self._opaque: dict[int, Tensor] = {}  # values of other types than float32, which only islands read
+        self._accumulators = [number for number, op in enumerate(plan.ops) if op.has_accumulator]
+        if plan.islands:
+            import torch
+
+            self._tensors = {name: torch.from_numpy(array.copy()) for name, array in plan.tensors.items()}
+
+    def _island(self, number: int) -> None:
+        import torch
+
+        from sparsetime.engine.islands import run_island
+
+        op = self._plan.ops[number]
+
+        def value(v: int) -> Tensor:
+            return self._opaque[v] if v in self._opaque else torch.from_numpy(self._stream.value(v))
+
+        results = run_island(op, value, self._tensors, [self._plan.values[v] for v in op.outputs])
+        for k, (v, result) in enumerate(zip(op.outputs, results, strict=True)):
+            if self._plan.value_type(op, k) == "float32":
+                self._stream.put(v, result.numpy())
+            else:
+                self._opaque[v] = result
+                self._stream.touch(v)
+
+    def run(self, frame: Array) -> list[Array]:
+        self._stream.run(frame if frame.ndim == 4 else np.ascontiguousarray(frame))
+        return [self._stream.value(value) for value in self._plan.outputs]
+
+    def reset(self) -> None:
+        self._stream.reset()
+
+    def refresh(self) -> None:
+        self._stream.refresh()
+
+    def state(self) -> dict[str, Array]:
+        if not self._stream.started:
+            return {}
+        state: dict[str, Array] = {}
+        for number, op in enumerate(self._plan.ops):
+            for k, v in enumerate(op.outputs):
+                name = f"{number}.value" if len(op.outputs) == 1 else f"{number}.value.{k}"
+                state[name] = self._opaque[v].numpy().copy() if v in self._opaque else self._stream.value(v)
+            if op.has_accumulator:
+                state[f"{number}.accumulator"] = self._stream.accumulator(number)
+        return state
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        self._stream.reset()
+        if not state:
+            return
+        for number, op in enumerate(self._plan.ops):
+            for k, v in enumerate(op.outputs):
+                array = state[f"{number}.value" if len(op.outputs) == 1 else f"{number}.value.{k}"]
+                if self._plan.value_type(op, k) == "float32":
+                    self._stream.set_value(v, np.ascontiguousarray(array))
+                else:
+                    import torch
+
+                    self._opaque[v] = torch.from_numpy(np.array(array))
+            if op.has_accumulator:
+                self._stream.set_accumulator(number, np.ascontiguousarray(state[f"{number}.accumulator"]))
+        self._stream.resume()
+
+    def stats(self) -> list[OpStats]:
+        return [OpStats(*entry) for entry in self._stream.stats()]

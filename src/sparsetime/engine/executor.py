@@ -1,0 +1,48 @@
+"""What a backend is: the part of a stream that computes. `Stream` does everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+from numpy.typing import NDArray
+
+__all__ = ["Executor", "OpStats"]
+
+Array = NDArray[Any]
+
+
+class OpStats(NamedTuple):
+    """What one operation did in the last frame.
+
+    events_in: nonzero deltas at its inputs. events: nonzero deltas that it sent. macs: multiply-accumulates done.
+    path: `sparse`, or `dense` when it was computed from scratch.
+    """
+
+    events_in: int
+    events: int
+    macs: int
+    time_ns: int
+    path: str
+
+
+class Executor(Protocol):
+    """Runs one plan on one stream of frames, and holds its state."""
+
+    def run(self, frame: Array) -> list[Array]:
+        """One frame, float32 of the plan's input shape, to new arrays: the plan's outputs in order."""
+
+    def reset(self) -> None:
+        """Forget the state: the next frame is the first."""
+
+    def refresh(self) -> None:
+        """Take the dense path for every linear operation in the next frame."""
+
+    def state(self) -> dict[str, Array]:
+        """Copies of all values and accumulators, named and shaped as in docs/plan.md; empty before the first frame."""
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Continue from what `state` gave; empty means the start of a stream."""
+
+    def stats(self) -> list[OpStats]:
+        """One entry per operation of the plan, of the last frame."""

@@ -1,0 +1,83 @@
+"""Frames as they come, and frames as a plan wants them."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from sparsetime.engine.plan import Plan
+
+__all__ = ["FrameError", "FrameReader", "is_tensor"]
+
+Array = NDArray[Any]
+
+
+class FrameError(ValueError):
+    """A frame does not fit the plan; the stream is as it was."""
+
+
+def is_tensor(x: Any) -> bool:
+    """Whether x is a PyTorch tensor, without importing PyTorch for the question."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+class FrameReader:
+    """Turns a frame, uint8 or floating point, numpy or torch, into float32 of the plan's input shape.
+
+    Accepted for a plan of (1, C, H, W): (1, C, H, W), (C, H, W) and (H, W, C). A shape that fits two of these is taken
+    as the first. uint8 is RGB, and normalised and put in the network's colour order as the plan says; floating point is
+    taken as it is. float32 is not copied.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._shape = plan.input_shape
+        spec = plan.input
+        self._spec = spec
+        if spec is not None:
+            channels = (1, -1) + (1,) * (len(self._shape) - 2)
+            self._mean = np.asarray(spec.mean, np.float32).reshape(channels)
+            self._std = np.asarray(spec.std, np.float32).reshape(channels)
+
+    def __call__(self, frame: Any) -> Array:
+        """The frame as float32 of the plan's input shape.
+
+        Raises:
+            FrameError: another shape, another data type, or values that are not finite.
+        """
+        if is_tensor(frame):
+            frame = frame.detach().numpy()
+        if not isinstance(frame, np.ndarray):
+            raise FrameError(f"expected a frame as a numpy array or a torch tensor, got {type(frame).__name__}")
+        x = self._arranged(frame)
+        if frame.dtype == np.uint8:
+            if self._spec is None:
+                return x.astype(np.float32)
+            if self._spec.color == "bgr":
+                x = x[:, ::-1]
+            return (x.astype(np.float32) - self._mean) / self._std
+        if frame.dtype.kind != "f":
+            raise FrameError(f"expected a frame of uint8 or floating point, got {frame.dtype}")
+        x = x.astype(np.float32, copy=False)
+        # A sum shows NaN and infinity in one pass without a mask; float64 keeps finite values from overflowing.
+        if not np.isfinite(x.sum(dtype=np.float64)):
+            raise FrameError("the frame holds NaN or infinity, which would stay in the stream's sums for ever")
+        return x
+
+    def _arranged(self, frame: Array) -> Array:
+        shape = self._shape
+        if frame.shape == shape:
+            return frame
+        if frame.shape == shape[1:]:
+            return frame[None]
+        if len(shape) == 4 and frame.shape == (shape[2], shape[3], shape[1]):
+            return frame.transpose(2, 0, 1)[None]
+        also = f", {shape[1:]} or {(shape[2], shape[3], shape[1])}" if len(shape) == 4 else f" or {shape[1:]}"
+        raise FrameError(
+            f"expected a frame of shape {shape}{also}, got {frame.shape}. The stream is as it was; resize the frame, "
+            "or compile the network for this size."
+        )

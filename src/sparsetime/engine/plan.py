@@ -1,0 +1,209 @@
+"""The plan: a network as a flat list of operations with weights, steps and shapes. Meanings in `docs/plan.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsetime.engine.fanout import dense_macs
+
+if TYPE_CHECKING:
+    from sparsetime.engine.stream import Stream
+
+__all__ = ["LINEAR", "RECOMPUTED", "InputSpec", "Op", "Plan", "PlanError", "channel_axis"]
+
+LINEAR = frozenset(
+    (
+        *("conv2d", "conv_transpose2d", "linear", "affine", "add", "avg_pool2d", "resize2d"),
+        *("cat", "channels", "gather", "reshape", "pad"),
+    )
+)
+"""Kinds that act on deltas directly."""
+
+RECOMPUTED = frozenset(["identity", "mul", "max_pool2d"])
+"""Kinds whose touched outputs are computed anew from the values of their inputs."""
+
+Shape = tuple[int, ...]
+Array = NDArray[Any]
+
+
+class PlanError(ValueError):
+    """A plan says something that cannot be: the message names the file, the operation and the entry."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How a uint8 frame becomes the network's input: x = (frame - mean) / std per channel, in this colour order."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    color: str = "rgb"
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation: v = codec(activation(kind(inputs)))."""
+
+    kind: str
+    name: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    activation: Mapping[str, Any] | None = None
+    codec: Mapping[str, Any] | None = None
+    source: str | None = None
+    crossover: float | None = None
+
+    @property
+    def output(self) -> int:
+        """Number of the (first) value that this operation makes."""
+        return self.outputs[0]
+
+    @property
+    def has_accumulator(self) -> bool:
+        """Whether a sum is kept besides the value: linear, with an activation or a codec behind."""
+        return self.kind in LINEAR and (self.activation is not None or self.codec is not None)
+
+    @property
+    def sends_changes(self) -> bool:
+        """Whether the delta is a difference of values (True), or the linear operation of the inputs' deltas."""
+        return self.kind not in LINEAR or self.has_accumulator
+
+
+def channel_axis(shape: Shape) -> int:
+    """The axis that steps, scales and weights count as channels: 1 for (1, C, H, W) and (1, F), else the last."""
+    return 1 if len(shape) in (2, 4) else len(shape) - 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A compiled network. Immutable; any number of streams and threads may share it.
+
+    Raises:
+        PlanError: at construction, when anything does not fit together.
+    """
+
+    name: str
+    values: tuple[Shape, ...]
+    ops: tuple[Op, ...]
+    outputs: tuple[int, ...]
+    structure: Any
+    tensors: Mapping[str, Array]
+    input: InputSpec | None = None
+    producer: str = ""
+
+    def __post_init__(self) -> None:
+        from sparsetime.engine.check import check_plan  # check needs the classes above
+
+        check_plan(self)
+        for tensor in self.tensors.values():
+            tensor.flags.writeable = False
+
+    @property
+    def input_shape(self) -> Shape:
+        """Shape of a frame, (1, C, H, W)."""
+        return self.values[self.ops[0].output]
+
+    @property
+    def islands(self) -> list[Op]:
+        """Operations that PyTorch computes densely."""
+        return [op for op in self.ops if op.kind == "island"]
+
+    @property
+    def dense_macs(self) -> int:
+        """Multiply-accumulates of one dense frame, true fan-out."""
+        return sum(self.op_macs(op) for op in self.ops)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors, shared by the streams."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the state of one stream: every value, and every accumulator."""
+        total = 0
+        for op in self.ops:
+            for k, value in enumerate(op.outputs):
+                total += int(np.prod(self.values[value])) * np.dtype(self.value_type(op, k)).itemsize
+            if op.has_accumulator:
+                total += int(np.prod(self.values[op.output])) * 4
+        return total
+
+    @staticmethod
+    def value_type(op: Op, k: int = 0) -> str:
+        """Data type of the k-th value that `op` makes: float32, or what an island says."""
+        return str(op.attributes["types"][k]) if op.kind == "island" else "float32"
+
+    def tensor(self, op: Op, role: str) -> Array | None:
+        """The tensor that plays a role (`weight`, `bias`, ...) in an operation, or None."""
+        name = op.tensors.get(role)
+        return None if name is None else self.tensors[name]
+
+    def need(self, op: Op, role: str) -> Array:
+        """The tensor that plays a role that the kind of `op` cannot do without."""
+        return self.tensors[op.tensors[role]]
+
+    def step(self, op: Op) -> Array | None:
+        """Steps or thresholds of the operation's codec, shaped to broadcast against its value, or None."""
+        if op.codec is None:
+            return None
+        return self.expand(self.tensors[op.codec["tensor"]], self.values[op.output])
+
+    @staticmethod
+    def expand(tensor: Array, shape: Shape) -> Array:
+        """A `[1]`, `[C]` or per-element tensor, shaped to broadcast against a value of `shape`."""
+        if tensor.shape == (1,):
+            return tensor.reshape((1,) * len(shape))
+        if tensor.ndim == 1 and len(shape) > 1:
+            axis = channel_axis(shape)
+            return tensor.reshape([-1 if k == axis else 1 for k in range(len(shape))])
+        return tensor.reshape(shape)
+
+    def op_macs(self, op: Op) -> int:
+        """Multiply-accumulates of one operation on a dense frame."""
+        if op.kind not in ("conv2d", "conv_transpose2d", "linear"):
+            return 0
+        return dense_macs(op, self.values[op.inputs[0]], self.values[op.output], self.need(op, "weight").shape)
+
+    def stream(self, backend: str = "cpu", threads: int = 1, refresh: int = 0) -> Stream:
+        """A stream of frames through this plan; see `Stream`."""
+        from sparsetime.engine.stream import Stream
+
+        return Stream(self, backend=backend, threads=threads, refresh=refresh)
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan to one file, whole or not at all."""
+        from sparsetime.engine.planfile import save
+
+        save(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan from a file; runs no code.
+
+        Raises:
+            PlanError: the file is no plan, or something in it does not fit; says what.
+        """
+        from sparsetime.engine.planfile import load
+
+        return load(Path(path))
+
+    def describe(self) -> str:
+        """A table of the operations, one a line."""
+        rows = []
+        for number, op in enumerate(self.ops):
+            stages = [op.kind]
+            if op.activation is not None:
+                stages.append(op.activation["kind"])
+            if op.codec is not None:
+                stages.append(op.codec["kind"])
+            shape = "x".join(map(str, self.values[op.output]))
+            rows.append(f"{number:4d}  {op.name:40s} {' + '.join(stages):32s} {shape:18s} {self.op_macs(op):>14,d}")
+        return "\n".join(rows)

@@ -1,0 +1,195 @@
+"""Plans on disk: one safetensors file whose metadata holds the header. Format in `docs/plan.md`."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from sparsetime.engine.plan import InputSpec, Op, Plan, PlanError
+
+__all__ = ["FORMAT", "VERSION", "header_of", "load", "save"]
+
+FORMAT = "sparsetime.plan"
+VERSION = 1
+_DTYPES = {"F32": "float32", "I32": "int32", "I64": "int64", "BOOL": "bool"}
+_HEADER = ("format", "version", "producer", "name", "dtype", "input", "values", "ops", "outputs", "structure")
+_OP = ("kind", "name", "inputs", "outputs", "attributes", "tensors", "activation", "codec", "source")
+
+
+def header_of(plan: Plan) -> dict[str, Any]:
+    """The header as JSON-able data: everything of a plan but its tensors."""
+    spec = plan.input
+    ops = []
+    for op in plan.ops:
+        entry: dict[str, Any] = {
+            "kind": op.kind,
+            "name": op.name,
+            "inputs": list(op.inputs),
+            "outputs": list(op.outputs),
+            "attributes": dict(op.attributes),
+            "tensors": dict(op.tensors),
+            "activation": None if op.activation is None else dict(op.activation),
+            "codec": None if op.codec is None else dict(op.codec),
+            "source": op.source,
+        }
+        if op.crossover is not None:
+            entry["crossover"] = op.crossover
+        ops.append(entry)
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "producer": plan.producer,
+        "name": plan.name,
+        "dtype": "float32",
+        "input": None if spec is None else {"mean": list(spec.mean), "std": list(spec.std), "color": spec.color},
+        "values": [list(shape) for shape in plan.values],
+        "ops": ops,
+        "outputs": list(plan.outputs),
+        "structure": plan.structure,
+    }
+
+
+def save(plan: Plan, path: Path) -> None:
+    """Write a plan; a file of that name is replaced when the new one is whole."""
+    text = json.dumps(header_of(plan), allow_nan=False, separators=(",", ":"))
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        save_file(dict(plan.tensors), temporary, metadata={FORMAT: text})
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number of a plan")
+
+
+def _entries(x: Any, where: str, wanted: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    if not isinstance(x, dict):
+        raise PlanError(f"{where}: expected an object, got {type(x).__name__}")
+    missing = [key for key in wanted if key not in x]
+    extra = [key for key in x if key not in wanted + optional]
+    if missing or extra:
+        raise PlanError(f"{where}: missing entries {missing}, unknown entries {extra[:5]}")
+    return x
+
+
+def _want(x: Any, kind: type | tuple[type, ...], where: str) -> Any:
+    if not isinstance(x, kind) or (isinstance(x, bool) and kind is not bool):
+        raise PlanError(f"{where}: got {type(x).__name__} {repr(x)[:60]}")
+    return x
+
+
+def _integers(x: Any, where: str) -> tuple[int, ...]:
+    if not isinstance(x, list) or not all(type(i) is int for i in x):
+        raise PlanError(f"{where}: expected a list of integers, got {repr(x)[:60]}")
+    return tuple(x)
+
+
+def _strings(x: Any, where: str) -> dict[str, str]:
+    if not isinstance(x, dict) or not all(isinstance(v, str) for v in x.values()):
+        raise PlanError(f"{where}: expected an object of strings, got {repr(x)[:60]}")
+    return x
+
+
+def _optional(x: Any, kind: type, where: str) -> Any:
+    return None if x is None else _want(x, kind, where)
+
+
+def _op(x: Any, number: int) -> Op:
+    where = f"op {number}"
+    x = _entries(x, where, _OP, ("crossover",))
+    return Op(
+        kind=_want(x["kind"], str, f"{where}, kind"),
+        name=_want(x["name"], str, f"{where}, name"),
+        inputs=_integers(x["inputs"], f"{where}, inputs"),
+        outputs=_integers(x["outputs"], f"{where}, outputs"),
+        attributes=_want(x["attributes"], dict, f"{where}, attributes"),
+        tensors=_strings(x["tensors"], f"{where}, tensors"),
+        activation=_optional(x["activation"], dict, f"{where}, activation"),
+        codec=_optional(x["codec"], dict, f"{where}, codec"),
+        source=_optional(x["source"], str, f"{where}, source"),
+        crossover=x.get("crossover"),
+    )
+
+
+def _input(x: Any) -> InputSpec | None:
+    if x is None:
+        return None
+    x = _entries(x, "input", ("mean", "std", "color"))
+    numbers = []
+    for key in ("mean", "std"):
+        entry = _want(x[key], list, f"input, {key}")
+        if not all(type(i) in (int, float) for i in entry):
+            raise PlanError(f"input, {key}: expected numbers, got {repr(entry)[:60]}")
+        numbers.append(tuple(entry))
+    return InputSpec(numbers[0], numbers[1], _want(x["color"], str, "input, color"))
+
+
+def parse(text: str, tensors: dict[str, np.ndarray[Any, Any]]) -> Plan:
+    """Build a plan from a header's text and its tensors.
+
+    Raises:
+        PlanError: it is not a header of a known version, or something does not fit.
+    """
+    try:
+        header = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise PlanError(f"the header is no JSON: {error}") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise PlanError(f"the header does not say that its format is '{FORMAT}'")
+    if header.get("version") != VERSION or type(header["version"]) is not int:
+        raise PlanError(
+            f"version {repr(header.get('version'))[:20]} of the plan format is not known here (this is {VERSION}). "
+            "Compile the network again with this version of sparsetime."
+        )
+    header = _entries(header, "header", _HEADER)
+    if header["dtype"] != "float32":
+        raise PlanError(f"dtype: expected 'float32', got {repr(header['dtype'])[:20]}")
+    values = _want(header["values"], list, "values: expected a list")
+    ops = _want(header["ops"], list, "ops: expected a list")
+    return Plan(
+        name=_want(header["name"], str, "name: expected a string"),
+        values=tuple(_integers(shape, f"value {k}") for k, shape in enumerate(values)),
+        ops=tuple(_op(op, k) for k, op in enumerate(ops)),
+        outputs=_integers(header["outputs"], "outputs"),
+        structure=header["structure"],
+        tensors=tensors,
+        input=_input(header["input"]),
+        producer=_want(header["producer"], str, "producer: expected a string"),
+    )
+
+
+def load(path: Path) -> Plan:
+    """Read a plan; see `Plan.load`."""
+    if not path.is_file():
+        raise PlanError(f"{path}: no such file")
+    try:
+        # safetensors has checked offsets and sizes against the file's length when this opens.
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get(FORMAT)
+            if text is None:
+                raise PlanError(f"a safetensors file, but no plan: its metadata has no '{FORMAT}'")
+            tensors = {}
+            for name in file.keys():  # noqa: SIM118 - not a dictionary
+                dtype = file.get_slice(name).get_dtype()
+                if dtype not in _DTYPES:
+                    raise PlanError(f"tensor '{name}': expected one of {sorted(_DTYPES)}, got {dtype}")
+                tensors[name] = file.get_tensor(name)
+        return parse(text, tensors)
+    except SafetensorError as error:
+        raise PlanError(f"{path}: not a whole safetensors file: {error}") from error
+    except RecursionError as error:
+        raise PlanError(f"{path}: the header is nested too deep") from error
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from error.__cause__

@@ -1,0 +1,284 @@
+"""The meaning of a plan, in plain PyTorch. Every other backend is a claim about this one.
+
+Per operation k and frame t, with d(t) = v(t) - v(t-1) the delta of a value:
+
+    linear      z_k(t) = z_k(t-1) + L_k(d of its inputs)      v_k(t) = codec(activation(z_k(t)), v_k(t-1))
+    recomputed  z_k(t) = op_k(v of its inputs)                 v_k(t) = codec(activation(z_k(t)), v_k(t-1))
+
+and on the first frame z_k(0) = op_k(v of its inputs), bias and constants included. It computes everywhere, not only
+where something was touched: where nothing was, z does not change, and neither does v. It is slow, and meant to be read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sparsetime.engine.executor import OpStats
+from sparsetime.engine.fanout import position_fanout
+from sparsetime.engine.islands import run_island
+from sparsetime.engine.plan import LINEAR, Op, Plan
+
+__all__ = ["Reference", "activate", "encode"]
+
+
+def activate(z: Tensor, activation: Mapping[str, Any] | None) -> Tensor:
+    """y = activation(z)."""
+    if activation is None:
+        return z
+    match activation["kind"]:
+        case "relu":
+            return F.relu(z)
+        case "clamp":
+            return z.clamp(activation["min"], activation["max"])
+        case "leaky_relu":
+            return F.leaky_relu(z, activation["slope"])
+        case "hardswish":
+            return F.hardswish(z)
+        case "hardsigmoid":
+            return F.hardsigmoid(z)
+        case "silu":
+            return F.silu(z)
+        case "gelu":
+            return F.gelu(z, approximate=activation["approximate"])
+        case "sigmoid":
+            return z.sigmoid()
+        case _:
+            return z.tanh()
+
+
+def encode(y: Tensor, v: Tensor | None, codec: Mapping[str, Any] | None, step: Tensor | None) -> Tensor:
+    """The new value v' that consumers see, given y and the last value v (None at the flush)."""
+    if codec is None or step is None:
+        return y
+    if codec["kind"] == "exact":
+        code = y / step
+        if "low" in codec:
+            code = code.clamp(codec["low"], codec["high"])
+        return step * code.round()
+    if v is None:
+        return y
+    if codec["kind"] == "hold":
+        return torch.where((y - v).abs() > step, y, v)
+    return v + step * ((y - v) / step).trunc()
+
+
+def _picked(x: Tensor, axis: int, index: Tensor) -> Tensor:
+    """Entries of an axis by their numbers, zeros where the number is -1."""
+    zeros = F.pad(x, (0, 0) * (x.dim() - 1 - axis) + (0, 1))  # -1 is the last entry
+    return zeros.index_select(axis, index.long() % zeros.shape[axis])
+
+
+def _windows(table: Tensor, extent: int, dtype: torch.dtype) -> Tensor:
+    """(n, 2) of [start, end) as a matrix (n, extent) of ones where the window is."""
+    place = torch.arange(extent)
+    return ((place >= table[:, :1]) & (place < table[:, 1:])).to(dtype)
+
+
+def _taps(index: Tensor, weights: Tensor, extent: int) -> Tensor:
+    """(n, K) places and weights as a matrix (n, extent)."""
+    return weights.new_zeros(len(index), extent).scatter_add_(1, index.long(), weights)
+
+
+def _window_max(x: Tensor, table: Tensor, dilation: int) -> Tensor:
+    """Maximum over windows [start, end) of the last axis, by steps of `dilation`."""
+    start, end = table[:, 0].long(), table[:, 1].long()
+    best = x[..., start]
+    for k in range(dilation, int((end - start).max()), dilation):
+        inside = start + k < end
+        best = torch.where(inside, torch.maximum(best, x[..., (start + k).clamp(max=x.shape[-1] - 1)]), best)
+    return best
+
+
+class Reference:
+    """Executor in plain PyTorch; see `Executor` for its methods.
+
+    Args:
+        plan: what to run.
+        dtype: float32 as every backend, or float64 to measure what rounding does.
+    """
+
+    def __init__(self, plan: Plan, threads: int = 1, dtype: torch.dtype = torch.float32) -> None:
+        self._plan = plan
+        self._dtype = dtype
+        self._tensors = {name: self._tensor(array) for name, array in plan.tensors.items()}
+        self._steps = [None if (s := plan.step(op)) is None else self._tensor(s) for op in plan.ops]
+        self._values: dict[int, Tensor] = {}
+        self._accumulators: dict[int, Tensor] = {}
+        self._refresh = False
+        self._stats = [OpStats(0, 0, 0, 0, "sparse")] * len(plan.ops)
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array.copy())
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+
+    def _role(self, op: Op, role: str) -> Tensor | None:
+        name = op.tensors.get(role)
+        return None if name is None else self._tensors[name]
+
+    def _need(self, op: Op, role: str) -> Tensor:
+        return self._tensors[op.tensors[role]]
+
+    def _expanded(self, op: Op, role: str) -> Tensor | None:
+        array = self._plan.tensor(op, role)
+        return None if array is None else self._tensor(self._plan.expand(array, self._plan.values[op.output]))
+
+    def linear(self, op: Op, x: list[Tensor], constants: bool) -> Tensor:
+        """L(x), and with `constants` the bias, shift or border that enters once."""
+        a = op.attributes
+        bias = self._role(op, "bias") if constants else None
+        match op.kind:
+            case "conv2d":
+                top, bottom, left, right = a["padding"]
+                padded = F.pad(x[0], (left, right, top, bottom))
+                z = F.conv2d(padded, self._need(op, "weight"), bias, a["stride"], 0, a["dilation"], a["groups"])
+                return z + x[1] if len(x) == 2 else z
+            case "conv_transpose2d":
+                top, bottom, left, right = a["padding"]
+                rows, columns = a["output_padding"]
+                weight = self._need(op, "weight")
+                z = F.conv_transpose2d(x[0], weight, None, a["stride"], 0, 0, a["groups"], a["dilation"])
+                z = F.pad(z, (-left, columns - right, -top, rows - bottom))
+                return z if bias is None else z + bias.view(1, -1, 1, 1)
+            case "linear":
+                z = F.linear(x[0], self._need(op, "weight"), bias)
+                return z + x[1] if len(x) == 2 else z
+            case "affine":
+                scale, shift = self._expanded(op, "scale"), self._expanded(op, "shift")
+                z = x[0] if scale is None else x[0] * scale
+                return z + shift if constants and shift is not None else z
+            case "add":
+                first, second = a["coefficients"]
+                return torch.add(first * x[0], x[1], alpha=second)
+            case "cat":
+                return torch.cat(x, a["axis"])
+            case "channels":
+                return _picked(x[0], 1, self._need(op, "index"))
+            case "gather":
+                return _picked(x[0].reshape(-1), 0, self._need(op, "index")).reshape(self._plan.values[op.output])
+            case "reshape":
+                return x[0].reshape(self._plan.values[op.output])
+            case "pad":
+                top, bottom, left, right = a["padding"]
+                return F.pad(x[0], (left, right, top, bottom), value=a["value"] if constants else 0.0)
+            case "avg_pool2d":
+                rows = _windows(self._need(op, "rows"), x[0].shape[2], self._dtype)
+                columns = _windows(self._need(op, "columns"), x[0].shape[3], self._dtype)
+                return rows @ x[0] @ columns.T / self._need(op, "divisor")
+            case _:  # resize2d
+                rows = _taps(self._need(op, "rows"), self._need(op, "row_weights"), x[0].shape[2])
+                columns = _taps(self._need(op, "columns"), self._need(op, "column_weights"), x[0].shape[3])
+                return rows @ x[0] @ columns.T
+
+    def recomputed(self, op: Op, x: list[Tensor]) -> Tensor:
+        """z from the current values of the inputs."""
+        if op.kind == "identity":
+            return x[0]
+        if op.kind == "mul":
+            return x[0] * x[1]
+        rows, columns = op.attributes["dilation"]
+        z = _window_max(x[0], self._need(op, "columns"), columns)
+        return _window_max(z.transpose(2, 3), self._need(op, "rows"), rows).transpose(2, 3)
+
+    def run(self, frame: NDArray[Any]) -> list[NDArray[Any]]:
+        flush = not self._values
+        dense = flush or self._refresh
+        self._refresh = False
+        deltas: dict[int, Tensor] = {}
+        stats = []
+        for number, op in enumerate(self._plan.ops):
+            start = time.perf_counter_ns()
+            old = [self._values.get(value) for value in op.outputs]
+            if op.kind == "input":
+                new = [encode(torch.from_numpy(frame).to(self._dtype), old[0], op.codec, self._steps[number])]
+            elif op.kind == "island":
+                new = run_island(
+                    op, self._values.__getitem__, self._tensors, [self._plan.values[v] for v in op.outputs]
+                )
+                new[0] = encode(new[0], old[0], op.codec, self._steps[number])
+            elif op.kind in LINEAR:
+                z = self._accumulate(number, op, deltas, dense)
+                new = [encode(activate(z, op.activation), old[0], op.codec, self._steps[number])]
+            else:
+                z = self.recomputed(op, [self._values[value] for value in op.inputs])
+                new = [encode(activate(z, op.activation), old[0], op.codec, self._steps[number])]
+            for value, before, after in zip(op.outputs, old, new, strict=True):
+                # A flush has no earlier value: everything counts as changed, zeros too, and is added to nothing.
+                if after.is_floating_point():
+                    deltas[value] = after if before is None else after - before
+                self._values[value] = after
+            if not flush and op.kind in LINEAR and not op.sends_changes:
+                deltas[op.output] = self.linear(op, [deltas[value] for value in op.inputs], constants=False)
+            stats.append(self._count(op, deltas, flush, dense, time.perf_counter_ns() - start))
+        self._stats = stats
+        return [self._values[value].numpy().copy() for value in self._plan.outputs]
+
+    def _accumulate(self, number: int, op: Op, deltas: dict[int, Tensor], dense: bool) -> Tensor:
+        """z of a linear operation: from scratch, or what it was plus L of the deltas."""
+        kept = self._accumulators if op.has_accumulator else self._values
+        place = number if op.has_accumulator else op.output
+        if dense:
+            z = self.linear(op, [self._values[value] for value in op.inputs], constants=True)
+        else:
+            z = kept[place] + self.linear(op, [deltas[value] for value in op.inputs], constants=False)
+        kept[place] = z
+        return z
+
+    def _count(self, op: Op, deltas: dict[int, Tensor], flush: bool, dense: bool, time_ns: int) -> OpStats:
+        def events(value: int) -> int:
+            if value not in deltas:
+                return 0
+            return deltas[value].numel() if flush else int((deltas[value] != 0).sum())
+
+        macs = self._plan.op_macs(op)
+        if macs and not dense:
+            x = deltas[op.inputs[0]]
+            shapes = [tuple(x.shape), self._plan.values[op.output], self._plan.need(op, "weight").shape]
+            fanout = torch.from_numpy(position_fanout(op, *shapes))
+            macs = int((x != 0).sum()) * shapes[2][0]
+            if op.kind != "linear":
+                macs = int(((x != 0).sum(dim=(0, 1)) * fanout).sum())
+        path = "dense" if dense or op.kind == "island" else "sparse"
+        sent = sum(events(value) for value in op.outputs)
+        return OpStats(sum(events(value) for value in op.inputs), sent, macs, time_ns, path)
+
+    def value(self, number: int) -> NDArray[Any]:
+        """A copy of a value as its consumers see it now."""
+        return self._values[number].numpy().copy()
+
+    def reset(self) -> None:
+        self._values, self._accumulators, self._refresh = {}, {}, False
+
+    def refresh(self) -> None:
+        self._refresh = True
+
+    def _slots(self) -> dict[str, tuple[dict[int, Tensor], int]]:
+        """Every array of the state by its name outside: where it is kept."""
+        slots: dict[str, tuple[dict[int, Tensor], int]] = {}
+        for number, op in enumerate(self._plan.ops):
+            for k, value in enumerate(op.outputs):
+                slots[f"{number}.value" if len(op.outputs) == 1 else f"{number}.value.{k}"] = (self._values, value)
+            if op.has_accumulator:
+                slots[f"{number}.accumulator"] = (self._accumulators, number)
+        return slots
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        if not self._values:
+            return {}
+        return {name: kept[place].numpy().copy() for name, (kept, place) in self._slots().items()}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        self.reset()
+        if state:
+            for name, (kept, place) in self._slots().items():
+                kept[place] = torch.from_numpy(np.array(state[name]))
+
+    def stats(self) -> list[OpStats]:
+        return self._stats

@@ -1,0 +1,199 @@
+"""A stream: one video through one plan."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsetime.engine.executor import Executor, OpStats
+from sparsetime.engine.frames import FrameReader, is_tensor
+from sparsetime.engine.plan import Op, Plan
+
+__all__ = ["Snapshot", "Stream", "StreamBusyError", "StreamError"]
+
+Array = NDArray[Any]
+
+
+class StreamError(ValueError):
+    """A state does not belong to this stream's plan."""
+
+
+class StreamBusyError(RuntimeError):
+    """A stream was used while another thread was using it."""
+
+
+class Snapshot(Mapping[str, Array]):
+    """The state of a stream at one time: arrays by the names of docs/plan.md. Never changes."""
+
+    def __init__(self, arrays: Mapping[str, Array], frames: int) -> None:
+        self._arrays = {name: np.array(array) for name, array in arrays.items()}
+        self.frames = frames
+        for array in self._arrays.values():
+            array.flags.writeable = False
+
+    def __getitem__(self, name: str) -> Array:
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+
+def _executor(plan: Plan, backend: str, threads: int) -> Executor:
+    if backend == "reference":
+        from sparsetime.engine.reference import Reference
+
+        return Reference(plan, threads)
+    if backend == "cpu":
+        from sparsetime.engine.cpu import Native
+
+        return Native(plan, threads)
+    raise ValueError(f"backend must be 'cpu' or 'reference', got {backend!r}")
+
+
+def _nested(structure: Any, outputs: list[Any]) -> Any:
+    """Outputs as the module returned them; `structure` is checked when the plan is."""
+    if isinstance(structure, list):
+        return [_nested(item, outputs) for item in structure]
+    ((key, entry),) = structure.items()
+    if key == "output":
+        return outputs[entry]
+    if key == "tuple":
+        return tuple(_nested(item, outputs) for item in entry)
+    if key == "dict":
+        return {name: _nested(item, outputs) for name, item in entry.items()}
+    return entry
+
+
+class Stream:
+    """All state of one video, and what computes it. `stream(frame)` gives what the module would return.
+
+    The first frame is computed dense, every other one costs what changed. Outputs are new arrays, torch tensors if the
+    frame was one. A stream belongs to one thread at a time; streams of one plan share its weights and run in parallel.
+
+    Args:
+        plan: what to run.
+        backend: `cpu` (native) or `reference` (PyTorch, slow, the meaning).
+        threads: of the native backend, at least 1.
+        refresh: 0, or every how many frames all sums are computed anew, which takes away rounding gathered in them.
+
+    Raises:
+        ValueError: an unknown backend, or numbers out of range.
+    """
+
+    def __init__(self, plan: Plan, backend: str = "cpu", threads: int = 1, refresh: int = 0) -> None:
+        if threads < 1 or refresh < 0:
+            raise ValueError(f"expected threads >= 1 and refresh >= 0, got {threads} and {refresh}")
+        self.plan = plan
+        self.backend = backend
+        self.frames = 0
+        self._read = FrameReader(plan)
+        self._executor = _executor(plan, backend, threads)
+        self._every = refresh
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise StreamBusyError(
+                "this stream is in use by another thread. One stream is one video: give every thread its own, "
+                "plan.stream()."
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def __call__(self, frame: Any) -> Any:
+        """One frame.
+
+        Args:
+            frame: (1, C, H, W), (C, H, W) or (H, W, C), uint8 or floating point, numpy or torch.
+
+        Raises:
+            FrameError: the frame does not fit; the stream is as it was.
+            StreamBusyError: another thread is using this stream.
+        """
+        with self._alone():
+            x = self._read(frame)
+            if self._every and self.frames and self.frames % self._every == 0:
+                self._executor.refresh()
+            outputs: list[Any] = self._executor.run(x)
+            self.frames += 1
+        if is_tensor(frame):
+            import torch
+
+            outputs = [torch.from_numpy(output) for output in outputs]
+        return _nested(self.plan.structure, outputs)
+
+    def reset(self) -> None:
+        """Start again: the next frame is the first."""
+        with self._alone():
+            self._executor.reset()
+            self.frames = 0
+
+    def refresh(self) -> None:
+        """Compute all sums anew in the next frame; what was sent stays sent. Costs one dense frame."""
+        with self._alone():
+            self._executor.refresh()
+
+    def snapshot(self) -> Snapshot:
+        """A copy of the state. Empty before the first frame."""
+        with self._alone():
+            return Snapshot(self._executor.state(), self.frames)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Continue from a snapshot of a stream of the same plan, to the bit.
+
+        Raises:
+            StreamError: the snapshot is of another plan; the stream is as it was.
+        """
+        expected = self._expected() if len(snapshot) else {}
+        if set(snapshot) != set(expected):
+            odd = sorted(set(snapshot) ^ set(expected))[:3]
+            raise StreamError(f"snapshot is of another plan than '{self.plan.name}': entries {odd} do not match")
+        for name, (shape, dtype) in expected.items():
+            array = snapshot[name]
+            if array.shape != shape or array.dtype != dtype:
+                raise StreamError(f"snapshot entry '{name}': expected {shape} {dtype}, got {array.shape} {array.dtype}")
+        with self._alone():
+            self._executor.restore(snapshot)
+            self.frames = snapshot.frames
+
+    def _expected(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        expected: dict[str, tuple[tuple[int, ...], str]] = {}
+        for number, op in enumerate(self.plan.ops):
+            for k, value in enumerate(op.outputs):
+                name = f"{number}.value" if len(op.outputs) == 1 else f"{number}.value.{k}"
+                expected[name] = (self.plan.values[value], self.plan.value_type(op, k))
+            if op.has_accumulator:
+                expected[f"{number}.accumulator"] = (self.plan.values[op.output], "float32")
+        return expected
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of this stream's state, weights not counted."""
+        return self.plan.state_bytes
+
+    @property
+    def stats(self) -> dict[str, OpStats]:
+        """What each operation did in the last frame, by its name."""
+        with self._alone():
+            return {op.name: entry for op, entry in zip(self.plan.ops, self._executor.stats(), strict=True)}
+
+    @property
+    def op_density(self) -> float:
+        """Multiply-accumulates of the last frame over those of a dense one."""
+        return sum(entry.macs for entry in self.stats.values()) / max(self.plan.dense_macs, 1)
+
+    def codes(self, op: Op, snapshot: Mapping[str, Array]) -> Array:
+        """Integer codes of an operation with an exact codec, from a snapshot: rint(v / step)."""
+        number = self.plan.ops.index(op)
+        return np.rint(snapshot[f"{number}.value"] / self.plan.step(op)).astype(np.int64)

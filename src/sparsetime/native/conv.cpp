@@ -1,0 +1,570 @@
+#include "conv.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+namespace sparsetime {
+
+namespace {
+
+constexpr int STRIP_FLOATS = 80 * 1024;  // scratch of one strip of rows, kept in the second cache
+constexpr int RUN_FLOATS = 18 * 1024;    // weights that one sweep over a strip keeps near
+constexpr int GAP = 8;                   // empty pixels that are cheaper to skip than to pass
+constexpr int PANEL_FLOATS = 48 * 1024;  // weights that one sweep over a chunk of pixels keeps in the second cache
+
+template <class V>
+typename V::value_type* sized(V& v, size_t n) {
+    if (v.size() < n) v.resize(n);
+    return v.data();
+}
+
+int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+
+}  // namespace
+
+Axis::Axis(int in_, int out_, int taps_, int num_, int den_, std::vector<int> shift_)
+    : in(in_), out(out_), taps(taps_), num(num_), den(den_), shift(std::move(shift_)), source(size_t(out_) * taps_, -1) {
+    for (int o = 0; o < out; ++o)
+        for (int k = 0; k < taps; ++k) {
+            const int scaled = o * den - shift[k];
+            if (scaled >= 0 && scaled % num == 0 && scaled / num < in) source[size_t(o) * taps + k] = scaled / num;
+        }
+}
+
+Conv::Conv(Shape in_, Shape out_, Axis rows, Axis columns, int groups, bool transposed, const float* weight)
+    : in(in_), out(out_), rows_(std::move(rows)), columns_(std::move(columns)), groups_(groups) {
+    depthwise_ = groups > 1 && groups == in.channels && in.channels == out.channels && in.channels > NARROW;
+    pointwise_ = rows_.taps == 1 && columns_.taps == 1 && rows_.den == 1 && rows_.num == 1 && columns_.den == 1 && columns_.num == 1 &&
+                 in.pixels() == out.pixels() && rows_.shift[0] == 0 && columns_.shift[0] == 0;
+    pack(weight, transposed);
+    zeros_.assign(size_t(std::max(in.stride(), LANE)), 0.0f);
+    const auto fan = [](const Axis& a) {
+        std::vector<int32_t> reached(size_t(a.in), 0);
+        for (int32_t s : a.source)
+            if (s >= 0) ++reached[size_t(s)];
+        return reached;
+    };
+    fan_rows_ = fan(rows_);
+    fan_columns_ = fan(columns_);
+    int64_t rows_reached = 0, columns_reached = 0;
+    for (int32_t n : fan_rows_) rows_reached += n;
+    for (int32_t n : fan_columns_) columns_reached += n;
+    dense_macs_ = rows_reached * columns_reached * in.channels * (out.channels / groups);
+}
+
+void Conv::pack(const float* weight, bool transposed) {
+    kernels_ = &kernels();
+    const Kernels& k = *kernels_;
+    width_ = k.width;
+    const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw;
+    const int C = in.channels, O = out.channels, cg = C / groups_, og = O / groups_;
+    const auto at = [&](int o, int c, int t) -> float {
+        if (o >= O || o / og != c / cg) return 0.0f;
+        return transposed ? weight[(size_t(c) * og + o % og) * taps + t] : weight[(size_t(o) * cg + c % cg) * taps + t];
+    };
+    if (depthwise_) {
+        tile_.assign(size_t(taps) * in.stride(), 0.0f);
+        for (int t = 0; t < taps; ++t)
+            for (int c = 0; c < C; ++c) tile_[size_t(t) * in.stride() + c] = weight[size_t(c) * taps + t];
+        return;
+    }
+    const int blocks = (O + width_ - 1) / width_;
+    for (int b = 0; b < blocks; b += k.tile_vectors) {
+        const int vectors = std::min(k.tile_vectors, blocks - b);
+        panels_.push_back(vectors);
+        for (int t = 0; t < taps; ++t)
+            for (int c = 0; c < C; ++c)
+                for (int j = 0; j < vectors * width_; ++j) tile_.push_back(at(b * width_ + j, c, t));
+    }
+
+    // As many channels a block as keep its weights near.
+    block_shift_ = 5;
+    while (block_shift_ < in.shift() && (width_ * 9 << (block_shift_ + 1)) <= RUN_FLOATS) ++block_shift_;
+    channel_blocks_ = (C + (1 << block_shift_) - 1) >> block_shift_;
+
+    // Offsets of taps from the base output, by phase of the input's place.
+    row_low_ = column_low_ = 1 << 20;
+    row_high_ = column_high_ = -(1 << 20);
+    const auto offsets = [](const Axis& a, int phase, std::vector<int>& tap, std::vector<int>& offset) {
+        for (int t = 0; t < a.taps; ++t)
+            if ((phase + a.shift[t]) % a.den == 0) {
+                tap.push_back(t);
+                offset.push_back(floor_div(phase + a.shift[t], a.den));
+            }
+    };
+    for (int py = 0; py < rows_.phases(); ++py)
+        for (int px = 0; px < columns_.phases(); ++px) {
+            std::vector<int> ty, oy, tx, ox;
+            offsets(rows_, py, ty, oy);
+            offsets(columns_, px, tx, ox);
+            for (int o : oy) row_low_ = std::min(row_low_, o), row_high_ = std::max(row_high_, o);
+            for (int o : ox) column_low_ = std::min(column_low_, o), column_high_ = std::max(column_high_, o);
+            const int n = int(ty.size() * tx.size());
+            if (n == 0) continue;
+            const int limit = width_ == 16 ? MAX_SLOTS : 9;  // registers
+            const int pieces = (n + limit - 1) / limit;
+            for (int b = 0; b < blocks;) {
+                const int vectors = std::min(blocks - b, std::max(1, 8 / n));
+                for (int piece = 0; piece < pieces; ++piece) {
+                    const int from = n * piece / pieces, to = n * (piece + 1) / pieces;
+                    Pass p{py * columns_.phases() + px, (to - from) * vectors, vectors, scatter_.size(), b, {}, {}};
+                    for (int j = from; j < to; ++j)
+                        for (int v = 0; v < vectors; ++v) {
+                            p.row.push_back(oy[j / tx.size()]);
+                            p.column.push_back(ox[j % tx.size()]);
+                        }
+                    for (int c = 0; c < C; ++c)
+                        for (int j = from; j < to; ++j)
+                            for (int v = 0; v < vectors; ++v)
+                                for (int l = 0; l < width_; ++l)
+                                    scatter_.push_back(at((b + v) * width_ + l, c, ty[j / tx.size()] * kw + tx[j % tx.size()]));
+                    passes_.push_back(std::move(p));
+                }
+                b += vectors;
+            }
+        }
+}
+
+size_t Conv::weight_bytes() const { return (tile_.size() + scatter_.size()) * sizeof(float); }
+
+int Conv::touched(const Change& change, uint8_t* mask, int32_t* list, Workspace& ws) const {
+    const int n = out.pixels();
+    if (change.active_count == 0) {
+        std::memset(mask, 0, size_t(n));
+        return 0;
+    }
+    int found = 0;
+    if (pointwise_) {
+        std::memcpy(mask, change.mask, size_t(n));
+        std::memcpy(list, change.active, size_t(change.active_count) * sizeof(int32_t));
+        return change.active_count;
+    }
+    std::memset(mask, 0, size_t(n));
+    uint8_t* any = sized(ws.bytes, size_t(in.height + in.width));
+    uint8_t* line = any + in.height;
+    std::memset(any, 0, size_t(in.height));
+    for (int i = 0; i < change.active_count; ++i) any[change.active[i] / in.width] = 1;
+    for (int y = 0; y < out.height; ++y) {
+        const int32_t* source = &rows_.source[size_t(y) * rows_.taps];
+        bool hit = false;
+        for (int k = 0; k < rows_.taps; ++k) {
+            if (source[k] < 0 || !any[source[k]]) continue;
+            const uint8_t* from = change.mask + size_t(source[k]) * in.width;
+            if (hit)
+                for (int x = 0; x < in.width; ++x) line[x] |= from[x];
+            else
+                std::memcpy(line, from, size_t(in.width));
+            hit = true;
+        }
+        if (!hit) continue;
+        uint8_t* to = mask + size_t(y) * out.width;
+        for (int k = 0; k < columns_.taps; ++k) {
+            const int shift = columns_.shift[k];
+            if (columns_.num == 1 && columns_.den == 1) {
+                const int low = std::max(0, shift), high = std::min(out.width, in.width + shift);
+                const uint8_t* from = line - shift;
+                for (int x = low; x < high; ++x) to[x] |= from[x];
+            } else if (columns_.num == 1) {
+                const int step = columns_.den;
+                if (in.width - 1 + shift < 0) continue;  // this tap lies outside for every output
+                const int low = std::max(0, (shift + step - 1) / step), high = std::min(out.width, (in.width - 1 + shift) / step + 1);
+                const uint8_t* from = line + (low * step - shift);
+                if (step == 2)
+                    for (int x = low; x < high; ++x, from += 2) to[x] |= *from;
+                else
+                    for (int x = low; x < high; ++x, from += step) to[x] |= *from;
+            } else {
+                for (int x = 0; x < out.width; ++x) {
+                    const int i = columns_.source[size_t(x) * columns_.taps + k];
+                    if (i >= 0) to[x] |= line[i];
+                }
+            }
+        }
+        const int32_t first = y * out.width;
+        for (int x = 0; x < out.width; ++x) {
+            list[found] = first + x;
+            found += to[x];
+        }
+    }
+    return found;
+}
+
+// Touched outputs in chunks; per chunk a panel of weights at a time over groups of pixels that fill the register tile.
+void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
+    const Kernels& k = *kernels_;
+    const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw, C = in.channels;
+    const int sums = round_up(out.channels, LANE);
+    const int limit = k.tile_pixels;
+    // Large weights pass by once a chunk: the larger they are, the longer the chunk.
+    const int wanted = tile_.size() * sizeof(float) <= 512 * 1024 ? 16 * limit : 64 * limit;
+    const int chunk = std::max(limit, std::min(wanted, 128 * 1024 / sums / limit * limit));
+    float* sum = sized(ws.sum, size_t(chunk) * sums);
+    int32_t* at = sized(ws.at, size_t(chunk));
+    for (int i = 0; i < chunk; ++i) at[i] = i * sums;
+    const int max_groups = chunk / limit + 1;
+    const float** pointers = sized(ws.pointers, size_t(max_groups) * taps * limit);
+    int32_t* segments = sized(ws.segments, size_t(max_groups) * (taps + 2));
+    const float** weights = sized(ws.weights, size_t(taps));
+    const float* zeros = zeros_.data();
+    const float* inputs[MAX_TILE];
+    float* outputs[MAX_TILE];
+    // Few channels: one long segment, of a copy of the receptive field, instead of many short ones.
+    const bool patches = C <= NARROW && taps > 1;
+    const int patch = taps * C;
+    float* patched = patches ? sized(ws.patches, size_t(chunk) * patch) : nullptr;
+    const int depth_chunk = patches ? patch : std::min(C, 768);
+
+    for (int start = 0; start < count; start += chunk) {
+        const int n = std::min(chunk, count - start);
+        const int groups = (n + limit - 1) / limit;
+        for (int g = 0; g < groups; ++g) {
+            const int from = int(int64_t(n) * g / groups), m = int(int64_t(n) * (g + 1) / groups) - from;
+            int32_t* seg = segments + size_t(g) * (taps + 1);
+            const float** ptr = pointers + size_t(g) * taps * limit;
+            int found = 0;
+            if (pointwise_ && C > NARROW) {
+                for (int i = 0; i < m; ++i) {
+                    const int p = list[start + from + i];
+                    ptr[i] = !mask || mask[p] ? rows + ptrdiff_t(p) * in.stride() : zeros;
+                }
+                seg[0] = 1;
+                seg[1] = 0;
+                continue;
+            }
+            const int32_t* ry[MAX_TILE];
+            const int32_t* rx[MAX_TILE];
+            for (int i = 0; i < m; ++i) {
+                const int p = list[start + from + i];
+                ry[i] = &rows_.source[size_t(p / out.width) * kh];
+                rx[i] = &columns_.source[size_t(p % out.width) * kw];
+            }
+            if (patches) {
+                for (int i = 0; i < m; ++i) {
+                    float* to = patched + size_t(from + i) * patch;
+                    ptr[i] = to;
+                    for (int ky = 0; ky < kh; ++ky) {
+                        const int y = ry[i][ky];
+                        if (y >= 0 && !mask && rx[i][0] >= 0 && rx[i][kw - 1] == rx[i][0] + kw - 1) {
+                            const float* a = rows + (ptrdiff_t(y) * in.width + rx[i][0]) * C;
+                            for (int j = 0; j < kw * C; ++j) to[j] = a[j];
+                            to += kw * C;
+                            continue;
+                        }
+                        for (int kx = 0; kx < kw; ++kx, to += C) {
+                            const ptrdiff_t p = ptrdiff_t(y) * in.width + rx[i][kx];
+                            const bool live = (y | rx[i][kx]) >= 0 && (!mask || mask[p]);
+                            for (int c = 0; c < C; ++c) to[c] = live ? rows[p * C + c] : 0.0f;
+                        }
+                    }
+                }
+                seg[0] = 1;
+                seg[1] = 0;
+                continue;
+            }
+            for (int ky = 0; ky < kh; ++ky)
+                for (int kx = 0; kx < kw; ++kx) {
+                    bool any = false;
+                    for (int i = 0; i < m; ++i) {
+                        const int y = ry[i][ky], x = rx[i][kx];
+                        const ptrdiff_t p = ptrdiff_t(y) * in.width + x;
+                        const bool live = (y | x) >= 0 && (!mask || mask[p]);
+                        inputs[i] = live ? rows + p * in.stride() : zeros;
+                        any |= live;
+                    }
+                    if (!any) continue;
+                    for (int i = 0; i < m; ++i) ptr[found * m + i] = inputs[i];
+                    seg[1 + found++] = ky * kw + kx;
+                }
+            seg[0] = found;
+        }
+        const float* panel = tile_.data();
+        int column = 0;
+        for (int vectors : panels_) {
+            const int wide = vectors * width_;
+            const int tap_step = std::max(1, PANEL_FLOATS / (depth_chunk * wide));
+            bool accumulate = false;
+            for (int c = 0; c < (patches ? patch : C); c += depth_chunk) {
+                const int depth = patches ? patch : std::min(depth_chunk, C - c);
+                for (int t = 0; t < taps; t += tap_step) {
+                    for (int g = 0; g < groups; ++g) {
+                        const int from = int(int64_t(n) * g / groups), m = int(int64_t(n) * (g + 1) / groups) - from;
+                        const int32_t* seg = segments + size_t(g) * (taps + 1);
+                        int s = 0;
+                        while (s < seg[0] && seg[1 + s] < t) ++s;
+                        int e = s;
+                        for (; e < seg[0] && seg[1 + e] < t + tap_step; ++e)
+                            weights[e - s] = panel + (size_t(seg[1 + e]) * C + c) * wide;
+                        if (e == s && accumulate) continue;
+                        for (int i = 0; i < m; ++i) outputs[i] = sum + size_t(from + i) * sums + column;
+                        const TileArgs args{e - s, pointers + size_t(g) * taps * limit + size_t(s) * m, weights, depth,
+                                            outputs, c, accumulate};
+                        k.tile(m, vectors, args);
+                    }
+                    accumulate = true;
+                }
+            }
+            panel += size_t(taps) * C * wide;
+            column += wide;
+        }
+        sink.pixels = n;
+        sink.pixel = list + start;
+        sink.at = at;
+        sink.sum = sum;
+        sink.block = width_;
+        sink.clear = false;
+        k.encoders->finish(sink);
+    }
+}
+
+void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink,
+                            Workspace& ws) const {
+    const Kernels& k = *kernels_;
+    const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw, stride = in.stride();
+    const int chunk = std::max(4, std::min(64, 8 * 1024 / stride));
+    float* sum = sized(ws.sum, size_t(chunk) * stride);
+    int32_t* at = sized(ws.at, size_t(chunk));
+    for (int i = 0; i < chunk; ++i) at[i] = i * stride;
+    const float** pointers = sized(ws.pointers, size_t(chunk) * taps);
+    const float* zeros = zeros_.data();
+    std::vector<float*>& outs = ws.outputs;
+    if (int(outs.size()) < chunk) outs.resize(size_t(chunk));
+    const int step = columns_.den;
+    const bool runs = kh == 3 && kw == 3 && columns_.num == 1 && step <= 2 && columns_.shift[0] - columns_.shift[1] == 1;
+    const float** columns = sized(ws.columns, size_t(3) * (size_t(chunk) * step + 3));
+    for (int start = 0; start < count; start += chunk) {
+        const int n = std::min(chunk, count - start);
+        int loose = 0;  // pixels for the general kernel
+        for (int i = 0; i < n;) {
+            const int p = list[start + i], y = p / out.width, x = p % out.width;
+            const int32_t* ry = &rows_.source[size_t(y) * kh];
+            int length = 1;
+            while (i + length < n && list[start + i + length] == p + length && x + length < out.width) ++length;
+            if (runs && length >= 3) {
+                const int first = x * step - columns_.shift[0], last = first + (length - 1) * step + 3;
+                const bool inside = !mask && first >= 0 && last <= in.width && ry[0] >= 0 && ry[2] >= 0 && ry[1] >= 0;
+                if (inside)
+                    for (int r = 0; r < 3; ++r) columns[r] = rows + (ptrdiff_t(ry[r]) * in.width + first) * stride;
+                else for (int r = 0; r < 3; ++r) {
+                    const ptrdiff_t row = ptrdiff_t(ry[r]) * in.width;
+                    const float** to = columns + r;
+                    for (int c = first; c < last; ++c, to += 3)
+                        *to = ry[r] >= 0 && c >= 0 && c < in.width && (!mask || mask[row + c]) ? rows + (row + c) * stride : zeros;
+                }
+                k.depthwise3({length, step, columns, inside, tile_.data(), stride, sum + size_t(i) * stride});
+            } else {
+                for (int j = 0; j < length; ++j, ++loose) {
+                    const int32_t* rx = &columns_.source[size_t(x + j) * kw];
+                    const float** ptr = pointers + size_t(loose) * taps;
+                    for (int ky = 0; ky < kh; ++ky)
+                        for (int kx = 0; kx < kw; ++kx) {
+                            const ptrdiff_t q = ptrdiff_t(ry[ky]) * in.width + rx[kx];
+                            *ptr++ = (ry[ky] | rx[kx]) >= 0 && (!mask || mask[q]) ? rows + q * stride : zeros;
+                        }
+                    outs[size_t(loose)] = sum + size_t(i + j) * stride;
+                }
+            }
+            i += length;
+        }
+        if (loose) k.depthwise({loose, taps, pointers, tile_.data(), stride, outs.data()});
+        sink.pixels = n;
+        sink.pixel = list + start;
+        sink.at = at;
+        sink.sum = sum;
+        sink.block = width_;
+        sink.clear = false;
+        k.encoders->finish(sink);
+    }
+}
+
+void Conv::dense(const float* value, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
+    if (depthwise_) gather_depthwise(value, nullptr, list, count, sink, ws);
+    else gather(value, nullptr, list, count, sink, ws);
+}
+
+void Conv::pixels(const Change& change, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
+    if (depthwise_) gather_depthwise(change.rows, change.mask, list, count, sink, ws);
+    else gather(change.rows, change.mask, list, count, sink, ws);
+}
+
+void Conv::elements(const Change& change, int first, int last, const int32_t* list, int count, FinishArgs& sink,
+                    Workspace& ws) const {
+    const Kernels& k = *kernels_;
+    const int blocks = (out.channels + width_ - 1) / width_;
+    const int phases_y = rows_.phases(), phases_x = columns_.phases();
+
+    // Scratch covers all outputs that taps can reach, those outside the map too, so that no event needs a test.
+    const int left = -std::min(0, column_low_);
+    const int wide = columns_.base(in.width - 1) + 1 + left + std::max(0, column_high_);
+    const int halo = row_high_ - row_low_;
+    // Without overlap between strips their scratch fits the first cache.
+    const int room = halo == 0 ? STRIP_FLOATS / 8 : STRIP_FLOATS;
+    const int fit = room / (wide * blocks * width_) - halo;  // output rows
+    const int strip_rows = std::min(std::max(halo ? 2 : 1, fit), rows_.base(in.height - 1) + 1);
+    const int in_rows = std::max(1, rows_.num == 1 ? strip_rows * rows_.den : strip_rows / rows_.num);
+    const int scratch_rows = rows_.base(in_rows) + 2 + halo + 1;  // one spare, always zero
+    const int region = scratch_rows * wide;
+    const size_t scratch_size = size_t(region) * blocks * width_;
+    if (ws.scratch.size() < scratch_size) ws.scratch.resize(scratch_size, 0.0f);
+    float* scratch = ws.scratch.data();
+    const int keys_x = in.width * channel_blocks_;  // runs in a row of inputs
+    int32_t* bound = sized(ws.bound, size_t(in_rows) * keys_x + 1);
+    int32_t* spans = sized(ws.span, size_t(in_rows) * (in.width + 2));  // by row: count, then (from, to) pairs
+    const int batch = out.width * scratch_rows;
+    int32_t* at = sized(ws.at, size_t(batch));
+
+    // Only inputs that reach rows [first, last).
+    const auto low_of = [&](int y) { return rows_.base(y) + row_low_; };
+    const auto high_of = [&](int y) { return rows_.base(y) + row_high_; };
+    int y0 = 0;
+    while (y0 < in.height && high_of(y0) < first) ++y0;
+    int y_end = in.height;
+    while (y_end > y0 && low_of(y_end - 1) >= last) --y_end;
+
+    const int shift = change.shape.shift();
+    const uint32_t channel_mask = (1u << shift) - 1;
+    const auto event_of_row = [&](int y) {
+        return std::lower_bound(change.place, change.place + change.events, uint32_t(uint64_t(y) * in.width << shift)) - change.place;
+    };
+    int64_t event = y0 < in.height ? event_of_row(y0) : change.events;
+    bool carried = false;  // scratch holds sums of rows not finished yet
+    int32_t slots[MAX_SLOTS];
+    int top = 0;    // output row of the scratch's first row
+    int taken = 0;  // of list
+    const auto finish_before = [&](int row, bool sums) {
+        while (taken < count && list[taken] < row * out.width) {
+            const int32_t* from = list + taken;
+            int n = 0;
+            while (n < batch && taken < count && list[taken] < row * out.width) {
+                const int y = list[taken] / out.width, x = list[taken] % out.width;
+                ++taken;
+                // A residual may touch outputs that no event reaches: they find zeros in the spare last row.
+                const int r = sums && y >= top && y < top + scratch_rows ? y - top : scratch_rows - 1;
+                at[n++] = (r * wide + x + left) * width_;
+            }
+            sink.pixels = n;
+            sink.pixel = from;
+            sink.at = at;
+            sink.sum = scratch;
+            sink.block = ptrdiff_t(region) * width_;
+            sink.clear = true;
+            k.encoders->finish(sink);
+        }
+    };
+    for (; y0 < y_end; y0 += in_rows) {
+        const int y1 = std::min(y0 + in_rows, y_end);
+        const int64_t event_end = y1 == in.height ? change.events : event_of_row(y1);
+        if (!carried) top = low_of(y0);
+        if (event_end > event) {
+            // Where each run ends: the last event of a run leaves its place, runs without events take their neighbour's.
+            const int keys = (y1 - y0) * keys_x;
+            const uint32_t base = uint32_t(y0) * uint32_t(in.width);
+            std::memset(bound, 0, (size_t(keys) + 1) * sizeof(int32_t));
+            const uint32_t* place = change.place + event;
+            const int n = int(event_end - event);
+            if (channel_blocks_ == 1)
+                for (int e = 0; e < n; ++e) bound[(place[e] >> shift) - base + 1] = e + 1;
+            else
+                for (int e = 0; e < n; ++e)
+                    bound[((place[e] >> shift) - base) * uint32_t(channel_blocks_) + ((place[e] & channel_mask) >> block_shift_) + 1] =
+                        e + 1;
+            for (int i = 0, end = 0; i <= keys; ++i) bound[i] = end = std::max(end, bound[i]);
+            for (int y = y0; y < y1; ++y) {
+                const uint8_t* mask = change.mask + size_t(y) * in.width;
+                int32_t* span = spans + size_t(y - y0) * (in.width + 2);
+                int found = 0, end = -GAP - 1;
+                for (int x = 0; x < in.width; ++x) {
+                    if (!mask[x]) continue;
+                    if (x - end > GAP) span[1 + 2 * found++] = x;
+                    end = x + 1;
+                    span[2 * found] = end;
+                }
+                span[0] = found;
+            }
+            for (const Pass& p : passes_) {
+                for (int s = 0; s < p.slots; ++s)
+                    slots[s] = (p.row[s] * wide + p.column[s] + (p.first_block + s % p.vectors) * region) * width_;
+                const int py = p.phase / phases_x, px = p.phase % phases_x;
+                for (int block = 0; block < channel_blocks_; ++block)
+                    for (int y = y0 + (phases_y + py - y0 % phases_y) % phases_y; y < y1; y += phases_y) {
+                        const int32_t* span = spans + size_t(y - y0) * (in.width + 2);
+                        float* row = scratch + ptrdiff_t((rows_.base(y) - top) * wide + left) * width_;
+                        for (int i = 0; i < span[0]; ++i) {
+                            const int from = span[1 + 2 * i] + (phases_x + px - span[1 + 2 * i] % phases_x) % phases_x;
+                            const int runs = (span[2 + 2 * i] - from + phases_x - 1) / phases_x;
+                            if (runs <= 0) continue;
+                            k.runs({place, change.change + event, channel_mask, runs,
+                                    bound + (y - y0) * keys_x + from * channel_blocks_ + block, phases_x * channel_blocks_,
+                                    scatter_.data() + p.w, slots, p.slots, columns_.num * width_,
+                                    row + ptrdiff_t(columns_.base(from)) * width_});
+                        }
+                    }
+            }
+            event = event_end;
+            carried = true;
+        }
+        // Rows that no later input reaches are complete.
+        const int complete = y1 == y_end ? last : low_of(y1);
+        finish_before(complete, carried);
+        if (!carried) continue;
+        // What fell outside the map or the rows asked for is dropped; sums of rows still open move to the top.
+        const int done = y1 == y_end ? scratch_rows : complete - top;
+        const int right = wide - left - out.width;
+        for (int b = 0; b < blocks; ++b) {
+            float* block = scratch + size_t(b) * region * width_;
+            for (int r = 0; r < done; ++r) {
+                float* row = block + size_t(r) * wide * width_;
+                const int y = top + r;
+                if (y < first || y >= last) std::memset(row, 0, size_t(wide) * width_ * sizeof(float));
+                else {
+                    if (left > 0) std::memset(row, 0, size_t(left) * width_ * sizeof(float));
+                    if (right > 0)
+                        std::memset(row + size_t(left + out.width) * width_, 0, size_t(right) * width_ * sizeof(float));
+                }
+            }
+            if (done > 0 && done < scratch_rows) {
+                const size_t length = size_t(wide) * width_;
+                for (int r = 0; r < halo; ++r) {
+                    std::memcpy(block + r * length, block + (r + done) * length, length * sizeof(float));
+                    std::memset(block + (r + done) * length, 0, length * sizeof(float));
+                }
+            }
+        }
+        top = complete;
+        carried = y1 < y_end && halo > 0;
+    }
+    finish_before(last, false);
+}
+
+PathTimes Conv::estimate(const Change& change, int touched) const {
+    const double taps = double(rows_.taps) * columns_.taps, n = touched;
+    const double reach = taps * out.pixels() / in.pixels();  // outputs that an input pixel reaches, borders aside
+    const double share = n > 0 ? std::min(1.0, change.active_count * reach / (n * taps)) : 0.0;  // of a touched output's inputs
+    if (depthwise_) return {n * 0.8, n * share, std::numeric_limits<double>::infinity()};
+    int neighbours = 0;
+    for (int i = 1; i < change.active_count; ++i) neighbours += change.active[i] == change.active[i - 1] + 1;
+    const double clustered = change.active_count > 1 ? double(neighbours) / (change.active_count - 1) : 0.0;
+    // A tap is skipped where it is empty for all pixels of a register tile: seldom, where active pixels lie scattered.
+    double apart = 1.0;
+    for (int i = 0; i < kernels_->tile_pixels; ++i) apart *= 1.0 - share;
+    const double group = clustered * share + (1.0 - clustered) * (1.0 - apart);
+    const double work = taps * in.channels * out.channels * 0.008;
+    const bool narrow = in.channels <= NARROW;
+    const double fetch = taps * (narrow ? 0.3 * in.channels : 1.2);
+    const double vectors = (out.channels + LANE - 1) / LANE;
+    const double passes = double(passes_.size()) / (rows_.phases() * columns_.phases());
+    return {n * (work + fetch), n * ((narrow ? 1.0 : group) * work * 1.05 + fetch * (narrow ? 3.0 : 1.0)),
+            double(change.events) * reach * vectors * (in.channels <= 64 ? 0.17 : 0.25) + double(change.active_count) * channel_blocks_ * passes * 5.0 +
+                double(in.pixels()) * channel_blocks_ * 1.5 + n * vectors * 0.6};
+}
+
+int64_t Conv::macs(const Change& change) const {
+    int64_t sum = 0;
+    for (int32_t i = 0; i < change.active_count; ++i) {
+        const int32_t p = change.active[i];
+        sum += int64_t(change.tally[i]) * fan_rows_[size_t(p / in.width)] * fan_columns_[size_t(p % in.width)];
+    }
+    return sum * (out.channels / groups_);
+}
+
+}  // namespace sparsetime

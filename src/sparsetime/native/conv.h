@@ -1,0 +1,148 @@
+// Convolution on deltas: three ways to the same sums, each followed by FinishArgs' stage.
+//
+//   dense     every output from the values of its receptive field (flush, scene cut)
+//   pixels    touched outputs from the rows of the active pixels of their receptive field, register-blocked
+//   elements  every event adds its weights to the outputs that it reaches
+//
+// One class serves conv2d, conv_transpose2d and linear (a map of one pixel): on each axis, tap k joins input i and output o where
+// o * den = i * num + shift[k].
+
+#pragma once
+
+#include <cstdint>
+#include <new>
+#include <vector>
+
+#include "kernels.h"
+
+namespace sparsetime {
+
+constexpr int round_up(int x, int to) { return (x + to - 1) / to * to; }
+constexpr int stride_of(int channels) { return channels <= NARROW ? channels : round_up(channels, LANE); }
+
+// A channels-last map.
+struct Shape {
+    int height, width, channels;
+    int stride() const { return stride_of(channels); }
+    int pixels() const { return height * width; }
+    int shift() const {
+        int s = 0;
+        while ((1 << s) < channels) ++s;
+        return s;
+    }
+};
+
+// The change of one value in one frame. `rows` holds deltas of the active pixels only; elsewhere it is undefined.
+struct Change {
+    Shape shape;
+    float* rows;
+    uint8_t* mask;
+    int32_t* active;
+    int32_t* tally;  // events of each active pixel
+    int32_t active_count;
+    uint32_t* place;
+    float* change;
+    int64_t events;
+    bool rowed;   // rows hold the deltas
+    bool listed;  // place and change hold the events
+};
+
+struct Axis {
+    int in, out, taps;
+    int num, den;            // o * den = i * num + shift[k]
+    std::vector<int> shift;
+    std::vector<int32_t> source;  // [out][taps]: input that tap k reads, or -1
+    Axis() = default;
+    Axis(int in, int out, int taps, int num, int den, std::vector<int> shift);
+    int base(int i) const { return num == 1 ? i / den : i * num; }
+    int phase(int i) const { return num == 1 ? i % den : 0; }
+    int phases() const { return num == 1 ? den : 1; }
+};
+
+// Memory on a cache line's start: a vector across two lines costs twice.
+template <class T>
+struct Aligned {
+    using value_type = T;
+    Aligned() = default;
+    template <class U>
+    Aligned(const Aligned<U>&) {}
+    T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))); }
+    void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+    template <class U>
+    bool operator==(const Aligned<U>&) const { return true; }
+    template <class U>
+    bool operator!=(const Aligned<U>&) const { return false; }
+};
+using Floats = std::vector<float, Aligned<float>>;
+
+// Buffers of one thread, reused by all layers.
+struct Workspace {
+    Floats sum;
+    Floats patches;
+    Floats scratch;  // zero between uses
+    std::vector<int32_t> bound, span, at, list;
+    std::vector<const float*> pointers, weights, columns;
+    std::vector<int32_t> segments;
+    std::vector<float*> outputs;
+    std::vector<uint8_t> bytes;
+};
+
+// Estimated time of a frame by path, in ns on one core of the kind that the constants were measured on; only their order counts.
+struct PathTimes {
+    double dense, pixels, elements;
+};
+
+class Conv {
+  public:
+    // weight is (O, C / groups, kh, kw), or (C, O / groups, kh, kw) where transposed; padding top and left are in the axes' shifts.
+    Conv(Shape in, Shape out, Axis rows, Axis columns, int groups, bool transposed, const float* weight);
+
+    // Marks the outputs that the active pixels of `in` reach; mask is written whole. Returns how many, in `list` ascending.
+    int touched(const Change& in, uint8_t* mask, int32_t* list, Workspace& ws) const;
+
+    void dense(const float* value, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
+    void pixels(const Change& in, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
+    // Outputs of rows [first, last); `list` holds the touched ones among them.
+    void elements(const Change& in, int first, int last, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
+
+    int64_t dense_macs() const { return dense_macs_; }
+    int64_t macs(const Change& in) const;  // by true fan-out
+    int terms() const { return rows_.taps * columns_.taps * in.channels / groups_; }  // of one sum
+    PathTimes estimate(const Change& in, int touched) const;
+    size_t weight_bytes() const;
+    bool depthwise() const { return depthwise_; }
+
+    Shape in, out;
+
+  private:
+    struct Pass {          // one sweep over a strip's events of one phase
+        int phase;         // row phase * column phases + column phase
+        int slots;         // taps * vectors
+        int vectors;
+        size_t w;          // where its weights start in scatter_
+        int first_block;
+        std::vector<int> row, column;  // [slots]: output offset from the base
+    };
+    void pack(const float* weight, bool transposed);
+    void gather(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
+    void gather_depthwise(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink,
+                          Workspace& ws) const;
+
+    Axis rows_, columns_;
+    int groups_;
+    bool depthwise_;
+    bool pointwise_;  // output p needs input p, no other
+    const Kernels* kernels_;
+    std::vector<int32_t> fan_rows_, fan_columns_;  // outputs inside the map that an input row or column reaches
+    int width_;                  // vector width that the weights are packed for
+    Floats tile_;    // [panel][tap][channel][panel width]
+    std::vector<int> panels_;    // vectors in each panel
+    Floats scatter_;
+    std::vector<Pass> passes_;
+    int channel_blocks_ = 1, block_shift_ = 0;  // blocks of 1 << block_shift_ channels, for runs
+    Floats zeros_;
+    int64_t dense_macs_ = 0;
+    int row_low_, row_high_, column_low_, column_high_;  // outputs that taps reach beside the base: base + [low, high]
+};
+
+}  // namespace sparsetime

@@ -1,0 +1,236 @@
+// The sums: register tiles, runs of events, depthwise. One source, compiled once per instruction set with SPARSETIME_TABLE naming
+// the table; products and sums are contracted where the machine can.
+
+#include "kernels.h"
+#include "vec.h"
+
+namespace {
+
+using namespace sparsetime;
+
+// ---- register tile ------------------------------------------------------------------------------------------------------
+
+template <int M, int V>
+void tile(const TileArgs& t) {
+    Vec acc[M][V];
+    for (int i = 0; i < M; ++i)
+        for (int v = 0; v < V; ++v) acc[i][v] = t.accumulate ? load(t.out[i] + v * VL) : Vec{};
+    for (int s = 0; s < t.segments; ++s) {
+        const float* a[M];
+        for (int i = 0; i < M; ++i) a[i] = t.a[s * M + i] + t.offset;
+        const float* w = t.w[s];
+        const int depth = t.depth;
+        for (int k = 0; k < depth; ++k, w += V * VL) {
+            Vec b[V];
+            for (int v = 0; v < V; ++v) b[v] = load(w + v * VL);
+            for (int i = 0; i < M; ++i) {
+                const Vec x = splat(a[i][k]);
+                for (int v = 0; v < V; ++v) acc[i][v] += x * b[v];
+            }
+        }
+    }
+    for (int i = 0; i < M; ++i)
+        for (int v = 0; v < V; ++v) store(t.out[i] + v * VL, acc[i][v]);
+}
+
+template <int V>
+void tile_of(int pixels, const TileArgs& t) {
+    switch (pixels) {
+        case 1: return tile<1, V>(t);
+        case 2: return tile<2, V>(t);
+        case 3: return tile<3, V>(t);
+        case 4: return tile<4, V>(t);
+#if !defined(__x86_64__) || defined(__AVX2__)
+        case 5: return tile<5, V>(t);
+        case 6: return tile<6, V>(t);
+#endif
+        default: return;
+    }
+}
+
+void tile_any(int pixels, int vectors, const TileArgs& t) {
+    switch (vectors) {
+        case 1: return tile_of<1>(pixels, t);
+        case 2: return tile_of<2>(pixels, t);
+#if defined(__AVX512F__) || defined(__aarch64__)
+        case 3: return tile_of<3>(pixels, t);
+        case 4: return tile_of<4>(pixels, t);
+#endif
+        default: return;
+    }
+}
+
+// ---- events into scratch ------------------------------------------------------------------------------------------------
+
+template <int T>
+inline void gather_run(Vec (&acc)[T], const RunArgs& r, int from, int to) {
+    // Two sets of sums where one is too few to hide the latency of an addition.
+    constexpr bool TWICE = T <= 4;
+    Vec more[T] = {};
+    int e = from;
+    if (TWICE)
+        for (; e + 2 <= to; e += 2) {
+            const float* w = r.w + ptrdiff_t(r.place[e] & r.channel_mask) * (T * VL);
+            const float* u = r.w + ptrdiff_t(r.place[e + 1] & r.channel_mask) * (T * VL);
+            const Vec x = splat(r.change[e]), y = splat(r.change[e + 1]);
+            for (int t = 0; t < T; ++t) {
+                acc[t] += x * load(w + t * VL);
+                more[t] += y * load(u + t * VL);
+            }
+        }
+    for (; e < to; ++e) {
+        const float* w = r.w + ptrdiff_t(r.place[e] & r.channel_mask) * (T * VL);
+        const Vec x = splat(r.change[e]);
+        for (int t = 0; t < T; ++t) acc[t] += x * load(w + t * VL);
+    }
+    if (TWICE)
+        for (int t = 0; t < T; ++t) acc[t] += more[t];
+}
+
+template <int T>
+void runs_of(const RunArgs& args) {
+    const RunArgs r = args;  // a copy that no store can alias
+    ptrdiff_t slot[T];
+    for (int t = 0; t < T; ++t) slot[t] = r.slot[t];
+    float* out = r.scratch;
+    const int32_t* bound = r.bound;
+    for (int i = 0; i < r.runs; ++i, out += r.advance, bound += r.step) {
+        if (bound[0] == bound[1]) continue;
+        Vec acc[T] = {};
+        gather_run<T>(acc, r, bound[0], bound[1]);
+        for (int t = 0; t < T; ++t) store(out + slot[t], load(out + slot[t]) + acc[t]);
+    }
+}
+
+// 3x3, stride 1: neighbouring runs share two of three columns of sums, so a window of three columns slides along the row and
+// each column goes to scratch once. Runs without events pass through: cheaper than a branch that cannot be foreseen.
+void runs_3x3(const RunArgs& args, ptrdiff_t row) {
+    const RunArgs r = args;
+    float* out = r.scratch + r.slot[8];  // the last tap has the smallest offset
+    const int32_t* bound = r.bound;
+    Vec left[3] = {}, middle[3] = {}, right[3] = {};
+    for (int i = 0; i < r.runs; ++i, out += VL, bound += r.step) {
+        for (int e = bound[0]; e < bound[1]; ++e) {
+            const float* w = r.w + ptrdiff_t(r.place[e] & r.channel_mask) * (9 * VL);
+            const Vec x = splat(r.change[e]);
+            for (int y = 0; y < 3; ++y) {
+                left[y] += x * load(w + (8 - 3 * y) * VL);
+                middle[y] += x * load(w + (7 - 3 * y) * VL);
+                right[y] += x * load(w + (6 - 3 * y) * VL);
+            }
+        }
+        for (int y = 0; y < 3; ++y) {
+            float* to = out + y * row;
+            store(to, load(to) + left[y]);
+            left[y] = middle[y];
+            middle[y] = right[y];
+            right[y] = Vec{};
+        }
+    }
+    for (int y = 0; y < 3; ++y) {
+        float* to = out + y * row;
+        store(to, load(to) + left[y]);
+        store(to + VL, load(to + VL) + middle[y]);
+    }
+}
+
+bool is_3x3(const RunArgs& r) {
+    if (r.slots != 9 || r.advance != VL) return false;
+    const int32_t row = r.slot[5] - r.slot[8];
+    for (int y = 0; y < 3; ++y)
+        for (int x = 0; x < 3; ++x)
+            if (r.slot[8 - 3 * y - x] != r.slot[8] + y * row + x * VL) return false;
+    return true;
+}
+
+void runs(const RunArgs& r) {
+    if (is_3x3(r)) return runs_3x3(r, r.slot[5] - r.slot[8]);
+    switch (r.slots) {
+        case 1: return runs_of<1>(r);
+        case 2: return runs_of<2>(r);
+        case 3: return runs_of<3>(r);
+        case 4: return runs_of<4>(r);
+        case 5: return runs_of<5>(r);
+        case 6: return runs_of<6>(r);
+        case 7: return runs_of<7>(r);
+        case 8: return runs_of<8>(r);
+        case 9: return runs_of<9>(r);
+        case 10: return runs_of<10>(r);
+        case 11: return runs_of<11>(r);
+        case 12: return runs_of<12>(r);
+        case 13: return runs_of<13>(r);
+        case 14: return runs_of<14>(r);
+        case 15: return runs_of<15>(r);
+        case 16: return runs_of<16>(r);
+        default: return;
+    }
+}
+
+// ---- depthwise ----------------------------------------------------------------------------------------------------------
+
+void depthwise(const DepthwiseArgs& d) {
+    for (int i = 0; i < d.pixels; ++i) {
+        const float* const* a = d.a + ptrdiff_t(i) * d.segments;
+        float* out = d.out[i];
+        for (int c = 0; c < d.stride; c += VL) {
+            Vec acc{};
+            const float* w = d.w + c;
+            for (int s = 0; s < d.segments; ++s, w += d.stride) acc += load(a[s] + c) * load(w);
+            store(out + c, acc);
+        }
+    }
+}
+
+template <int S, bool PLAIN>
+void depthwise3_of(const Depthwise3Args& args) {
+    const Depthwise3Args d = args;
+    for (int c = 0; c < d.stride; c += VL) {
+        Vec w[9];
+        for (int t = 0; t < 9; ++t) w[t] = load(d.w + t * d.stride + c);
+        const float* const* a = d.a;
+        const float *row0 = a[0] + c, *row1 = a[1] + c, *row2 = a[2] + c;
+        const auto column = [&](Vec (&x)[3]) {
+            if (PLAIN) {
+                x[0] = load(row0);
+                x[1] = load(row1);
+                x[2] = load(row2);
+                row0 += d.stride;
+                row1 += d.stride;
+                row2 += d.stride;
+            } else {
+                for (int y = 0; y < 3; ++y) x[y] = load(a[y] + c);
+                a += 3;
+            }
+        };
+        Vec x[3][3];  // [column][row]: what the last output left over
+        for (int j = 0; j < 3 - S; ++j) column(x[j]);
+        float* out = d.out + c;
+        for (int i = 0; i < d.pixels; ++i, out += d.stride) {
+            for (int j = 3 - S; j < 3; ++j) column(x[j]);
+            Vec sum = x[0][0] * w[0], more = x[0][1] * w[3], third = x[0][2] * w[6];
+            for (int j = 1; j < 3; ++j) {
+                sum += x[j][0] * w[j];
+                more += x[j][1] * w[3 + j];
+                third += x[j][2] * w[6 + j];
+            }
+            store(out, sum + more + third);
+            for (int j = 0; j < 3 - S; ++j)
+                for (int y = 0; y < 3; ++y) x[j][y] = x[j + S][y];
+        }
+    }
+}
+
+void depthwise3(const Depthwise3Args& d) {
+    if (d.plain) return d.step == 1 ? depthwise3_of<1, true>(d) : depthwise3_of<2, true>(d);
+    return d.step == 1 ? depthwise3_of<1, false>(d) : depthwise3_of<2, false>(d);
+}
+
+}  // namespace
+
+namespace sparsetime {
+
+extern const Encoders SPARSETIME_ENCODERS;
+extern const Kernels SPARSETIME_TABLE;
+const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, tile_any, runs, depthwise, depthwise3, &SPARSETIME_ENCODERS};
+
+}  // namespace sparsetime

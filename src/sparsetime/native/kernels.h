@@ -1,0 +1,153 @@
+// The inner loops of the native engine, one table of functions per instruction set.
+//
+// kernels.cpp is compiled once per instruction set into a table; `kernels()` picks one when the module is imported. Everything
+// here is float32 and channels-last: a map is rows of `stride` floats, one row per pixel, stride a multiple of LANE (or C
+// itself for maps of at most NARROW channels). Padding lanes of values and deltas are zero.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace sparsetime {
+
+constexpr int LANE = 16;   // floats of the widest vector: channel strides are multiples of it, whatever the instruction set
+constexpr int NARROW = 4;  // maps of at most this many channels are stored without padding (camera frames)
+constexpr int MAX_SLOTS = 16;
+constexpr int MAX_TILE = 6;  // most pixels in a register tile
+
+enum class Act : int { none, clamp, leaky_relu, hardswish, hardsigmoid, silu, gelu, gelu_tanh, sigmoid, tanh };
+
+// What happens between the accumulator and the value; docs/plan.md, "Encoding".
+//   linear: value += delta and the delta itself is sent;  change: send y - v where not 0;  exact, hold, residual: as named.
+enum class Encode : int { linear, change, exact, hold, residual };
+
+// Sums for M pixels and V vectors of output channels: out[i][:] = (accumulate ? out[i][:] : 0) + sum_s sum_k a[s][i][k] w[s][k][:].
+struct TileArgs {
+    int segments;
+    const float* const* a;     // [segments][pixels]: input rows, `depth` floats each
+    const float* const* w;     // [segments]: weights (depth, V vectors)
+    int depth;
+    float* const* out;         // [pixels]
+    int offset;                // added to every input row: the first of `depth` channels
+    bool accumulate;
+};
+
+// Adds runs of events into scratch. A run is the events of one input pixel in one block of channels; its contributions to `slots`
+// vectors of sums are gathered in registers: scratch[i * advance + slot[t]] += sum_e change[e] * w[channel of e][t].
+struct RunArgs {
+    const uint32_t* place;
+    const float* change;
+    uint32_t channel_mask;
+    int runs;
+    const int32_t* bound;  // run i is events [bound[i * step], bound[i * step + 1])
+    int step;
+    const float* w;        // [channels][slots] vectors
+    const int32_t* slot;   // [slots], in floats
+    int slots;
+    int advance;           // floats from the sums of one run to those of the next
+    float* scratch;
+};
+
+// Depthwise sums of one pixel row of `stride` channels: out = sum_s a[s] * w[s].
+struct DepthwiseArgs {
+    int pixels;
+    int segments;
+    const float* const* a;  // [pixels][segments]
+    const float* w;         // [segments][stride]
+    int stride;
+    float* const* out;      // [pixels]
+};
+
+// Depthwise 3x3 of outputs next to each other in a row: output i reads input columns i * step + {0, 1, 2}, each three pixels.
+struct Depthwise3Args {
+    int pixels;
+    int step;               // 1 or 2
+    const float* const* a;  // [columns][3]: input rows, zeros where there is no input
+    bool plain;             // only the first column is given, the others follow it in memory
+    const float* w;         // [9][stride]
+    int stride;
+    float* out;             // [pixels][stride]
+};
+
+// A frame against the value that was sent: maps of at most NARROW channels, without padding, so flat arrays.
+struct FlatArgs {
+    int64_t elements;
+    int64_t first;          // place of the first element in the map
+    const float* y;         // [elements], new values
+    float* value;           // [elements]
+    const float* step;      // [channels + LANE], repeating; or by element
+    bool step_map;
+    float low, high;
+    Encode encode;          // change, exact, hold or residual
+    int channels, shift;
+    float* rows;            // as in FinishArgs from here on
+    uint8_t* mask;
+    int32_t* active;
+    int32_t* tally;
+    uint32_t* place;
+    float* change;
+    int32_t active_count;
+    int64_t events;
+};
+
+// From sums to values and events, for a list of touched pixels.
+struct FinishArgs {
+    int pixels;
+    const int32_t* pixel;   // [pixels], ascending
+    const int32_t* at;      // [pixels]: where a pixel's sums start, in floats from `sum`
+    float* sum;
+    ptrdiff_t block;        // floats from one vector of sums to the next
+    bool clear;             // leave zeros behind in `sum`
+    bool replace;           // z = bias + sum instead of z += sum (dense path)
+    const float* extra;     // rows added to the sums (residual input), or null; of the pixels of extra_mask, or of all
+    const uint8_t* extra_mask;
+    int channels, stride;
+    Act act;
+    float act_a, act_b;
+    Encode encode;
+    const float* bias;      // [stride]
+    const float* step;      // [stride], or [map] if step_map
+    bool step_map;
+    float low, high;        // bounds of the codes of `exact`
+    float* z;               // accumulators; null where encode is linear, or where `replace` and none are kept
+    float* value;
+    float* rows;            // out: deltas, whole rows of the active pixels; or null
+    uint8_t* mask;          // out: 1 where a pixel is active; zeros at entry
+    int32_t* active;        // out: appended active pixels
+    int32_t* tally;         // out: appended numbers of events, one for each active pixel
+    int shift;              // place = pixel << shift | channel
+    uint32_t* place;        // out: appended events, or null. Slack of LANE entries is needed behind
+    float* change;
+    int32_t active_count;   // in and out
+    int64_t events;         // in and out: changed elements (appended if place is not null)
+};
+
+struct Encoders {
+    void (*finish)(FinishArgs&);
+    void (*flat)(FlatArgs&);
+    // Appends the events of `pixels` rows of deltas; returns how many.
+    int64_t (*events_of_rows)(const float* rows, const int32_t* pixel, int pixels, int channels, int stride, int shift,
+                              uint32_t* place, float* change);
+};
+
+struct Kernels {
+    const char* name;
+    int width;         // floats in a vector
+    int tile_pixels;   // register tile: pixels ...
+    int tile_vectors;  // ... by vectors
+    void (*tile)(int pixels, int vectors, const TileArgs&);
+    void (*runs)(const RunArgs&);
+    void (*depthwise)(const DepthwiseArgs&);
+    void (*depthwise3)(const Depthwise3Args&);
+    const Encoders* encoders;
+};
+
+// The table in use: the best this machine has, or the one named by SPARSETIME_ISA.
+const Kernels& kernels();
+// All tables that this machine can run, best first; null-terminated.
+const Kernels* const* available();
+// Takes another table (tests); returns false if this machine lacks it. Not while streams run.
+bool select(const char* name);
+
+}  // namespace sparsetime

@@ -1,0 +1,112 @@
+#include "layer.h"
+
+#include <cstring>
+
+namespace sparsetime {
+
+ChangeBuffer::ChangeBuffer(Shape shape, float fill)
+    : rows_(size_t(shape.pixels()) * shape.stride(), fill),
+      change_(size_t(shape.pixels()) * shape.channels + LANE),
+      mask_(size_t(shape.pixels())),
+      active_(size_t(shape.pixels()) + 1),
+      tally_(size_t(shape.pixels()) + 1),
+      place_(size_t(shape.pixels()) * shape.channels + LANE) {
+    view = {shape, rows_.data(), mask_.data(), active_.data(), tally_.data(), 0, place_.data(),
+            change_.data(), 0, true, true};
+}
+
+Layer::Layer(std::shared_ptr<const Conv> conv_, const float* bias, Act act, float act_a, float act_b, Encode encode,
+             const float* step, bool step_map)
+    : conv(std::move(conv_)),
+      input(conv->in, __builtin_nanf("")),
+      output(conv->out, __builtin_nanf("")),
+      in_value(size_t(conv->in.pixels()) * conv->in.stride()),
+      z(size_t(conv->out.pixels()) * conv->out.stride()),
+      value(z.size()),
+      act_(act),
+      act_a_(act_a),
+      act_b_(act_b),
+      encode_(encode),
+      step_map_(step_map),
+      touched_(size_t(conv->out.pixels())),
+      list_(size_t(conv->out.pixels()) + 1) {
+    const Shape& out = conv->out;
+    bias_.assign(size_t(out.stride()), 0.0f);
+    if (bias) std::memcpy(bias_.data(), bias, size_t(out.channels) * sizeof(float));
+    const size_t pixels = step_map ? size_t(out.pixels()) : 1;
+    step_.assign(pixels * out.stride(), 1.0f);  // padding lanes divide by it
+    if (step)
+        for (size_t p = 0; p < pixels; ++p)
+            std::memcpy(&step_[p * out.stride()], step + p * out.channels, size_t(out.channels) * sizeof(float));
+}
+
+void Layer::set_input(const float* delta) {
+    Change& in = input.view;
+    const Shape& s = in.shape;
+    in.active_count = 0;
+    in.events = 0;
+    for (int p = 0; p < s.pixels(); ++p) {
+        const float* d = delta + size_t(p) * s.channels;
+        int any = 0;
+        for (int c = 0; c < s.channels; ++c)
+            if (d[c] != 0.0f) {
+                in.place[in.events] = uint32_t(p) << s.shift() | uint32_t(c);
+                in.change[in.events++] = d[c];
+                ++any;
+                in_value[size_t(p) * s.stride() + c] += d[c];
+            }
+        in.mask[p] = any != 0;
+        float* row = in.rows + size_t(p) * s.stride();
+        if (!any) {
+            for (int c = 0; c < s.stride(); ++c) row[c] = __builtin_nanf("");  // nobody may look
+            continue;
+        }
+        in.tally[in.active_count] = any;
+        in.active[in.active_count++] = p;
+        std::memset(row, 0, size_t(s.stride()) * sizeof(float));
+        std::memcpy(row, d, size_t(s.channels) * sizeof(float));
+    }
+    in.listed = true;
+}
+
+void Layer::run(Path path, bool rows, bool events) {
+    Change& out = output.view;
+    FinishArgs sink{};
+    sink.channels = out.shape.channels;
+    sink.stride = out.shape.stride();
+    sink.act = act_;
+    sink.act_a = act_a_;
+    sink.act_b = act_b_;
+    sink.encode = encode_;
+    sink.bias = bias_.data();
+    sink.step = step_.data();
+    sink.step_map = step_map_;
+    sink.z = encode_ == Encode::linear ? nullptr : z.data();
+    sink.value = value.data();
+    sink.rows = rows ? out.rows : nullptr;
+    sink.mask = out.mask;
+    sink.active = out.active;
+    sink.tally = out.tally;
+    sink.low = -__builtin_inff();
+    sink.high = __builtin_inff();
+    sink.shift = out.shape.shift();
+    sink.place = events ? out.place : nullptr;
+    sink.change = out.change;
+    const int pixels = out.shape.pixels();
+    std::memset(out.mask, 0, size_t(pixels));
+    if (path == Path::dense) {
+        sink.replace = true;
+        for (int p = 0; p < pixels; ++p) list_[size_t(p)] = p;
+        conv->dense(in_value.data(), list_.data(), pixels, sink, workspace_);
+    } else {
+        const int n = conv->touched(input.view, touched_.data(), list_.data(), workspace_);
+        if (path == Path::pixels) conv->pixels(input.view, list_.data(), n, sink, workspace_);
+        else conv->elements(input.view, 0, out.shape.height, list_.data(), n, sink, workspace_);
+    }
+    out.active_count = sink.active_count;
+    out.events = sink.events;
+    out.rowed = rows;
+    out.listed = events;
+}
+
+}  // namespace sparsetime

@@ -1,0 +1,291 @@
+// The Python face of the native engine.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <array>
+#include <cstdlib>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "layer.h"
+#include "program.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace sparsetime {
+namespace {
+
+template <int N>
+using Input = nb::ndarray<const float, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Flat = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+
+Act act_of(const std::string& name) {
+    static const char* const names[] = {"none", "clamp", "leaky_relu", "hardswish", "hardsigmoid", "silu", "gelu", "gelu_tanh", "sigmoid", "tanh"};
+    for (int i = 0; i < 10; ++i)
+        if (name == names[i]) return Act(i);
+    throw std::invalid_argument("unknown activation '" + name + "'");
+}
+
+Encode encode_of(const std::string& name) {
+    static const char* const names[] = {"linear", "change", "exact", "hold", "residual"};
+    for (int i = 0; i < 5; ++i)
+        if (name == names[i]) return Encode(i);
+    throw std::invalid_argument("unknown codec '" + name + "'");
+}
+
+// A copy without padding.
+nb::object plain(const Shape& s, const float* data, const uint8_t* mask = nullptr) {
+    float* copy = new float[size_t(s.pixels()) * s.channels]();
+    nb::capsule owner(copy, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+    for (int p = 0; p < s.pixels(); ++p)
+        if (!mask || mask[p])
+            for (int c = 0; c < s.channels; ++c) copy[size_t(p) * s.channels + c] = data[size_t(p) * s.stride() + c];
+    return nb::cast(nb::ndarray<nb::numpy, float>(copy, {size_t(s.height), size_t(s.width), size_t(s.channels)}, owner));
+}
+
+Axis conv_axis(int in, int out, int taps, int stride, int before, int dilation) {
+    std::vector<int> shift(static_cast<size_t>(taps));
+    for (int k = 0; k < taps; ++k) shift[size_t(k)] = before - k * dilation;
+    return Axis(in, out, taps, 1, stride, std::move(shift));
+}
+
+Axis transposed_axis(int in, int out, int taps, int stride, int before, int dilation) {
+    std::vector<int> shift(static_cast<size_t>(taps));
+    for (int k = 0; k < taps; ++k) shift[size_t(k)] = k * dilation - before;
+    return Axis(in, out, taps, stride, 1, std::move(shift));
+}
+
+Layer* make_layer(std::array<int, 2> size, Input<4> weight, std::optional<Vector> bias, std::array<int, 2> stride,
+                  std::array<int, 4> padding, std::array<int, 2> dilation, int groups, bool transposed,
+                  std::array<int, 2> output_padding, const std::string& activation, float a, float b, const std::string& codec,
+                  std::optional<Flat> step) {
+    const int kh = int(weight.shape(2)), kw = int(weight.shape(3));
+    const int C = transposed ? int(weight.shape(0)) : int(weight.shape(1)) * groups;
+    const int O = transposed ? int(weight.shape(1)) * groups : int(weight.shape(0));
+    int oh, ow;
+    if (transposed) {
+        oh = (size[0] - 1) * stride[0] - padding[0] - padding[1] + dilation[0] * (kh - 1) + output_padding[0] + 1;
+        ow = (size[1] - 1) * stride[1] - padding[2] - padding[3] + dilation[1] * (kw - 1) + output_padding[1] + 1;
+    } else {
+        oh = (size[0] + padding[0] + padding[1] - dilation[0] * (kh - 1) - 1) / stride[0] + 1;
+        ow = (size[1] + padding[2] + padding[3] - dilation[1] * (kw - 1) - 1) / stride[1] + 1;
+    }
+    if (oh < 1 || ow < 1 || size[0] < 1 || size[1] < 1) throw std::invalid_argument("the map is smaller than the kernel");
+    const Shape in{size[0], size[1], C}, out{oh, ow, O};
+    const auto axis = transposed ? transposed_axis : conv_axis;
+    auto conv = std::make_shared<const Conv>(in, out, axis(in.height, oh, kh, stride[0], padding[0], dilation[0]),
+                                             axis(in.width, ow, kw, stride[1], padding[2], dilation[1]), groups, transposed,
+                                             weight.data());
+    if (bias && int(bias->shape(0)) != O) throw std::invalid_argument("bias has another length than the output has channels");
+    const bool step_map = step && step->ndim() == 3;
+    if (step && int64_t(step->size()) != int64_t(O) * (step_map ? out.pixels() : 1))
+        throw std::invalid_argument("step must be (O,) or (H, W, O)");
+    return new Layer(conv, bias ? bias->data() : nullptr, act_of(activation), a, b, encode_of(codec),
+                     step ? step->data() : nullptr, step_map);
+}
+
+TensorView view_of(nb::handle object) {
+    const auto array = nb::cast<nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>>(object);
+    TensorView view;
+    for (size_t i = 0; i < array.ndim(); ++i) view.shape.push_back(int64_t(array.shape(i)));
+    if (array.dtype() == nb::dtype<float>()) view.floats = static_cast<const float*>(array.data());
+    else if (array.dtype() == nb::dtype<int32_t>()) view.integers = static_cast<const int32_t*>(array.data());
+    return view;
+}
+
+std::shared_ptr<Program> make_program(const std::vector<std::vector<int64_t>>& shapes, nb::list ops, const std::vector<int>& outputs,
+                                      nb::dict tensors) {
+    std::vector<OpSpec> specs;
+    for (nb::handle item : ops) {
+        const auto op = nb::cast<nb::dict>(item);
+        OpSpec spec;
+        spec.kind = nb::cast<std::string>(op["kind"]);
+        spec.name = nb::cast<std::string>(op["name"]);
+        spec.inputs = nb::cast<std::vector<int>>(op["inputs"]);
+        spec.outputs = nb::cast<std::vector<int>>(op["outputs"]);
+        for (auto [key, value] : nb::cast<nb::dict>(op["numbers"]))
+            spec.numbers[nb::cast<std::string>(key)] = nb::cast<std::vector<double>>(value);
+        for (auto [role, name] : nb::cast<nb::dict>(op["tensors"]))
+            spec.tensors[nb::cast<std::string>(role)] = view_of(tensors[name]);
+        const auto activation = nb::cast<nb::tuple>(op["activation"]);
+        spec.act = act_of(nb::cast<std::string>(activation[0]));
+        spec.act_a = nb::cast<float>(activation[1]);
+        spec.act_b = nb::cast<float>(activation[2]);
+        const auto codec = nb::cast<nb::tuple>(op["codec"]);
+        spec.codec = nb::cast<std::string>(codec[0]);
+        if (!spec.codec.empty()) spec.step = view_of(tensors[codec[1]]);
+        spec.low = nb::cast<float>(codec[2]);
+        spec.high = nb::cast<float>(codec[3]);
+        spec.opaque = nb::cast<std::vector<bool>>(op["opaque"]);
+        specs.push_back(std::move(spec));
+    }
+    return std::make_shared<Program>(shapes, specs, outputs);
+}
+
+template <class Read>
+nb::object array_of(const std::vector<int64_t>& shape, const Read& read) {
+    size_t n = 1;
+    std::vector<size_t> sizes;
+    for (int64_t s : shape) {
+        sizes.push_back(size_t(s));
+        n *= size_t(s);
+    }
+    float* data = new float[n];
+    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+    read(data);
+    return nb::cast(nb::ndarray<nb::numpy, float>(data, sizes.size(), sizes.data(), owner));
+}
+
+const Value& value_of(const Stream& s, int value) {
+    const auto& values = s.program().values;
+    if (value < 0 || value >= int(values.size()) || values[size_t(value)].opaque)
+        throw std::invalid_argument("no value " + std::to_string(value));
+    return values[size_t(value)];
+}
+
+const Value& accumulator_of(const Stream& s, int node) {
+    const auto& nodes = s.program().nodes;
+    if (node < 0 || node >= int(nodes.size()) || !nodes[size_t(node)].coded)
+        throw std::invalid_argument("operation " + std::to_string(node) + " has no accumulator");
+    return value_of(s, nodes[size_t(node)].outputs[0]);
+}
+
+const float* checked(const Value& v, const Flat& array) {
+    bool same = array.ndim() == v.shape.size();
+    for (size_t i = 0; same && i < v.shape.size(); ++i) same = int64_t(array.shape(i)) == v.shape[i];
+    if (!same) throw std::invalid_argument("an array has another shape than the value");
+    return array.data();
+}
+
+using FrameArray = nb::ndarray<const float, nb::device::cpu>;
+
+void run_stream(Stream& s, const FrameArray& array) {
+    const Value& v = value_of(s, s.program().nodes[0].outputs[0]);
+    bool same = array.ndim() == v.shape.size();
+    for (size_t i = 0; same && i < v.shape.size(); ++i) same = int64_t(array.shape(i)) == v.shape[i];
+    if (!same) throw std::invalid_argument("the frame has another shape than the program's input");
+    Frame frame{array.data(), 1, 0, 0};
+    if (v.shape.size() == 4) {
+        frame.channel = array.stride(1);
+        frame.row = array.stride(2);
+        frame.column = array.stride(3);
+    } else {
+        frame.column = v.map.channels;
+        int64_t expected = 1;  // other ranks are taken in logical order
+        for (size_t i = v.shape.size(); i-- > 0;) {
+            if (v.shape[i] != 1 && array.stride(i) != expected) throw std::invalid_argument("expected a contiguous frame");
+            expected *= v.shape[i];
+        }
+    }
+    nb::gil_scoped_release release;
+    s.run(frame);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    m.doc() = "Native kernels of the cpu backend";
+    const char* wanted = std::getenv("SPARSETIME_ISA");
+    if (wanted && *wanted && kernels().name != std::string(wanted))
+        throw std::runtime_error(std::string("SPARSETIME_ISA=") + wanted + ": this machine runs v4, v3 or base, as far as it has them");
+    m.def("isa", [] { return std::string(kernels().name); }, "Name of the kernels in use.");
+    m.def("available", [] {
+        std::vector<std::string> names;
+        for (const Kernels* const* k = available(); *k; ++k) names.emplace_back((*k)->name);
+        return names;
+    }, "Names of the kernels that this machine can run, best first.");
+    m.def("select", [](const std::string& name) {
+        if (!select(name.c_str())) throw std::invalid_argument("no kernels named '" + name + "' on this machine; see available()");
+    }, "name"_a, "Use other kernels for layers and programs made from now on. Those made before must not run any more.");
+
+    nb::class_<Layer>(m, "Layer")
+        .def("__init__", [](Layer* self, std::array<int, 2> size, Input<4> weight, std::optional<Vector> bias,
+                            std::array<int, 2> stride, std::array<int, 4> padding, std::array<int, 2> dilation, int groups,
+                            bool transposed, std::array<int, 2> output_padding, const std::string& activation, float a, float b,
+                            const std::string& codec, std::optional<Flat> step) {
+            std::unique_ptr<Layer> made(make_layer(size, weight, bias, stride, padding, dilation, groups, transposed,
+                                                   output_padding, activation, a, b, codec, step));
+            new (self) Layer(std::move(*made));
+        }, "size"_a, "weight"_a, "bias"_a = nb::none(), "stride"_a = std::array<int, 2>{1, 1},
+           "padding"_a = std::array<int, 4>{0, 0, 0, 0}, "dilation"_a = std::array<int, 2>{1, 1}, "groups"_a = 1,
+           "transposed"_a = false, "output_padding"_a = std::array<int, 2>{0, 0}, "activation"_a = "none", "a"_a = 0.0f,
+           "b"_a = 0.0f, "codec"_a = "linear", "step"_a = nb::none())
+        .def("set_input", [](Layer& l, Input<3> delta) {
+            const Shape& s = l.conv->in;
+            if (int(delta.shape(0)) != s.height || int(delta.shape(1)) != s.width || int(delta.shape(2)) != s.channels)
+                throw std::invalid_argument("delta has another shape than the layer's input");
+            l.set_input(delta.data());
+        }, "delta"_a)
+        .def("run", [](Layer& l, const std::string& path, bool rows, bool events) {
+            l.run(path == "dense" ? Path::dense : path == "pixels" ? Path::pixels : Path::elements, rows, events);
+        }, "path"_a, "rows"_a = true, "events"_a = true, nb::call_guard<nb::gil_scoped_release>())
+        .def("value", [](const Layer& l) { return plain(l.conv->out, l.value.data()); })
+        .def("accumulator", [](const Layer& l) { return plain(l.conv->out, l.z.data()); })
+        .def("delta", [](const Layer& l) { return plain(l.conv->out, l.output.view.rows, l.output.view.mask); })
+        .def("events", [](const Layer& l) {
+            const Change& c = l.output.view;
+            if (!c.listed) throw std::invalid_argument("the last run left no events");
+            const uint32_t mask = (1u << c.shape.shift()) - 1;
+            return array_of({c.events, 3}, [&](float* out) {
+                for (int64_t e = 0; e < c.events; ++e, out += 3) {
+                    out[0] = float(c.place[e] >> c.shape.shift());
+                    out[1] = float(c.place[e] & mask);
+                    out[2] = c.change[e];
+                }
+            });
+        }, "Events of the last run, (events, 3): pixel, channel, change.")
+        .def_prop_ro("active", [](const Layer& l) {
+            const Change& c = l.output.view;
+            return std::vector<int32_t>(c.active, c.active + c.active_count);
+        })
+        .def_prop_ro("dense_macs", [](const Layer& l) { return l.conv->dense_macs(); })
+        .def_prop_ro("macs", [](const Layer& l) { return l.conv->macs(l.input.view); });
+
+    nb::class_<Program>(m, "Program")
+        .def_prop_ro("weight_bytes", [](const Program& p) { return p.weight_bytes; });
+    m.def("program", &make_program, "shapes"_a, "ops"_a, "outputs"_a, "tensors"_a);
+
+    nb::class_<Stream>(m, "Stream")
+        .def("__init__", [](Stream* self, std::shared_ptr<Program> program, int threads, nb::object island) {
+            // The callable goes with the stream, which dies under the lock.
+            new (self) Stream(std::move(program), threads, [island](int node) {
+                nb::gil_scoped_acquire acquire;
+                island(node);
+            });
+        }, "program"_a, "threads"_a, "island"_a.none())
+        .def("run", &run_stream, "frame"_a)
+        .def("reset", &Stream::reset)
+        .def("refresh", &Stream::refresh)
+        .def("resume", &Stream::resume)
+        .def_prop_ro("started", &Stream::started)
+        .def_prop_ro("scratch_bytes", &Stream::scratch_bytes)
+        .def("value", [](const Stream& s, int value) {
+            return array_of(value_of(s, value).shape, [&](float* out) { s.read(value, out); });
+        }, "value"_a)
+        .def("accumulator", [](Stream& s, int node) {
+            return array_of(accumulator_of(s, node).shape, [&](float* out) { s.read_accumulator(node, out); });
+        }, "node"_a)
+        .def("set_value", [](Stream& s, int value, Flat array) { s.write(value, checked(value_of(s, value), array)); }, "value"_a, "array"_a)
+        .def("set_accumulator", [](Stream& s, int node, Flat array) {
+            s.write_accumulator(node, checked(accumulator_of(s, node), array));
+        }, "node"_a, "array"_a)
+        .def("put", [](Stream& s, int value, Flat array) { s.put(value, checked(value_of(s, value), array)); }, "value"_a, "array"_a)
+        .def("touch", &Stream::touch, "value"_a)
+        .def("stats", [](const Stream& s) {
+            std::vector<std::tuple<int64_t, int64_t, int64_t, int64_t, std::string>> all;
+            for (const NodeStats& n : s.stats()) all.emplace_back(n.events_in, n.events, n.macs, n.time_ns, n.path);
+            return all;
+        });
+}
+
+}  // namespace sparsetime

@@ -1,0 +1,67 @@
+#include "pool.h"
+
+namespace sparsetime {
+
+namespace {
+
+constexpr int SPINS = 4000;  // some tens of microseconds
+
+void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+}  // namespace
+
+Pool::Pool(int threads) {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+}
+
+Pool::~Pool() {
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        stop_ = true;
+        ++round_;
+    }
+    wake_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+}
+
+void Pool::run(const std::function<void(int)>& task) {
+    if (workers_.empty()) return task(0);
+    task_ = &task;
+    busy_ = int(workers_.size());
+    ++round_;
+    if (sleeping_ > 0) {
+        { std::lock_guard<std::mutex> lock(mutex_); }  // whoever is about to sleep has seen the round, or is asleep
+        wake_.notify_all();
+    }
+    task(0);
+    // A worker that was not scheduled yet would be waited for in vain by spinning on its core.
+    for (int i = 0; busy_ > 0; ++i) {
+        if (i < SPINS) relax();
+        else std::this_thread::yield();
+    }
+}
+
+void Pool::work(int index) {
+    uint32_t seen = 0;
+    for (;;) {
+        for (int i = 0; i < SPINS && round_ == seen; ++i) relax();
+        if (round_ == seen) {
+            std::unique_lock<std::mutex> lock(mutex_);
+            ++sleeping_;
+            wake_.wait(lock, [&] { return round_ != seen; });
+            --sleeping_;
+        }
+        seen = round_;
+        if (stop_) return;
+        (*task_)(index);
+        --busy_;
+    }
+}
+
+}  // namespace sparsetime

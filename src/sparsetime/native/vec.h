@@ -1,0 +1,34 @@
+// Vectors as wide as the instruction set that the including file is compiled for; GCC's and Clang's extensions.
+//
+// Everything is in an anonymous namespace: code compiled for a wide instruction set must not be merged by the linker into
+// what narrow machines run.
+
+#pragma once
+
+#include <cstdint>
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int VL = 16, TILE_M = 6, TILE_V = 4;
+#elif defined(__AVX2__)
+constexpr int VL = 8, TILE_M = 6, TILE_V = 2;
+#elif defined(__aarch64__)
+constexpr int VL = 4, TILE_M = 6, TILE_V = 4;
+#else
+constexpr int VL = 4, TILE_M = 4, TILE_V = 2;
+#endif
+
+typedef float Vec __attribute__((vector_size(VL * 4)));
+typedef float VecU __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+typedef int32_t Int __attribute__((vector_size(VL * 4)));
+
+inline Vec load(const float* p) { return *reinterpret_cast<const VecU*>(p); }
+inline void store(float* p, Vec v) { *reinterpret_cast<VecU*>(p) = v; }
+inline Vec splat(float x) { return x - Vec{}; }
+
+}  // namespace

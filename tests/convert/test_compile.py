@@ -1,0 +1,271 @@
+"""Modules become plans that compute the same: every operation, every folding, outputs of every shape."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from small_modules import Function, clip
+from torch import Tensor, nn
+
+from sparsetime.convert.compile import CompileError, compile
+from sparsetime.engine import Plan
+
+
+def error(got, expected: Tensor, exact: Tensor) -> None:
+    """At most twice what PyTorch itself makes in float32, with a floor of one rounding."""
+    scale = exact.abs().max().item()
+    own = (expected.double() - exact).abs().max().item()
+    bound = 2 * own + 4 * len(clip()) * np.finfo(np.float32).eps * scale
+    assert (torch.as_tensor(got).double() - exact).abs().max().item() <= bound
+
+
+def check(module: nn.Module, frames=None, **options) -> Plan:
+    """Compile without codecs' effect (thresholds of 0), run a clip, compare with the module on each frame."""
+    torch.manual_seed(0)
+    frames = clip() if frames is None else frames
+    module = module.eval()
+    plan = compile(module, frames[0], codec="hold", steps=0.0, **options)
+    stream = plan.stream(backend="reference")
+    with torch.no_grad():
+        for frame in frames:
+            expected = module(frame)
+            exact = module.double()(frame.double())
+            module.float()
+            error(stream(frame), expected, exact)
+    return plan
+
+
+def test_the_comparison_can_fail():
+    x = torch.ones(3)
+    for wrong in (x * 1.01, x * 2, torch.tensor([1, 1, 1.0001]), torch.tensor([1, float("nan"), 1])):
+        with pytest.raises(AssertionError):
+            error(wrong, x, x.double())
+
+
+def kinds(plan: Plan) -> list[str]:
+    return [op.kind for op in plan.ops[1:]]
+
+
+OPERATIONS = {
+    "conv": (nn.Conv2d(6, 4, 3, padding=1), ["conv2d"]),
+    "conv_strided": (nn.Conv2d(6, 4, (3, 2), stride=(2, 3), padding=(0, 1), dilation=(2, 1), bias=False), ["conv2d"]),
+    "conv_grouped": (nn.Conv2d(6, 4, 3, groups=2), ["conv2d"]),
+    "conv_same": (nn.Conv2d(6, 4, 4, padding="same"), ["conv2d"]),
+    "depthwise": (nn.Conv2d(6, 12, 3, groups=6, padding=1), ["conv2d"]),
+    "conv_transpose": (nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1), ["conv_transpose2d"]),
+    "conv_transpose_grouped": (nn.ConvTranspose2d(6, 4, (2, 3), (1, 2), groups=2, dilation=2), ["conv_transpose2d"]),
+    "linear": (nn.Linear(11, 5), ["linear"]),
+    "linear_flat": (nn.Sequential(nn.Flatten(), nn.Linear(6 * 9 * 11, 5)), ["reshape", "linear"]),
+    "batch_norm": (nn.BatchNorm2d(6), ["affine"]),
+    "add_number": (Function(lambda m, x: x + 3), ["affine"]),
+    "sub_from": (Function(lambda m, x: 3 - x), ["affine"]),
+    "mul_number": (Function(lambda m, x: x * 0.3), ["affine"]),
+    "div_number": (Function(lambda m, x: x / 0.3), ["affine"]),
+    "neg": (Function(lambda m, x: -x), ["affine"]),
+    "add_tensor": (Function(lambda m, x: x + torch.arange(11.0)), ["affine"]),
+    "mul_channels": (Function(lambda m, x: x * torch.arange(6.0).view(6, 1, 1)), ["affine"]),
+    "add_self": (Function(lambda m, x: x + x), ["add"]),
+    "sub_streams": (Function(lambda m, x: x - 2 * x.flip(1)), ["channels", "affine", "add"]),
+    "add_alpha": (Function(lambda m, x: torch.add(x, x.flip(3), alpha=0.5)), ["gather", "add"]),
+    "add_broadcast": (Function(lambda m, x: x + x.mean((2, 3), keepdim=True)), ["avg_pool2d", "gather", "add"]),
+    "cat": (Function(lambda m, x: torch.cat([x, x[:, :2]], 1)), ["channels", "cat"]),
+    "cat_rows": (Function(lambda m, x: torch.cat([x, x[:, :, :2]], 2)), ["gather", "cat"]),
+    "stack": (Function(lambda m, x: torch.stack([x, x], 2)), ["reshape", "cat"]),
+    "split": (Function(lambda m, x: x.split(4, 1)[1]), ["channels"]),
+    "chunk": (Function(lambda m, x: x.chunk(2, 1)[1]), ["channels"]),
+    "slice": (Function(lambda m, x: x[:, 1::2, 2:, ::3]), ["gather"]),
+    "shuffle": (nn.ChannelShuffle(3), ["channels"]),
+    "shuffle_by_hand": (Function(lambda m, x: x.view(1, 2, 3, 9, 11).transpose(1, 2).reshape_as(x)), ["channels"]),
+    "pixel_unshuffle": (Function(lambda m, x: F.pixel_unshuffle(x[..., :8, :10], 2)), ["gather"]),
+    "permute": (Function(lambda m, x: x.permute(0, 2, 3, 1)), ["gather"]),
+    "moves_that_cancel": (Function(lambda m, x: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2).contiguous()), []),
+    "pad_zero": (nn.ZeroPad2d((1, 2, 0, 3)), ["pad"]),
+    "pad_value": (nn.ConstantPad2d((1, 2, 0, 3), 1.5), ["pad"]),
+    "pad_crop": (Function(lambda m, x: F.pad(x, (-1, -2, 0, 3))), ["gather"]),
+    "pad_channels": (Function(lambda m, x: F.pad(x, (0, 0, 0, 0, 1, 2))), ["channels"]),
+    "pad_reflect": (nn.ReflectionPad2d(2), ["gather"]),
+    "pad_replicate": (nn.ReplicationPad2d((1, 0, 2, 3)), ["gather"]),
+    "avg_pool": (nn.AvgPool2d(3, 2, 1), ["avg_pool2d"]),
+    "avg_pool_inside": (nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), ["avg_pool2d"]),
+    "avg_pool_ceil": (nn.AvgPool2d(2, 3, 1, ceil_mode=True), ["avg_pool2d"]),
+    "avg_pool_divisor": (nn.AvgPool2d(2, divisor_override=3), ["avg_pool2d"]),
+    "adaptive_avg": (nn.AdaptiveAvgPool2d((2, 5)), ["avg_pool2d"]),
+    "max_pool": (nn.MaxPool2d(3, 2, 1), ["max_pool2d"]),
+    "max_pool_dilated": (nn.MaxPool2d(2, 3, 1, dilation=2, ceil_mode=True), ["max_pool2d"]),
+    "adaptive_max": (nn.AdaptiveMaxPool2d(3), ["max_pool2d"]),
+    "nearest": (nn.Upsample(scale_factor=2), ["resize2d"]),
+    "nearest_size": (nn.Upsample(size=(5, 17)), ["resize2d"]),
+    "nearest_exact": (nn.Upsample(size=(5, 17), mode="nearest-exact"), ["resize2d"]),
+    "bilinear": (nn.Upsample(scale_factor=(2, 1.7), mode="bilinear"), ["resize2d"]),
+    "bilinear_corners": (nn.Upsample(size=(20, 6), mode="bilinear", align_corners=True), ["resize2d"]),
+    "bicubic": (nn.Upsample(scale_factor=2, mode="bicubic"), ["resize2d"]),
+    "mean_maps": (Function(lambda m, x: x.mean((2, 3))), ["avg_pool2d", "reshape"]),
+    "mean_channels": (Function(lambda m, x: x.mean(1, keepdim=True)), ["conv2d"]),
+    "mean_rows": (Function(lambda m, x: x.mean(2)), ["gather", "avg_pool2d", "reshape"]),
+    "mean_all": (Function(lambda m, x: x.mean((1, 2, 3))), ["reshape", "avg_pool2d", "reshape"]),
+    "sum_maps": (Function(lambda m, x: x.sum((2, 3), keepdim=True)), ["avg_pool2d"]),
+    "relu": (nn.ReLU(), ["identity"]),
+    "relu_inplace": (Function(lambda m, x: F.relu(x * 2, inplace=True)), ["affine"]),
+    "relu6": (nn.ReLU6(), ["identity"]),
+    "leaky_relu": (nn.LeakyReLU(0.2), ["identity"]),
+    "hardswish": (nn.Hardswish(), ["identity"]),
+    "hardswish_by_hand": (Function(lambda m, x: x * F.relu6(x + 3) / 6), ["identity"]),
+    "hardswish_in_other_words": (Function(lambda m, x: x * (F.relu6(x + 3) / 6)), ["identity"]),
+    "hardsigmoid": (nn.Hardsigmoid(), ["identity"]),
+    "silu": (nn.SiLU(), ["identity"]),
+    "silu_by_hand": (Function(lambda m, x: x * torch.sigmoid(x)), ["identity"]),
+    "gelu": (nn.GELU(), ["identity"]),
+    "gelu_tanh": (nn.GELU("tanh"), ["identity"]),
+    "sigmoid": (nn.Sigmoid(), ["identity"]),
+    "tanh": (nn.Tanh(), ["identity"]),
+    "clamp": (Function(lambda m, x: x.clamp(-1, 2)), ["identity"]),
+    "clamp_min": (Function(lambda m, x: x.clamp(min=-1)), ["identity"]),
+    "hardtanh": (nn.Hardtanh(), ["identity"]),
+    "product": (Function(lambda m, x: x * x.flip(1)), ["channels", "mul"]),
+    "gate": (Function(lambda m, x: torch.sigmoid(x.mean((2, 3), keepdim=True)) * x), ["avg_pool2d", "mul"]),
+    "spatial_gate": (Function(lambda m, x: x * torch.sigmoid(x[:, :1])), ["channels", "channels", "mul"]),
+    "dropout": (nn.Dropout(0.5), []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operation(name):
+    module, expected = OPERATIONS[name]
+    plan = check(module)
+    assert kinds(plan) == expected
+    assert not plan.islands
+
+
+def normed(channels: int) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(channels)
+    nn.init.uniform_(norm.weight, -1, 2)
+    nn.init.normal_(norm.bias)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    return norm
+
+
+FOLDED = {
+    "conv_norm_relu": (nn.Sequential(nn.Conv2d(6, 4, 3), normed(4), nn.ReLU(inplace=True)), ["conv2d"]),
+    "transposed_norm": (nn.Sequential(nn.ConvTranspose2d(6, 4, 3, groups=2, bias=False), normed(4)), ["conv_transpose2d"]),  # noqa: E501
+    "norm_twice": (nn.Sequential(normed(6), normed(6)), ["affine"]),
+    "norm_before_conv": (nn.Sequential(normed(6), nn.Conv2d(6, 4, 3, padding=1)), ["affine", "conv2d"]),
+    "scale_before_conv": (Function(lambda m, x: m.conv(x * 0.5), conv=nn.Conv2d(6, 4, 3, groups=2)), ["conv2d"]),
+    "pad_before_conv": (nn.Sequential(nn.ZeroPad2d((0, 1, 2, 3)), nn.Conv2d(6, 4, 3, 2)), ["conv2d"]),
+    "border_of_ones": (nn.Sequential(nn.ConstantPad2d(1, 1.0), nn.Conv2d(6, 4, 3)), ["pad", "conv2d"]),
+    "residual": (Function(lambda m, x: F.relu(m.conv(x) + x), conv=nn.Conv2d(6, 6, 3, padding=1)), ["conv2d"]),
+    "residual_scaled": (Function(lambda m, x: x - 0.1 * m.conv(x), conv=nn.Conv2d(6, 6, 3, padding=1)), ["conv2d"]),
+    "two_branches": (
+        Function(lambda m, x: F.relu(m.a(x) + m.b(x)), a=nn.Conv2d(6, 4, 1), b=nn.Conv2d(6, 4, 1)),
+        ["conv2d", "conv2d"],
+    ),
+    "value_used_twice": (
+        Function(lambda m, x: (lambda y: F.relu(y) + y)(m.conv(x)), conv=nn.Conv2d(6, 6, 3)),
+        ["conv2d", "identity", "add"],
+    ),
+    "layer_used_twice": (Function(lambda m, x: m.conv(m.conv(x)), conv=nn.Conv2d(6, 6, 3)), ["conv2d", "conv2d"]),
+    "dead_code": (Function(lambda m, x: (m.conv(x), x + 1)[1], conv=nn.Conv2d(6, 6, 3)), ["affine"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_folding(name):
+    module, expected = FOLDED[name]
+    assert kinds(check(module)) == expected
+
+
+def test_shared_weights_are_stored_once():
+    plan = check(FOLDED["layer_used_twice"][0])
+    assert len({op.tensors["weight"] for op in plan.ops[1:]}) == 1
+
+
+def test_sequences_and_vectors():
+    tokens = Function(lambda m, x: m.fc(x.flatten(2).transpose(1, 2)), fc=nn.Linear(6, 5))
+    assert kinds(check(tokens)) == ["gather", "linear"]
+    vector = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3), nn.BatchNorm1d(3))
+    assert kinds(check(vector, clip((1, 7)))) == ["linear", "linear"]
+
+
+def test_islands_compute_the_same_and_are_listed():
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.qkv, self.out = nn.LayerNorm(6), nn.Linear(6, 18), nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(self.norm(x.flatten(2).transpose(1, 2))).chunk(3, -1)
+            return x.flatten(2).transpose(1, 2) + self.out(F.scaled_dot_product_attention(q, k, v))
+
+    plan = check(Attention())
+    assert [op.attributes["target"].split(".")[1] for op in plan.islands] == [
+        "layer_norm",
+        "scaled_dot_product_attention",
+    ]
+    assert all(op.source.startswith("test_compile.py:") for op in plan.islands[1:])
+
+
+def test_strict_names_the_operation_and_its_line():
+    class Running(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cumsum(x, 2)
+
+    module = Running()
+    assert [op.attributes["target"] for op in check(module).islands] == ["aten.cumsum.default"]
+    with pytest.raises(CompileError, match=r"aten\.cumsum\.default.*test_compile\.py:\d+.*dense island"):
+        compile(module, clip()[0], strict=True)
+
+
+def test_islands_with_several_outputs_and_other_types():
+    def top(m, x):
+        values, places = x.flatten(1).topk(3)
+        return values + places.float() * 0.5
+
+    plan = check(Function(top))
+    assert plan.islands[0].attributes["types"] == ["float32", "int64"]
+
+
+def test_outputs_keep_their_structure():
+    module = Function(lambda m, x: {"a": [x * 2, (x + 1,)], "b": None}).eval()
+    frame = clip()[0]
+    result = compile(module, frame).stream(backend="reference")(frame)
+    assert result["b"] is None
+    torch.testing.assert_close(result["a"][1][0], frame + 1)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Function(lambda m, x: x if x.sum() > 0 else -x), "must not branch on the values"),
+        (Function(lambda m, x: x + torch.rand_like(x)), "dense island|random"),
+        (Function(lambda m, x: torch.ones(3)), "returns a constant of type Tensor"),
+        (Function(lambda m, x: x.half()), "works in float16"),
+    ],
+)
+def test_what_cannot_be_a_plan_is_refused(module, message):
+    with pytest.raises(CompileError, match=message):
+        compile(module, clip()[0], strict="random" in message)
+
+
+def test_a_module_that_counts_is_refused():
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("n", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.n += 1
+            return x * self.n
+
+    with pytest.raises(CompileError, match="changes its own buffers"):
+        compile(Counting(), clip()[0])
+
+
+def test_the_module_is_left_as_it_was():
+    module = nn.Sequential(nn.Conv2d(6, 4, 3), normed(4), nn.ReLU(inplace=True), nn.Dropout())
+    module[1].eval()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    compile(module, clip()[0])
+    assert [m.training for m in module] == [True, False, True, True]
+    assert module[2].inplace is True
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(value, before[name])

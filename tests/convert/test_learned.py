@@ -1,0 +1,140 @@
+"""Networks from `sparsify` become plans with their own codecs and learned steps, and compute the same."""
+
+import numpy as np
+import pytest
+import torch
+from small_modules import clip
+from torch import nn
+
+import sparsetime
+from sparsetime.convert import CompileError, compile
+from sparsetime.engine import Plan
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(6, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU6(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 8, 1),
+        nn.Hardswish(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    )
+
+
+def sparse(**options) -> nn.Module:
+    model = sparsetime.sparsify(network(), clip()[0], **options)
+    sparsetime.calibrate(model, torch.stack(clip(), 1), levels=8)
+    return model.eval()
+
+
+def coded(plan: Plan) -> list[str]:
+    return [op.codec["kind"] for op in plan.ops if op.codec is not None]
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel", "neuron"])
+@pytest.mark.parametrize("rule", ["dal", "lsq"])
+def test_a_plan_equals_its_sparse_network(granularity, rule):
+    model = sparse(granularity=granularity, rule=rule)
+    plan = compile(model, clip()[0])
+    assert not plan.islands
+    assert len(coded(plan)) == len(sparsetime.delta_layers(model))
+    assert all(("low" in op.codec) == (rule == "lsq") for op in plan.ops if op.codec is not None)
+    stream = plan.stream(backend="reference")
+    with torch.no_grad():
+        for frame in clip():
+            torch.testing.assert_close(stream(frame), model(frame), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("codec", ["hold", "residual"])
+def test_codecs_with_memory_equal_over_the_clip(codec):
+    model = sparse(codec=codec)
+    plan = compile(model, clip()[0])
+    assert set(coded(plan)) == {codec}
+    stream = plan.stream(backend="reference")
+    with torch.no_grad():
+        expected = model(torch.stack(clip(), 1))[0]
+        got = torch.cat([stream(frame) for frame in clip()])
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_steps_are_the_learned_ones():
+    model = sparse()
+    plan = compile(model, clip()[0])
+    steps = [float(plan.tensors[op.codec["tensor"]][0]) for op in plan.ops if op.codec is not None]
+    learned = [float(layer.step.detach().abs()) for layer in sparsetime.delta_layers(model).values()]
+    np.testing.assert_allclose(sorted(steps), sorted(learned), rtol=1e-6)
+
+
+def test_a_step_below_zero_counts_by_its_magnitude():
+    model = sparse()
+    first = next(iter(sparsetime.delta_layers(model).values()))
+    before = compile(model, clip()[0])
+    first.step.data.neg_()
+    after = compile(model, clip()[0])
+    for name, tensor in before.tensors.items():
+        np.testing.assert_array_equal(after.tensors[name], tensor)
+
+
+def test_activations_are_fused_and_batch_norm_is_gone():
+    plan = compile(sparse(), clip()[0])
+    kinds = [op.kind for op in plan.ops]
+    assert kinds == ["input", "conv2d", "max_pool2d", "conv2d", "avg_pool2d", "reshape", "linear"]
+
+
+def test_the_network_is_left_as_it_was():
+    model = sparse().train()
+    layers = sparsetime.delta_layers(model)
+    compile(model, clip()[0])
+    assert sparsetime.delta_layers(model) == layers
+    assert model.training
+    model(torch.stack(clip(), 1)).sum().backward()
+
+
+def test_a_spatial_network_is_a_plain_one():
+    model = sparsetime.sparsify(network(), clip()[0], layer="spatial_l1").eval()
+    plan = compile(model, clip()[0], codec="hold", steps=0.0)
+    assert "hold" in coded(plan)
+    with torch.no_grad():
+        torch.testing.assert_close(plan.stream(backend="reference")(clip()[0]), model(clip()[0]), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_that_are_off_are_left_out():
+    model = sparse()
+    sparsetime.enable(model, False)
+    assert coded(compile(model, clip()[0])) == []
+
+
+def test_delta_layers_in_a_module_of_ones_own():
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.act = nn.Conv2d(6, 4, 3), sparsetime.DeltaActivation(activation=torch.tanh, step=0.1)
+            self.head = nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.act(self.conv(x), frames=1))
+
+    model = Own().eval()
+    plan = compile(model, clip()[0])
+    assert [op.kind for op in plan.ops] == ["input", "conv2d", "conv2d"]
+    assert plan.ops[1].activation == {"kind": "tanh"}
+    stream = plan.stream(backend="reference")
+    with torch.no_grad():
+        for frame in clip():
+            torch.testing.assert_close(stream(frame), model(frame), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_that_exchange_deltas_are_refused():
+    model = nn.Sequential(nn.Conv2d(6, 4, 3), sparsetime.DeltaActivation(output="delta"))
+    with pytest.raises(CompileError, match=r"delta layer '1' exchanges deltas"):
+        compile(model, clip()[0])
+
+
+def test_steps_cannot_be_stated_twice():
+    with pytest.raises(ValueError, match="has learned steps"):
+        compile(sparse(), clip()[0], steps=0.5)

@@ -1,0 +1,103 @@
+"""Codecs stand where they should, with the steps that they should have."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from small_modules import Function, clip
+from torch import nn
+
+from sparsetime.convert.compile import compile
+
+
+class Bottleneck(nn.Module):
+    """Inverted residual with squeeze-excite, then a head that decodes boxes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.depth, self.project = (
+            nn.Conv2d(6, 8, 1),
+            nn.Conv2d(8, 8, 3, 1, 1, groups=8),
+            nn.Conv2d(8, 6, 1),
+        )
+        self.squeeze, self.excite, self.head = nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        y = F.hardswish(self.depth(F.relu(self.expand(x))))
+        gate = F.hardsigmoid(self.excite(F.relu(self.squeeze(y.mean((2, 3), keepdim=True)))))
+        x = x + self.project(y * gate)
+        return torch.sigmoid(self.head(F.max_pool2d(x, 2))) * 2 - 0.5
+
+
+def coded(plan) -> list[str]:
+    return [op.name for op in plan.ops if op.codec is not None]
+
+
+def test_nonlinearities_that_feed_linear_operations():
+    plan = compile(Bottleneck().eval(), clip()[0])
+    assert coded(plan) == ["input", "expand", "depth", "squeeze", "excite", "mul"]
+
+
+def test_everything_that_feeds_weights():
+    plan = compile(Bottleneck().eval(), clip()[0], placement="every")
+    # besides: the mean in front of `squeeze`, and the sum in `project`'s accumulator, which reaches `head`
+    assert coded(plan) == ["input", "expand", "depth", "mean", "squeeze", "excite", "mul", "project"]
+
+
+@pytest.mark.parametrize(("codec", "levels"), [("exact", 64), ("hold", 100), ("residual", 64)])
+def test_steps_are_shares_of_the_range(codec, levels):
+    frames = torch.stack([torch.full((6, 9, 11), value) for value in (1.0, -4.0, 2.0)])
+    plan = compile(Function(lambda m, x: m.conv(x), conv=nn.Conv2d(6, 2, 1)), frames[0], steps=frames, codec=codec)
+    step = plan.tensors[plan.ops[0].codec["tensor"]]
+    np.testing.assert_allclose(step, 4 / levels, rtol=1e-6)
+
+
+def test_thresholds_are_coarser_where_events_cost_more():
+    model = nn.Sequential(nn.Conv2d(6, 1, 1), nn.ReLU(), nn.Conv2d(1, 64, 1)).eval()
+    coarse, fine = (compile(model, clip()[0], codec=codec, levels=1) for codec in ("hold", "exact"))
+    steps = [[float(p.tensors[op.codec["tensor"]][0]) for op in p.ops[:2]] for p in (coarse, fine)]
+    # fan-out 1 and 64, geometric mean 8
+    np.testing.assert_allclose(steps[0], [steps[1][0] * 8**-0.2, steps[1][1] * 8**0.2], rtol=1e-5)
+
+
+def test_steps_can_be_stated():
+    model = Bottleneck().eval()
+    plan = compile(model, clip()[0], steps={"expand": torch.arange(1.0, 9), "depth": 0.25})
+    steps = {op.name: plan.tensors[op.codec["tensor"]] for op in plan.ops if op.codec is not None}
+    np.testing.assert_array_equal(steps["expand"], np.arange(1, 9))
+    np.testing.assert_array_equal(steps["depth"], [0.25])
+    with pytest.raises(ValueError, match=r"no codec stands at \['expnd'\]; codecs stand at \['input', 'expand'"):
+        compile(model, clip()[0], steps={"expnd": 1.0})
+    with pytest.raises(ValueError, match=r"'expand' has the shape .* must be one, 8 or"):
+        compile(model, clip()[0], steps={"expand": torch.ones(7)})
+
+
+def test_a_silent_layer_gets_a_step():
+    model = nn.Sequential(nn.Conv2d(6, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1)).eval()
+    nn.init.constant_(model[0].bias, -1e6)
+    plan = compile(model, clip()[0])
+    assert plan.tensors[plan.ops[1].codec["tensor"]] > 0
+
+
+def test_exact_plans_equal_the_quantised_network():
+    model = nn.Sequential(nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    plan = compile(model, clip()[0], steps=0.37)
+    stream = plan.stream(backend="reference")
+    with torch.no_grad():
+        for frame in clip():
+            quantised = (model[1](model[0]((frame / 0.37).round() * 0.37)) / 0.37).round() * 0.37
+            assert (stream(frame) - model[2](quantised)).abs().max() < 1e-4
+
+
+def test_arguments_are_checked():
+    model = nn.Conv2d(6, 2, 1)
+    for options, message in (
+        ({"codec": "lossy"}, "codec must be one of"),
+        ({"placement": "some"}, "placement must be one of"),
+        ({"percentile": 0}, "percentile"),
+        ({"steps": []}, "there was none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compile(model, clip()[0], **options)
+    with pytest.raises(ValueError, match=r"expected an example frame \(1, C, H, W\)"):
+        compile(model, torch.zeros(2, 6, 9, 11))

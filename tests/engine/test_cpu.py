@@ -1,0 +1,116 @@
+"""The native backend equals the reference: every operation, every instruction set, one thread and several."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from random_plans import MAP_KINDS, frames, plans
+
+from sparsetime import _native
+from sparsetime.engine import Plan
+from sparsetime.engine.cpu import Native
+from sparsetime.engine.reference import Reference
+
+
+def examples(n: int) -> settings:
+    return settings(max_examples=n, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(params=_native.available())
+def isa(request: pytest.FixtureRequest):
+    before = _native.isa()
+    _native.select(request.param)
+    yield request.param
+    _native.select(before)
+
+
+def check_equal(plan: Plan, seed: int, threads: int = 1) -> None:
+    """With numbers that float32 does not round, every accumulator, value and count agrees to the bit."""
+    native, reference = Native(plan, threads), Reference(plan)
+    for t, frame in enumerate(frames(plan, 7, seed, dyadic=True)):
+        for got, expected in zip(native.run(frame), reference.run(frame), strict=True):
+            np.testing.assert_array_equal(got, expected)
+        state = native.state()
+        assert state.keys() == reference.state().keys()
+        for name, expected in reference.state().items():
+            np.testing.assert_array_equal(state[name], expected, err_msg=f"frame {t}, {name}")
+        for op, got, expected in zip(plan.ops, native.stats(), reference.stats(), strict=True):
+            assert (got.events_in, got.events) == (expected.events_in, expected.events), (t, op.name)
+            if got.path == expected.path:
+                assert got.macs == expected.macs, (t, op.name)
+        if t == 4:
+            native.refresh()
+            reference.refresh()
+
+
+@pytest.mark.parametrize("kind", sorted(set(MAP_KINDS)))
+def test_every_operation_equals_the_reference(isa, kind):
+    @examples(10)
+    @given(plans(dyadic=True, kinds=(kind, "conv2d", kind), operations=4), st.integers(0, 99))
+    def check(plan, seed):
+        check_equal(plan, seed)
+
+    check()
+
+
+@examples(120)
+@given(plans(dyadic=True), st.integers(0, 99))
+def test_networks_equal_the_reference(plan, seed):
+    check_equal(plan, seed)
+
+
+@examples(40)
+@given(plans(dyadic=True), st.integers(0, 99))
+def test_threads_change_nothing(plan, seed):
+    check_equal(plan, seed, threads=3)
+
+
+@examples(60)
+@given(plans(codecs=(None,)), st.integers(0, 99))
+def test_rounding_is_that_of_float32(plan, seed):
+    """Without codecs nothing amplifies rounding: against float64, native errs little more than PyTorch does."""
+    native, plain, exact = Native(plan), Reference(plan), Reference(plan, dtype=torch.float64)
+    for frame in frames(plan, 5, seed):
+        native.run(frame)
+        plain.run(frame)
+        exact.run(frame)
+        state, rounded = native.state(), plain.state()
+        for name, truth in exact.state().items():
+            scale = max(1.0, np.abs(truth).max())
+            allowed = 2 * np.abs(rounded[name] - truth).max() + 2e-5 * scale
+            assert np.abs(state[name] - truth).max() <= allowed, name
+
+
+@examples(30)
+@given(plans(), st.integers(0, 99))
+def test_restore_is_exact(plan, seed):
+    native = Native(plan)
+    clip = frames(plan, 6, seed)
+    for frame in clip[:3]:
+        native.run(frame)
+    kept = native.state()
+    first = [native.run(frame) for frame in clip[3:]]
+    last = native.state()
+    native.reset()
+    native.run(clip[5])
+    native.restore(kept)
+    for name, expected in native.state().items():
+        np.testing.assert_array_equal(expected, kept[name], err_msg=name)
+    for frame, expected in zip(clip[3:], first, strict=True):
+        for a, b in zip(native.run(frame), expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    assert native.state().keys() == last.keys()
+
+
+@examples(20)
+@given(plans(), st.integers(0, 99))
+def test_a_still_frame_costs_nothing(plan, seed):
+    native = Native(plan)
+    frame = frames(plan, 1, seed)[0]
+    for _ in range(3):
+        native.run(frame)
+    assert sum(entry.macs for entry in native.stats()) == 0
+    assert sum(entry.events for entry in native.stats()) == 0

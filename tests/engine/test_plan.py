@@ -1,0 +1,227 @@
+"""Plans: what they say about themselves, what they refuse, and what a file may do to their reader."""
+
+import dataclasses
+import gc
+import json
+import resource
+import struct
+import weakref
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mutations import mutate, varied
+from random_plans import plans
+from tiny_plan import changed, tiny
+
+from sparsetime.engine import Plan, PlanError
+from sparsetime.engine.planfile import header_of, parse
+
+VARIED = varied()
+
+
+def test_counts_by_hand():
+    plan = tiny()
+    # Rows: outputs at 0 and 2 read input rows (-1 0 1) and (1 2 3): 5 inside. Columns: outputs 0 2 4 read (-1 0 1),
+    # (1 2 3), (3 4 5): 7 inside. 2 channels in, 3 out.
+    assert plan.dense_macs == 5 * 7 * 2 * 3
+    assert plan.weight_bytes == 4 * (1 + 54 + 3)
+    # input value 40, conv value 18 and accumulator 18
+    assert plan.state_bytes == 4 * (40 + 18 + 18)
+    assert plan.islands == []
+
+
+def test_file_gives_the_plan_back(tmp_path):
+    plan = tiny()
+    plan.save(tmp_path / "a.plan")
+    again = Plan.load(tmp_path / "a.plan")
+    assert header_of(again) == header_of(plan)
+    for name, tensor in plan.tensors.items():
+        np.testing.assert_array_equal(again.tensors[name], tensor)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.plan"]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(plans())
+def test_any_plan_survives_its_header(plan):
+    again = parse(json.dumps(header_of(plan)), {k: v.copy() for k, v in plan.tensors.items()})
+    assert header_of(again) == header_of(plan)
+
+
+def test_tensors_of_a_plan_cannot_be_changed():
+    with pytest.raises(ValueError, match="read-only"):
+        tiny().tensors["bias"][0] = 5
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"kind": "convolve"}, "unknown kind 'convolve'"),
+        ({"inputs": (1,)}, "reads value 1, which nothing before it makes"),
+        ({"inputs": (0, 0)}, "second input must have the output's shape"),
+        ({"outputs": (0,)}, "makes value 0 a second time"),
+        ({"outputs": (7,)}, "makes value 7, which has no shape"),
+        ({"tensors": {"weight": "none"}}, "'none' that the file does not hold"),
+        ({"tensors": {"weight": "weight", "bias": "weight"}}, r"must have shape \(3,\)"),
+        ({"tensors": {"weight": "weight", "bias": "bias", "extra": "bias"}}, "unknown entries"),
+        ({"attributes": {"stride": [2, 2]}}, "attribute 'dilation' is missing"),
+        ({"activation": {"kind": "swish"}}, "unknown activation 'swish'"),
+        ({"activation": {"kind": "clamp", "min": 2.0, "max": 1.0}}, "clamp needs min <= max"),
+        ({"activation": {"kind": "leaky_relu", "slope": float("nan")}}, "finite slope"),
+        ({"codec": {"kind": "exact", "tensor": "weight"}}, "must have one of the shapes"),
+        ({"codec": {"kind": "exact", "tensor": "step", "low": 3, "high": 3}}, "low < high"),
+        ({"codec": {"kind": "sometimes", "tensor": "step"}}, "unknown codec"),
+        ({"crossover": 2.0}, "density from 0 to 1"),
+        ({"name": "input"}, "name is taken"),
+    ],
+)
+def test_what_does_not_fit_is_refused(parts, message):
+    with pytest.raises(PlanError, match=message):
+        changed(**parts)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("stride", [0, 1]),
+        ("stride", [2]),
+        ("stride", [True, 2]),
+        ("padding", [1, 1]),
+        ("padding", [-1, 1, 1, 1]),
+        ("dilation", [1.0, 1]),
+        ("groups", 2),
+        ("groups", None),
+        ("groups", 10**30),
+    ],
+)
+def test_attributes_are_checked(key, value):
+    attributes = {**tiny().ops[1].attributes, key: value}
+    with pytest.raises(PlanError, match=r"op 1 'conv' \(conv2d\)"):
+        changed(attributes=attributes)
+
+
+def test_stated_shapes_are_checked():
+    with pytest.raises(PlanError, match=r"value 1 must have shape \(1, 3, 2, 3\), the plan says \(1, 3, 2, 4\)"):
+        dataclasses.replace(tiny(), values=((1, 2, 4, 5), (1, 3, 2, 4)))
+
+
+def test_weights_must_be_finite():
+    tensors = {**tiny().tensors, "weight": np.full((3, 2, 3, 3), np.nan, np.float32)}
+    with pytest.raises(PlanError, match="not finite"):
+        dataclasses.replace(tiny(), tensors=tensors)
+
+
+def test_steps_must_be_positive():
+    with pytest.raises(PlanError, match="steps must be > 0"):
+        dataclasses.replace(tiny(), tensors={**tiny().tensors, "step": np.zeros(1, np.float32)})
+
+
+def write(path, header: bytes, data: bytes = b"") -> None:
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a whole safetensors file"),
+        (b"12345", "not a whole safetensors file"),
+        (struct.pack("<Q", 2**62) + b"{}", "not a whole safetensors file"),
+        (struct.pack("<Q", 2) + b"{}", "no plan"),
+        (b"\x80\x04\x95pickle", "not a whole safetensors file"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, content, message):
+    (tmp_path / "a.plan").write_bytes(content)
+    with pytest.raises(PlanError, match=message):
+        Plan.load(tmp_path / "a.plan")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(PlanError, match=r"nothing\.plan: no such file"):
+        Plan.load(tmp_path / "nothing.plan")
+
+
+def header_file(tmp_path, text: str):
+    path = tmp_path / "a.plan"
+    write(path, json.dumps({"__metadata__": {"sparsetime.plan": text}}).encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "no JSON"),
+        ('{"version": NaN}', "no JSON"),
+        ("[]", "does not say that its format"),
+        ('{"format": "sparsetime.plan", "version": 2}', "version 2 .* not known"),
+        ('{"format": "sparsetime.plan", "version": true}', "not known"),
+        ('{"format": "sparsetime.plan", "version": 1}', "missing entries"),
+    ],
+)
+def test_headers_are_read_with_distrust(tmp_path, text, message):
+    with pytest.raises(PlanError, match=message):
+        Plan.load(header_file(tmp_path, text))
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    tiny().save(tmp_path / "a.plan")
+    whole = (tmp_path / "a.plan").read_bytes()
+    for length in range(0, len(whole), 37):
+        (tmp_path / "a.plan").write_bytes(whole[:length])
+        with pytest.raises(PlanError):
+            Plan.load(tmp_path / "a.plan")
+
+
+@settings(max_examples=500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_mutated_file_is_an_error_or_a_plan(tmp_path_factory, seed):
+    path = tmp_path_factory.getbasetemp() / "mutated.plan"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    mutate(VARIED, path, seed)
+    try:
+        plan = Plan.load(path)
+    except PlanError:
+        plan = None
+    if plan is not None:
+        assert plan.ops[0].kind == "input"
+    # kilobytes: a file of two thousand bytes has no business with megabytes
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([{"value": 9}, "x"], "cannot take what the plan gives it"),
+        ([{"value": 9}, -1, {"dtype": "bool"}], "cannot take|the plan says"),
+        ([{"value": 9}, 7], "cannot take what the plan gives it"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_an_island_that_cannot_run_says_so(arguments, message, backend):
+    ops = list(VARIED.ops)
+    ops[10] = dataclasses.replace(ops[10], attributes={**ops[10].attributes, "arguments": arguments})
+    plan = dataclasses.replace(VARIED, ops=tuple(ops))
+    with pytest.raises(PlanError, match=message):
+        plan.stream(backend=backend)(np.ones(plan.input_shape, np.float32))
+
+
+@pytest.mark.parametrize(
+    "target", ["aten.relu_.default", "aten.rand.default", "aten.nothing.default", "aten.from_file.default"]
+)
+def test_operators_with_effects_are_no_islands(target):
+    ops = list(VARIED.ops)
+    ops[10] = dataclasses.replace(ops[10], attributes={**ops[10].attributes, "target": target})
+    plan = dataclasses.replace(VARIED, ops=tuple(ops))
+    with pytest.raises(PlanError, match=target.replace(".", r"\.")):
+        plan.stream(backend="reference")(np.ones(plan.input_shape, np.float32))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_stream_that_nobody_holds_is_gone(backend):
+    stream = VARIED.stream(backend=backend)
+    stream(np.ones(VARIED.input_shape, np.float32))
+    gone = weakref.ref(stream._executor)
+    del stream
+    gc.collect()
+    assert gone() is None

@@ -1,0 +1,92 @@
+"""The reference backend means what docs/plan.md says: at every frame it equals the dense network."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from random_plans import MAP_KINDS, frames, plans
+
+from sparsetime.engine.reference import Reference
+
+
+def examples(n: int) -> settings:
+    return settings(max_examples=n, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+EXACT = ("exact", None)  # codecs without memory: what they send depends on the present alone
+
+
+@examples(200)
+@given(plans(codecs=EXACT), st.integers(0, 99))
+def test_deltas_equal_the_dense_quantised_network(plan, seed):
+    check_against_dense(plan, seed)
+
+
+@pytest.mark.parametrize("kind", sorted(set(MAP_KINDS)))
+def test_every_operation_on_deltas_equals_dense(kind):
+    @examples(12)
+    @given(plans(codecs=EXACT, kinds=(kind, "conv2d", kind), operations=4), st.integers(0, 99))
+    def check(plan, seed):
+        check_against_dense(plan, seed)
+
+    check()
+
+
+def check_against_dense(plan, seed):
+    # float64: rounding is then far below the distance of any code from its tie
+    stream, dense = Reference(plan, dtype=torch.float64), Reference(plan, dtype=torch.float64)
+    for frame in frames(plan, 6, seed):
+        dense.reset()
+        for got, expected in zip(stream.run(frame), dense.run(frame), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-9)
+        for name, expected in dense.state().items():
+            np.testing.assert_allclose(stream.state()[name], expected, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+@examples(100)
+@given(plans(dyadic=True, codecs=EXACT), st.integers(0, 99))
+def test_exact_numbers_give_equality_to_the_bit(plan, seed):
+    stream, dense = Reference(plan), Reference(plan)
+    for frame in frames(plan, 6, seed, dyadic=True):
+        dense.reset()
+        stream.run(frame)
+        dense.run(frame)
+        for name, expected in dense.state().items():
+            np.testing.assert_array_equal(stream.state()[name], expected, err_msg=name)
+
+
+@examples(100)
+@given(plans(), st.integers(0, 99))
+def test_sums_belong_to_the_values_that_were_sent(plan, seed):
+    """`hold` and `residual` remember; what holds then is z = op(values of the inputs), always."""
+    stream = Reference(plan, dtype=torch.float64)
+    for frame in frames(plan, 6, seed):
+        stream.run(frame)
+        before = stream.state()
+        stream.refresh()
+        stream.run(frame)
+        for name, expected in stream.state().items():
+            if name.endswith("accumulator"):
+                np.testing.assert_allclose(before[name], expected, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+@examples(25)
+@given(plans(), st.integers(0, 99))
+def test_a_still_frame_sends_nothing(plan, seed):
+    stream = Reference(plan, dtype=torch.float64)
+    frame = frames(plan, 1, seed)[0]
+    stream.run(frame)
+    stream.run(frame)
+    first = stream.state()
+    stream.run(frame)
+    # A residual codec sends whole steps only, so it has come to rest after the first frame or never moves again.
+    assert sum(entry.macs for entry in stream.stats()) == 0
+    for name, value in stream.state().items():
+        np.testing.assert_array_equal(value, first[name], err_msg=name)
+
+
+def test_comparison_sees_one_wrong_element():
+    """The helper above must be able to fail."""
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(np.asarray([1.0, 1.01]), np.asarray([1.0, 1.0]), rtol=1e-9, atol=1e-9)

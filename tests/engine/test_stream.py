@@ -1,0 +1,234 @@
+"""Streams: frames in, outputs out, state that can be kept and put back, and one thread at a time."""
+
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from random_plans import frames
+from tiny_plan import changed, tiny
+
+from sparsetime.engine import FrameError, InputSpec, Op, Plan, StreamBusyError, StreamError
+from sparsetime.engine.frames import FrameReader
+from sparsetime.engine.stream import Stream
+
+
+@pytest.fixture
+def stream() -> Stream:
+    return tiny().stream(backend="reference")
+
+
+def clip(count: int = 4) -> list[np.ndarray]:
+    return frames(tiny(), count, seed=1)
+
+
+def test_outputs_are_the_networks(stream):
+    plan = tiny()
+    weight, bias = (torch.from_numpy(np.array(plan.tensors[k])) for k in ("weight", "bias"))
+    for frame in clip():
+        x = torch.from_numpy(frame)
+        expected = torch.conv2d((x / 0.5).round() * 0.5, weight, bias, 2, 1).relu()
+        np.testing.assert_allclose(stream(frame), expected, rtol=1e-5, atol=1e-5)
+    assert stream.frames == 4
+
+
+def test_outputs_come_in_the_frames_own_kind(stream):
+    frame = clip(1)[0]
+    assert isinstance(stream(frame), np.ndarray)
+    assert isinstance(stream(torch.from_numpy(frame)), torch.Tensor)
+    assert stream(torch.from_numpy(frame).double()).dtype == torch.float32
+
+
+def test_outputs_nest_as_the_module_nested_them():
+    plan = tiny()
+    nested = Plan(
+        plan.name,
+        plan.values,
+        plan.ops,
+        (1, 0),
+        {"dict": {"maps": {"tuple": [{"output": 1}, {"constant": None}]}, "rest": [{"output": 0}]}},
+        plan.tensors,
+    )
+    result = nested.stream(backend="reference")(clip(1)[0])
+    assert result["maps"][0].shape == (1, 2, 4, 5)
+    assert result["maps"][1] is None
+    assert result["rest"][0].shape == (1, 3, 2, 3)
+
+
+def test_outputs_and_frames_share_no_memory_with_the_state(stream):
+    first, second = clip(2)
+    kept = first.copy()
+    output = stream(first)
+    output[:] = np.nan
+    first[:] = np.nan
+    fresh = tiny().stream(backend="reference")
+    fresh(kept)
+    np.testing.assert_array_equal(stream(second), fresh(second))
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        np.zeros((1, 2, 4, 6), np.float32),
+        np.zeros((2, 2, 4, 5), np.float32),
+        np.zeros((4, 5), np.float32),
+        np.zeros((1, 2, 4, 5), np.int32),
+        np.full((1, 2, 4, 5), np.nan, np.float32),
+        np.full((1, 2, 4, 5), np.inf, np.float64),
+        [[1.0]],
+    ],
+)
+def test_a_bad_frame_leaves_the_stream_as_it_was(stream, frame):
+    first, second = clip(2)
+    stream(first)
+    before = stream.snapshot()
+    with pytest.raises(FrameError):
+        stream(frame)
+    after = stream.snapshot()
+    assert stream.frames == 1
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name])
+    stream(second)
+
+
+def test_layouts_and_colours_of_frames():
+    plan = Plan("p", ((1, 3, 4, 5),), (Op("input", "input", (), (0,)),), (0,), {"output": 0}, {},
+                InputSpec((1.0, 2.0, 3.0), (2.0, 4.0, 8.0), "bgr"))  # fmt: skip
+    rgb = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    # blue, green, red, each with its own mean and std
+    expected = np.stack([(rgb[..., 2] - 1.0) / 2, (rgb[..., 1] - 2.0) / 4, (rgb[..., 0] - 3.0) / 8])[None]
+    read = FrameReader(plan)
+    for frame in (rgb, rgb.transpose(2, 0, 1), rgb.transpose(2, 0, 1)[None], torch.from_numpy(rgb)):
+        np.testing.assert_allclose(read(frame), expected, rtol=1e-6)
+    own = expected.astype(np.float32)
+    assert read(own) is own
+    np.testing.assert_array_equal(read(own[0].transpose(1, 2, 0)), own)
+
+
+def test_restore_continues_to_the_bit(stream):
+    video = clip(6)
+    for frame in video[:3]:
+        stream(frame)
+    kept = stream.snapshot()
+    ends = [[stream(frame) for frame in video[3:]], stream.snapshot()]
+    stream.restore(kept)
+    assert stream.frames == 3
+    for got, expected in zip([stream(frame) for frame in video[3:]], ends[0], strict=True):
+        np.testing.assert_array_equal(got, expected)
+    other = tiny().stream(backend="reference")
+    other.restore(kept)
+    for frame in video[3:]:
+        other(frame)
+    for name, expected in ends[1].items():
+        np.testing.assert_array_equal(other.snapshot()[name], expected)
+
+
+def test_a_snapshot_before_the_first_frame_is_empty(stream):
+    empty = stream.snapshot()
+    assert len(empty) == 0
+    first = clip(1)[0]
+    expected = stream(first)
+    stream(clip(2)[1])
+    stream.restore(empty)
+    np.testing.assert_array_equal(stream(first), expected)
+
+
+def test_a_snapshot_cannot_be_changed(stream):
+    stream(clip(1)[0])
+    with pytest.raises(ValueError, match="read-only"):
+        stream.snapshot()["0.value"][:] = 0
+
+
+def test_a_snapshot_of_another_plan_is_refused(stream):
+    stream(clip(1)[0])
+    other = changed(activation=None)
+    with pytest.raises(StreamError, match="another plan"):
+        other.stream(backend="reference").restore(stream.snapshot())
+
+
+def test_reset_forgets(stream):
+    first, second = clip(2)
+    expected = stream(first)
+    stream(second)
+    stream.reset()
+    np.testing.assert_array_equal(stream(first), expected)
+    assert stream.frames == 1
+
+
+def test_refresh_takes_rounding_away():
+    plan = tiny()
+    stream = plan.stream(backend="reference", refresh=5)
+    rng = np.random.default_rng(0)
+    for k in range(11):
+        frame = (rng.standard_normal(plan.input_shape) * 10.0 ** (k % 5)).astype(np.float32)
+        stream(frame)
+    fresh = plan.stream(backend="reference")
+    fresh(frame)  # frame 10 was a refresh
+    np.testing.assert_array_equal(stream.snapshot()["1.accumulator"], fresh.snapshot()["1.accumulator"])
+
+
+def test_statistics_by_hand():
+    plan = tiny()
+    stream = plan.stream(backend="reference")
+    frame = np.zeros(plan.input_shape, np.float32)
+    stream(frame)
+    first = stream.stats["conv"]
+    assert (first.macs, first.path) == (plan.dense_macs, "dense")
+    assert stream.op_density == 1
+    frame = frame.copy()
+    frame[0, 0, 1, 1] = 1.0  # row 1 is read by both output rows, column 1 by two of three output columns; 3 channels
+    frame[0, 1, 0, 0] = 0.2  # rounds to 0: no event
+    stream(frame)
+    conv = stream.stats["conv"]
+    assert (stream.stats["input"].events, conv.events_in, conv.macs, conv.path) == (1, 1, 2 * 2 * 3, "sparse")
+    assert stream.op_density == 12 / plan.dense_macs
+    assert stream.state_bytes == plan.state_bytes == sum(a.nbytes for a in stream.snapshot().values())
+
+
+def test_codes_are_integers_of_the_step(stream):
+    frame = clip(1)[0]
+    stream(frame)
+    codes = stream.codes(stream.plan.ops[0], stream.snapshot())
+    np.testing.assert_array_equal(codes, np.rint(frame / 0.5))
+
+
+def test_two_threads_at_once_are_refused(stream):
+    entered, go = threading.Event(), threading.Event()
+
+    class Slow:
+        def run(self, frame):
+            entered.set()
+            go.wait(10)
+            return [np.zeros((1, 3, 2, 3), np.float32)]
+
+    stream._executor = Slow()
+    frame = clip(1)[0]
+    worker = threading.Thread(target=stream, args=(frame,))
+    worker.start()
+    entered.wait(10)
+    try:
+        for call in (lambda: stream(frame), stream.reset, stream.snapshot, stream.refresh, lambda: stream.stats):
+            with pytest.raises(StreamBusyError, match="its own"):
+                call()
+    finally:
+        go.set()
+        worker.join()
+    stream(frame)
+
+
+def test_arguments_are_checked():
+    for arguments in ({"threads": 0}, {"refresh": -1}, {"backend": "gpu"}):
+        with pytest.raises(ValueError, match=r"threads|backend"):
+            tiny().stream(**{"backend": "reference", **arguments})
+
+
+def test_the_engine_does_without_torch(tmp_path):
+    import subprocess
+
+    tiny().save(tmp_path / "a.plan")
+    program = (
+        "import sys, sparsetime.engine as e; p = e.Plan.load(sys.argv[1]); assert p.dense_macs; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.plan")], check=True)

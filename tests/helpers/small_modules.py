@@ -1,0 +1,28 @@
+"""Modules in a line, and clips to run them on."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Function(nn.Module):
+    """A function with some layers beside it."""
+
+    def __init__(self, function, **layers: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor):
+        return self.function(self, x)
+
+
+def clip(shape=(1, 6, 9, 11), count=4) -> list[Tensor]:
+    """Frames of which each changes a third of the elements of the one before."""
+    generator = torch.Generator().manual_seed(0)
+    frame, result = torch.randn(shape, generator=generator) * 3, []
+    for _ in range(count):
+        result.append(frame)
+        changed = torch.rand(shape, generator=generator) < 0.3
+        frame = torch.where(changed, torch.randn(shape, generator=generator) * 3, frame)
+    return result
