@@ -39,7 +39,8 @@ __all__ = [
     "unsparsify",
 ]
 
-# Names are looked up on first use (PEP 562): `import sparsetime`, the command line's help and `sparsetime.engine`, which
+# Names are looked up on first use (PEP 562): `import sparsetime`, the command line's help and `sparsetime.engine`,
+# which
 # runs plans, cost no torch.
 _HOMES = {
     "sparsetime.convert": ("CompileError", "SparseNetwork", "SparsifyError", "compile", "sparsify", "unsparsify"),

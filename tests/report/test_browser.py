@@ -177,6 +177,15 @@ def test_one_task_at_a_time_the_same_everywhere(page: Any) -> None:
     assert set(values) == {"ut_interaction · mobilenet_v1_025"}
 
 
+def test_the_task_of_the_headline_is_shown_first(browser: Any, tmp_path: Path) -> None:
+    runs = [fabricate(tmp_path / "a", data="jhmdb")]
+    runs += [fabricate(tmp_path / method, data="ut_interaction", method=method) for method in ("dense", "delta")]
+    write_report(runs, tmp_path / "report.html")
+    browser.get((tmp_path / "report.html").as_uri())
+    values = browser.execute_script("return [...document.querySelectorAll('select.task')].map((s) => s.value)")
+    assert values == ["ut_interaction · mobilenet_v1_025"] * 3
+
+
 def test_a_section_without_the_task_keeps_its_own(browser: Any, tmp_path: Path) -> None:
     runs = [fabricate(tmp_path / "a", data="jhmdb"), fabricate(tmp_path / "b", data="other", pictures=False)]
     runs.append(fabricate(tmp_path / "c", data="ut_interaction"))
