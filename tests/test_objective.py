@@ -148,6 +148,17 @@ def test_the_penalty_of_an_earlier_pass_is_forgotten(net: Net, clip: Tensor) -> 
         sparsetime.penalty(model)
 
 
+def test_a_layer_that_was_switched_off_since_has_no_part(net: Net, clip: Tensor) -> None:
+    model = sparsetime.sparsify(net, clip[:, 0]).train()
+    model(clip)
+    layers = sparsetime.delta_layers(model)
+    whole = sparsetime.penalty(model)
+    relu = layers["relu"]
+    assert relu.penalty is not None
+    relu.enabled = False
+    torch.testing.assert_close(sparsetime.penalty(model), whole - relu.penalty * relu.weight / relu.scale)
+
+
 @pytest.mark.parametrize("function", ["penalty", "enable", "calibrate"])
 def test_a_model_without_layers(function: str, net: Net, clip: Tensor) -> None:
     arguments = {"penalty": (), "enable": (True,), "calibrate": (clip,)}[function]

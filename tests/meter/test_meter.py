@@ -246,6 +246,20 @@ def test_a_plain_network_is_told_the_frames(net: Net) -> None:
     assert single.summary()["activation_density"] == meter.summary()["activation_density"]
 
 
+@pytest.mark.parametrize("frames", [1, 2, 255, 256, 257, 600])
+def test_clips_of_any_length(frames: int) -> None:
+    """Counting goes on beyond what a byte holds."""
+    net = nn.Linear(3, 5)
+    x = torch.ones(frames, 3)
+    x[:, 1] = 0
+    x[1::2, 2] = 2
+    with torch.no_grad(), Meter(net, frames=frames) as meter:
+        net(x)
+    (op,) = meter.counts.ops.values()
+    assert (op.nonzero_first, op.nonzero_later, op.changed_later) == (2, 2 * (frames - 1), frames - 1)
+    assert op.macs_later == 10 * (frames - 1)
+
+
 def test_frames_that_do_not_divide(net: Net) -> None:
     words = r"7 frames do not divide into clips of 3; see Meter\(frames=\)"
     with pytest.raises(ValueError, match=words), Meter(net, frames=3):

@@ -1,9 +1,8 @@
 """Where delta layers go: what running a traced network on an example shows, and the sources that feed its operations.
 
 Every linear operation should be fed with a tensor that was encoded. So from each one we walk back, through operations
-that
-keep unchanged elements unchanged (reshapes, slices, zero padding, concatenation, max pooling ...), to the *sources*:
-the operations that made its input.
+that keep unchanged elements unchanged (reshapes, slices, zero padding, concatenation, max pooling ...), to the
+*sources*: the operations that made its input.
 """
 
 from __future__ import annotations

@@ -1,14 +1,11 @@
 """Put delta layers into any network that torch.fx can trace.
 
 Every linear operation should be fed with a tensor that was encoded. So from each one we walk back, through operations
-that
-keep unchanged elements unchanged (reshapes, slices, zero padding, concatenation, max pooling ...), to the operations
-that made
-its input: a nonlinearity, an addition, a pooling, the network's input, or another linear operation. Each such *source*
-    gets one
-delta layer, and every reader of the source reads what the layer gives. Two refinements: a source whose only reader is
-a max pool
-gets its layer after the pool (less state), and a source that is a clamp (ReLU, ReLU6) is computed by the layer itself.
+that keep unchanged elements unchanged (reshapes, slices, zero padding, concatenation, max pooling ...), to the
+operations that made its input: a nonlinearity, an addition, a pooling, the network's input, or another linear
+operation. Each such *source* gets one delta layer, and every reader of the source reads what the layer gives. Two
+refinements: a source whose only reader is a max pool gets its layer after the pool (less state), and a source that is a
+clamp (ReLU, ReLU6) is computed by the layer itself.
 """
 
 from __future__ import annotations

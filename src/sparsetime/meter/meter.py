@@ -219,9 +219,9 @@ def _sum_clips(mask: Tensor) -> Tensor:
     """Sum over clips and frames, (N, T, ...) -> (...), float64 so that it multiplies with a fan-out."""
     frames = mask.flatten(0, 1).view(torch.uint8)
     total = torch.zeros(mask.shape[2:], dtype=torch.float64, device=mask.device)
-    for part in frames.split(255):  # bytes add sixty at a time, and hold a sum of 255 of them
-        count = torch.zeros_like(frames[0]) if len(part) == 0 else part[0].clone()
-        for frame in part[1:]:
+    for start in range(0, len(frames), 255):  # bytes add sixty at a time, and hold a sum of 255 of them
+        count = frames[start].clone()
+        for frame in frames[start + 1 : start + 255]:
             count += frame
         total += count
     return total

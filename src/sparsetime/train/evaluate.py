@@ -1,6 +1,5 @@
 """Accuracy against operations of a trained run, on whole videos."""
 
-import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-import sparsetime
 from sparsetime.meter import Meter
 from sparsetime.report.frames import change_maps, save_frames
 from sparsetime.train.data import WINDOW, open_clips
@@ -21,6 +19,7 @@ from sparsetime.train.files import write_json
 from sparsetime.train.model import ClipClassifier
 from sparsetime.train.run import load_run, recipe_of
 from sparsetime.video import EvalDataset
+from sparsetime.watch import LinearCall, OpNames, WatchLinear
 
 Progress = Callable[[int, int], None]
 
@@ -170,39 +169,42 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def write_frames(path: Path, model: ClipClassifier, windows: EvalDataset, count: int = 4, layers: int = 6) -> None:
-    """Write the last frames of the first window with the change maps of a few layers, spread over the depth.
+def write_frames(path: Path, model: ClipClassifier, windows: EvalDataset, count: int = 12, layers: int = 6) -> None:
+    """Write frames in which something moves, with change maps of what a few linear operations read.
+
+    Video, frames and operations are chosen in the same way for every method, so that runs can be laid side by side.
 
     Args:
         path: of the npz file.
         model: in evaluation mode.
         windows: of the evaluation.
-        count: frames to keep.
-        layers: maps to keep.
+        count: frames to keep, at most.
+        layers: maps to keep, spread over the depth.
     """
-    clip = windows[0]["clip"]
-    values: dict[str, Tensor] = {}
+    clip = liveliest(windows, count + 1)
+    maps: dict[str, np.ndarray[Any, Any]] = {}
+    names = OpNames(model.model)
 
-    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            values[name] = output.detach().float().cpu()
-
-        return hook
+    def keep(call: LinearCall) -> None:
+        name = names(call)
+        if call.x.dim() == 4 and call.x.shape[0] == len(clip):
+            maps[name] = change_maps(call.x.float().cpu().numpy())[1:]
 
     device = next(model.parameters()).device
-    named = watched(model.model)
-    with contextlib.ExitStack() as stack, torch.inference_mode():
-        for name, module in named.items():
-            stack.callback(module.register_forward_hook(keep(name)).remove)
+    with torch.inference_mode(), WatchLinear(keep):
         model(clip[None].to(device))
-    names = [name for name, value in values.items() if value.dim() == 4 and value.shape[0] == len(clip)]
-    picked = [names[i] for i in sorted({round(i) for i in np.linspace(0, len(names) - 1, layers)})] if names else []
-    count = min(count, len(clip) - 1)
-    maps = {name: change_maps(values[name].numpy())[-count:] for name in picked}
-    save_frames(path, clip[-count:].permute(0, 2, 3, 1).contiguous().numpy(), maps)
+    every = list(maps)
+    picked = [every[i] for i in sorted({round(i) for i in np.linspace(0, len(every) - 1, layers)})] if every else []
+    save_frames(path, clip[1:].permute(0, 2, 3, 1).contiguous().numpy(), {name: maps[name] for name in picked})
 
 
-def watched(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules whose output a change map shows: delta layers, in a plain network its activations."""
-    layers: dict[str, nn.Module] = dict(sparsetime.delta_layers(model))
-    return layers or {name: module for name, module in model.named_modules() if isinstance(module, nn.ReLU | nn.ReLU6)}
+def liveliest(windows: EvalDataset, frames: int, candidates: int = 12) -> Tensor:
+    """The first frames (T, 3, H, W) of the window that changes most, among some spread over the data."""
+    best: Tensor = windows[0]["clip"][:frames]
+    most = -1.0
+    for index in sorted({round(i) for i in np.linspace(0, len(windows) - 1, candidates)}):
+        clip: Tensor = windows[index]["clip"][:frames]
+        change = torch.diff(clip.float(), dim=0).abs().mean().item()
+        if change > most and len(clip) >= min(frames, len(best)):
+            best, most = clip, change
+    return best

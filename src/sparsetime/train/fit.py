@@ -79,6 +79,7 @@ def train(
     spec = network.spec
     model = ClipClassifier(make_sparse(network, recipe), spec, per_frame=recipe.method == "dense")
     config = runs.make_config(recipe, spec, tuple(clips.classes), " ".join(sys.argv))
+    config["left_dense"] = dict(getattr(model.model, "left_dense", {}))
     if fabric.is_global_zero:
         prepare(out, config, overwrite=overwrite)
     fabric.barrier()
