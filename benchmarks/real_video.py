@@ -45,7 +45,7 @@ class Experiment:
 MBV2 = """
 clip_length = 2
 step_lr = 1e-2
-penalty = 90
+penalty = 180
 [[phases]]
 name = "rising"
 share = 0.3
