@@ -282,7 +282,7 @@ def report(
 @guarded
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for runs and report.")] = Path("runs/demo"),
-    threads: ThreadsOption = None,
+    threads: ThreadsOption = 1,  # a second one gains little here, and on a busy machine they wait for each other
     workers: WorkersOption = 1,
     json_file: JsonOption = None,
     debug: DebugOption = False,

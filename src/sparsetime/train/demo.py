@@ -21,7 +21,7 @@ START = Recipe(
     augment=False,
 )
 EPOCHS = 10
-PENALTY = {"dense": None, "spatial_l1": 4.0, "delta": 80.0}
+PENALTY = {"dense": None, "spatial_l1": 4.0, "delta": 20.0}
 
 
 def run_demo(out: Path, *, machine: Machine, tell: Callable[[str], None]) -> dict[str, dict[str, Any]]:
