@@ -5,7 +5,7 @@
 
 Every run is the command line program's own `train` and `evaluate`. A dense network is refined from ImageNet weights;
 spatial L1
-and delta refine that network further. Settings were chosen on groups held out of the training split, never on `test`.
+and delta refine that network further. docs/results.md says how the settings were chosen.
 """
 
 from __future__ import annotations
