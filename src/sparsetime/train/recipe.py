@@ -52,6 +52,8 @@ class Recipe:
         phases: in order; when empty, ``resolve`` puts in those of the method (``default_phases``).
         epochs: of all phases together.
         penalty: weight of the strong phase, unit-free; None for the method's own (``DEFAULT_PENALTY``).
+        distill: weight of the distance from the network before it was made sparse, see ``sparsetime.train.teacher``;
+            None for 1 where that network was trained before, else 0.
         clip_length: frames in a training clip, T.
         batch_size: clips in a batch, over all processes.
         seed: of weights, clips, order and augmentation.
@@ -89,6 +91,7 @@ class Recipe:
     phases: tuple[Phase, ...] = ()
     epochs: int = 40
     penalty: float | None = None
+    distill: float | None = None
     clip_length: int = 4
     batch_size: int = 4
     seed: int = 0
@@ -164,6 +167,9 @@ def resolve(recipe: Recipe, *, trained: bool) -> Recipe:
         phases=recipe.phases or default_phases(recipe.method, warm_up=warm_up),
         penalty=DEFAULT_PENALTY[recipe.method] if recipe.penalty is None else recipe.penalty,
         lr=lr,
+        distill=(0.0 if recipe.method == "dense" or recipe.weights is None or recipe.start == "vanilla" else 1.0)
+        if recipe.distill is None
+        else recipe.distill,
         head_lr=lr * (10 if fresh_head else 1) if recipe.head_lr is None else recipe.head_lr,
     )
 
@@ -329,7 +335,7 @@ def _check(recipe: Recipe) -> None:
             raise RecipeError(f"recipe: {name} must be more than 0, got {getattr(recipe, name)}")
     if recipe.lr is not None and not recipe.lr > 0:
         raise RecipeError(f"recipe: lr must be more than 0, got {recipe.lr}")
-    for name in ("penalty", "step_lr", "head_lr", "weight_decay", "clip_gradient", "patience", "seed"):
+    for name in ("penalty", "distill", "step_lr", "head_lr", "weight_decay", "clip_gradient", "patience", "seed"):
         if not (getattr(recipe, name) or 0) >= 0:
             raise RecipeError(f"recipe: {name} must be 0 or more, got {getattr(recipe, name)}")
     for name in ("validate", "warmup"):
