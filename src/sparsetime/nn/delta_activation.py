@@ -172,7 +172,9 @@ class DeltaActivation(Penalised):
         return (codec.reference.clone() if self.output == "value" else delta), DeltaState(sigma, codec)
 
     def calibrate(self, x: Tensor, percentile: float = 99.0, levels: int = 16, frames: int = 1) -> None:
-        """Set the steps from data: percentile of |activation| / levels (see `step_from_data`).
+        """Set the steps from data: percentile of |activation| / levels (see `step_from_data`), and the scale.
+
+        The scale is the range in what the penalty measures: the percentile, or `levels` where codes are penalised.
 
         Args:
             x: inputs of this layer, (M, C, H, W) or (M, F).
@@ -181,7 +183,9 @@ class DeltaActivation(Penalised):
         with torch.no_grad():
             a = self._activate(self._add_bias(self._accumulate(x, frames)))
             self.step.copy_(step_from_data(a, self.granularity, percentile, levels))
-            self.scale.copy_(step_from_data(a, "layer", percentile, 1))
+            self.scale.copy_(
+                torch.tensor(float(levels)) if self.rule == "lsq" else step_from_data(a, "layer", percentile, 1)
+            )
 
     @property
     def _penalised(self) -> bool:
