@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsetime import _quantize
-from sparsetime.nn import ACTIVATIONS
 from sparsetime.codec import encode_clip
+from sparsetime.nn import ACTIVATIONS
 from sparsetime.nn._fused import clamp_hold, clamp_quantize
 from sparsetime.quantize import quantize
 

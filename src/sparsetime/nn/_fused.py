@@ -105,8 +105,9 @@ class _ClampHold(torch.autograd.Function):
         if grad_value is not None and grad_value.stride() != value.stride():
             grad_value = torch.empty_like(value).copy_(grad_value)
         grad = torch.empty_like(value)
+        address = _address(grad_value)
         _quantize.hold_backward(
-            _address(grad_value), value.data_ptr(), flags.data_ptr(), grad.data_ptr(), *_shape(value, ctx.frames), weight,
+            address, value.data_ptr(), flags.data_ptr(), grad.data_ptr(), *_shape(value, ctx.frames), weight,
             *_how(ctx.isa),
         )  # fmt: skip
         return grad, None, None, None, None, None
