@@ -175,6 +175,7 @@ class Loop:
         if span.quantize and epoch == next(s.first for s in self.spans if s.quantize):
             x = self.model.spec.normalise(sample.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
             clips = x.unflatten(0, sample.shape[:2])
+            assert self.recipe.levels is not None, "resolve(recipe) puts it in"
             sparsetime.calibrate(
                 self.model.model, clips.split(1), percentile=self.recipe.percentile, levels=self.recipe.levels
             )
