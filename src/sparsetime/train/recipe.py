@@ -138,7 +138,7 @@ DEFAULT_PENALTY: dict[str, float] = {"dense": 0.0, "spatial_l1": 50.0, "delta": 
 HOLD_PENALTY = 10.0
 
 
-def default_phases(method: Method, codec: str, *, warm_up: bool) -> tuple[Phase, ...]:
+def default_phases(method: Method, *, warm_up: bool) -> tuple[Phase, ...]:
     """The phases of a method: with a penalty, first a strong one on long clips, then a weak one on short clips.
 
     arXiv 2107.07305 trains with T = 8 and a strong weight first, then with T = 2, four times the batch and a hundredth
@@ -146,16 +146,13 @@ def default_phases(method: Method, codec: str, *, warm_up: bool) -> tuple[Phase,
 
     Args:
         method: ``dense``, ``spatial_l1`` or ``delta``.
-        codec: of ``delta``.
         warm_up: put a dense phase in front, which learns the task alone.
     """
     if method == "dense":
         return (Phase("dense", penalty=0.0),)
     front = (Phase("warm-up", 0.4, penalty=0.0, quantize=False),) if warm_up else ()
-    # The penalty reshapes the whole network, which takes larger steps than learning a classifier on trained features.
-    rate = 1.0 if method == "delta" and codec == "hold" else 2.5
-    weak = Phase("weak", 0.2, penalty=0.25, clip_length=0.5, batch_size=2.0, lr=rate)
-    return (*front, Phase("strong", 0.4, lr=rate), weak)
+    weak = Phase("weak", 0.2, penalty=0.25, clip_length=0.5, batch_size=2.0)
+    return (*front, Phase("strong", 0.4), weak)
 
 
 def resolve(recipe: Recipe, *, trained: bool) -> Recipe:
@@ -175,7 +172,7 @@ def resolve(recipe: Recipe, *, trained: bool) -> Recipe:
     penalty = HOLD_PENALTY if hold else DEFAULT_PENALTY[recipe.method]
     distill = 1.0 if refined and recipe.method != "dense" else 0.0
     return recipe.replace(
-        phases=recipe.phases or default_phases(recipe.method, codec, warm_up=warm_up),
+        phases=recipe.phases or default_phases(recipe.method, warm_up=warm_up),
         penalty=penalty if recipe.penalty is None else recipe.penalty,
         lr=lr,
         distill=distill if recipe.distill is None else recipe.distill,
