@@ -144,7 +144,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
         ({"weights": "w.npz", "start": "vanilla"}, "exact", 16, 40.0),
         ({}, "exact", 16, 40.0),
         ({"codec": "hold", "levels": 7, "penalty": 3.0}, "hold", 7, 3.0),
-        ({"method": "spatial_l1", "weights": "w.npz"}, "hold", 16, 50.0),  # a codec that it does not use
+        ({"method": "spatial_l1", "weights": "w.npz"}, "hold", 16, 100.0),  # a codec that it does not use
     ],
 )
 def test_what_the_codec_brings_with_it(changes: dict[str, object], codec: str, levels: int, penalty: float) -> None:

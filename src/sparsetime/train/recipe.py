@@ -133,7 +133,7 @@ class Recipe:
 
 
 #: Weight of the penalty in the strong phase.
-DEFAULT_PENALTY: dict[str, float] = {"dense": 0.0, "spatial_l1": 50.0, "delta": 40.0}
+DEFAULT_PENALTY: dict[str, float] = {"dense": 0.0, "spatial_l1": 100.0, "delta": 40.0}
 #: With the codec ``hold``: the thresholds say what is sent, the penalty no more than nudges.
 HOLD_PENALTY = 10.0
 
