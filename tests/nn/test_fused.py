@@ -1,6 +1,9 @@
 """Clamp, quantizer and penalty in one node against the composition of their parts."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -234,19 +237,70 @@ def test_bfloat16_equals_the_composition() -> None:
     assert torch.equal(fused(x, torch.tensor(0.5), "relu", 2)[0], plain(x, torch.tensor(0.5), "relu", 2)[0])
 
 
-def test_threads_divide_the_work() -> None:
-    """Enough numbers for two threads: the same values, the same penalty within rounding."""
-    x = torch.randn(2, 300_007, generator=torch.Generator().manual_seed(0))
-    step = torch.tensor(0.37)
+@pytest.mark.parametrize("shape", [(2, 300_007), (6, 70_001), (9, 5, 40, 41)])
+def test_any_number_of_threads_gives_the_same_bits(shape: tuple[int, ...]) -> None:
+    """Penalty and gradient of the step are sums over everything: their order must not depend on who adds."""
+    frames = 3 if shape[0] % 3 == 0 else 2
     before = torch.get_num_threads()
+    results = []
     try:
-        torch.set_num_threads(2)
-        two, penalty_two = fused(x, step, "relu", 2)
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            x, step = data(shape, torch.float32, torch.contiguous_format), torch.tensor(0.37, requires_grad=True)
+            value, penalty = fused(x, step, "relu", frames)
+            (value.square().sum() + 1e4 * penalty).backward()
+            assert x.grad is not None
+            assert step.grad is not None
+            results.append((value.detach(), penalty.detach(), x.grad, step.grad))
     finally:
         torch.set_num_threads(before)
-    one, penalty_one = fused(x, step, "relu", 2)
-    assert torch.equal(one, two)
-    torch.testing.assert_close(penalty_one, penalty_two)
+    for other in results[1:]:
+        for expected, got in zip(results[0], other, strict=True):
+            assert torch.equal(expected, got)
+
+
+def in_a_process(code: str) -> str:
+    """What a program prints that has a process, and so its threads, to itself."""
+    code = (
+        "import os, torch\nfrom torch.utils.data import DataLoader\nfrom sparsetime.nn._fused import clamp_quantize\n"
+        "torch.set_num_threads(2)\nfused = lambda x: clamp_quantize(x, torch.tensor(0.37), 0.0, 6.0, 2)\n"
+        "tasks = lambda: len(os.listdir('/proc/self/task'))\nx = torch.randn(2, 300_007)\n" + code
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux lists them")
+def test_threads_are_pytorchs_own() -> None:
+    """Two threads work, and PyTorch's next operation starts none: one pool, not two that fight for the cores."""
+    found = in_a_process("n = tasks(); fused(x); m = tasks(); x.exp(); fused(x); print(m - n, tasks() - m)")
+    assert found == "1 0"
+
+
+def test_forked_workers_run_it_after_their_parent_has() -> None:
+    found = in_a_process(
+        "class Data:\n"
+        "    def __len__(self): return 4\n"
+        "    def __getitem__(self, i): return fused(x + i)[1]\n"
+        "here = torch.stack([fused(x + i)[1] for i in range(4)])\n"
+        "there = torch.cat(list(DataLoader(Data(), num_workers=2, multiprocessing_context='fork')))\n"
+        "print(torch.equal(here, there))"
+    )
+    assert found == "True"
+
+
+def test_without_a_parallel_runtime_the_calling_thread_does_it() -> None:
+    code = (
+        "import array, sys, importlib.machinery as m, importlib.util as u\n"
+        f"loader = m.ExtensionFileLoader('_quantize', {_quantize.__file__!r})\n"
+        "q = u.module_from_spec(u.spec_from_loader('_quantize', loader)); loader.exec_module(q)\n"
+        "x = array.array('f', [0.3, 1.2] * 50_000); v = array.array('f', bytes(400_000))\n"
+        "change = q.forward(x.buffer_info()[0], v.buffer_info()[0], 0, 1, 2, 50_000, 0.5, 0.0, 6.0, 2)\n"
+        "print(change, set(v), 'torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "0.0 {0.5, 1.0} False"
 
 
 def test_an_empty_batch() -> None:
