@@ -294,7 +294,8 @@ class _Writer:
                 number,
                 op,
                 "its codes have no bound, and NIR has no rounding, only single steps. An activation with bounds "
-                f"(ReLU6) or the rule 'lsq' has one; max_code= stops at a code of your choice (up to {_MOST_CODES // 2})",
+                "(ReLU6) or the rule 'lsq' has one; max_code= stops at a code of your choice "
+                f"(up to {_MOST_CODES // 2})",
             )
         result = []
         size = _filled(step, shape)
