@@ -294,6 +294,9 @@ def test_max_code_stops():
     torch.testing.assert_close(run(frame[0])["output"][None], stopped, rtol=0, atol=0)
     stream.reset()
     assert (stream(frame) != stopped).any()
+    for wrong in (0, -3, 5000):
+        with pytest.raises(ValueError, match=f"max_code must be from 1 to 2048, got {wrong}"):
+            build(plan, max_code=wrong)
 
 
 # -------------------------------------------------------------------------------------------------- what NIR cannot say
@@ -316,6 +319,7 @@ def refused(network: nn.Module, codec: str = "exact", **options: Any) -> str:
     [
         (Function(lambda m, x: m.c(F.hardswish(x)), c=conv(2)), "operation 1 'hardswish' (identity, test_nir.py"),
         (Function(lambda m, x: m.c(F.silu(x)), c=conv(2)), "rises and falls"),
+        (Function(lambda m, x: m.c(F.leaky_relu(x, -0.5)), c=conv(2)), "leaky_relu rises and falls"),
         (Function(lambda m, x: F.relu6(m.c(x)), c=conv(2)), "its clamp has no codec"),
         (Function(lambda m, x: m.c(F.max_pool2d(x, 2)), c=conv(2)), "(max_pool2d, "),
         (Function(lambda m, x: m.c(x * F.relu6(x)), c=conv(2)), "(mul, "),

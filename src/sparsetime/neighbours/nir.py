@@ -15,8 +15,8 @@ The graph is complete without the metadata, which only says where things came fr
 What NIR cannot say, and what `build` therefore refuses by name:
 
     codes without bounds         a ReLU needs infinitely many steps; a ReLU6 or the rule `lsq` has finitely many
-    activations that fall        hardswish, SiLU, GELU: a code is no longer one step up at a time
                                  (the input's have the bounds of uint8 frames, where the plan says how to prepare these)
+    activations that fall        hardswish, SiLU, GELU: a code is no longer one step up at a time
     activations without codec    NIR has no ReLU
     codecs hold and residual     what they send depends on a product of signals, or on the frame being the first
     products, max pooling        no product or maximum of signals
@@ -31,8 +31,7 @@ zeros do not help, and the convolution is refused.
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ from sparsetime.engine import Op, Plan
 from sparsetime.engine.plan import LINEAR
 from sparsetime.engine.reference import Reference, activate
 from sparsetime.neighbours.errors import ExportError
+from sparsetime.neighbours.files import write_whole
 
 try:
     import nir
@@ -61,16 +61,9 @@ _MOST_CODES = 4096
 
 def export(plan: Plan, path: str | Path, max_code: int | None = None) -> None:
     """Write a plan as a NIR file; a file of that name is replaced when the new one is whole. See `build`."""
-    graph, path = build(plan, max_code), Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        nir.write(temporary, graph)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = io.BytesIO()
+    nir.write(content, build(plan, max_code))
+    write_whole(path, content.getvalue())
 
 
 def build(plan: Plan, max_code: int | None = None) -> nir.NIRGraph:
@@ -83,7 +76,10 @@ def build(plan: Plan, max_code: int | None = None) -> nir.NIRGraph:
 
     Raises:
         ExportError: NIR cannot say an operation; names it.
+        ValueError: max_code is out of range.
     """
+    if max_code is not None and not 1 <= max_code <= _MOST_CODES // 2:
+        raise ValueError(f"max_code must be from 1 to {_MOST_CODES // 2}, got {max_code}")
     writer = _Writer(plan, max_code)
     for number, op in enumerate(plan.ops):
         writer.operation(number, op)
@@ -284,7 +280,7 @@ class _Writer:
         assert step is not None
         if op.codec["kind"] != "exact":
             raise self._refused(number, op, f"NIR can say the codec 'exact', not '{op.codec['kind']}'")
-        if op.activation is not None and op.activation["kind"] not in _RISING:
+        if op.activation is not None and (op.activation["kind"] not in _RISING or op.activation.get("slope", 0) < 0):
             raise self._refused(number, op, f"{op.activation['kind']} rises and falls: its codes are no staircase")
         lowest, highest = self._range(op)
         low = int(_codes(op, lowest, step, self.max_code).min())

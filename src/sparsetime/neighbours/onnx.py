@@ -26,8 +26,6 @@ means, and saves no time by itself.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +37,7 @@ from sparsetime.engine import Op, Plan
 from sparsetime.engine.plan import LINEAR
 from sparsetime.engine.planfile import header_of
 from sparsetime.neighbours.errors import ExportError
+from sparsetime.neighbours.files import write_whole
 
 try:
     import onnx
@@ -87,17 +86,7 @@ def export(plan: Plan, path: str | Path) -> None:
     Raises:
         ExportError: ONNX cannot say an operation; names it.
     """
-    data = build(plan).SerializeToString()
-    path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, build(plan).SerializeToString())
 
 
 def build(plan: Plan) -> onnx.ModelProto:
