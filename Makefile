@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := constraints/cpu.txt
 READY := $(VENV)/.ready
 
-.PHONY: demo test fuzz lint results clean
+.PHONY: demo test fuzz sanitize lint results clean
 
 $(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -26,6 +26,11 @@ test: lint
 # Damaged plan files: each must be an error or a valid plan, and cost no memory.
 fuzz: $(READY)
 	$(BIN)/python tests/helpers/mutations.py 10000
+
+# Native code watched for bad memory accesses, undefined behaviour and data races.
+sanitize: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check cmake ninja 'nanobind>=2.9,<4'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/helpers/sanitize.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

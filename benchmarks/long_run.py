@@ -1,7 +1,8 @@
 """Does a stream hold for 100,000 frames: memory, float32 drift, and what a refresh costs?
 
 One clip, played there and back without end so that no scene cut makes everything new, goes through one stream for every
-codec and every interval between refreshes. At some frames the state is looked at:
+codec and every interval between refreshes. At some frames the state is looked at, from the thousandth on just before a
+refresh is due:
 
     drift     every sum against the same sum computed from scratch in float64 from the values that its inputs have now:
               max |z - z64| / max |z64|, the worst of all operations
@@ -202,6 +203,7 @@ def chart(entries: list[dict[str, Any]], title: str) -> str:
     floor = [(look["frame"], max(look["dense"], 1e-12)) for look in entries[0]["looks"]]
     plot(TOP, f"{title}: drift of the sums", y, [*lines, ("s0", floor)])
     legend.append(("s0", "from scratch, float32 (PyTorch)"))
+    parts.append(text("frames", x=LEFT + WIDTH, y=TOP + HEIGHT + 32, class_="title end"))
     below = TOP + HEIGHT + GAP
     growth = [(look["frame"], look["resident_kib"] / 1024) for look in entries[0]["looks"]]
     plot(below, "resident memory of the process, MiB", megabytes, [("s2", growth)])

@@ -25,25 +25,33 @@ class _ClampQuantize(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, step: Tensor, low: float, high: float, frames: int, isa: str
     ) -> tuple[Tensor, Tensor]:
-        q = step.detach().abs().clamp_min(FLOOR).to(x.dtype)
         ctx.frames, ctx.isa = frames, isa
         ctx.set_materialize_grads(False)  # None says that the penalty is in no loss
         clamped = low > -math.inf or high < math.inf
         x = _dense(x)
         inside = torch.empty_like(x, dtype=torch.bool) if clamped and ctx.needs_input_grad[0] else None
+        changes = max(_changes(x, frames), 1)
         if native(x, step):
             value = torch.empty_like(x)
             total = _quantize.forward(
-                x.data_ptr(), value.data_ptr(), _address(inside), *_shape(x, frames), q.item(), low, high, *_how(isa)
+                x.data_ptr(),
+                value.data_ptr(),
+                _address(inside),
+                *_shape(x, frames),
+                _floored(step),
+                low,
+                high,
+                *_how(isa),
             )
-            change = x.new_tensor(total)
+            penalty = x.new_tensor(total / changes)
         else:
             if inside is not None:
                 torch.logical_and(x > low, x < high, out=inside)
+            q = step.detach().abs().clamp_min(FLOOR).to(x.dtype)
             value = (x.clamp(low, high) if clamped else x.clone()).div_(q).round_().mul_(q)
-            change = torch.diff(value.unflatten(0, (-1, frames)), dim=1).abs().sum()
+            penalty = torch.diff(value.unflatten(0, (-1, frames)), dim=1).abs().sum() / changes
         ctx.save_for_backward(value, inside, step)
-        return value, change / max(_changes(value, frames), 1)
+        return value, penalty
 
     @staticmethod
     @once_differentiable
@@ -51,33 +59,43 @@ class _ClampQuantize(torch.autograd.Function):
         grad_value, grad_penalty = grads[0], grads[1]
         value, inside, step = ctx.saved_tensors
         frames = ctx.frames
-        weight = value.new_zeros(()) if grad_penalty is None else grad_penalty / max(_changes(value, frames), 1)
+        changes = max(_changes(value, frames), 1)
+        # d value / d step = -n sign(step), n = value / q
         if native(value, step):
             if grad_value is not None and grad_value.stride() != value.stride():
                 grad_value = torch.empty_like(value).copy_(grad_value)
             grad = torch.empty_like(value)
-            address = _address(grad_value)
-            product = step.new_tensor(
-                _quantize.backward(
-                    address, value.data_ptr(), _address(inside), grad.data_ptr(), *_shape(value, frames), weight.item(),
-                    *_how(ctx.isa),
-                )
-            )  # fmt: skip
+            weight = 0.0 if grad_penalty is None else grad_penalty.item() / changes
+            shape = _shape(value, frames)
+            product = _quantize.backward(
+                _address(grad_value),
+                value.data_ptr(),
+                _address(inside),
+                grad.data_ptr(),
+                *shape,
+                weight,
+                *_how(ctx.isa),
+            )
+            grad_step = step.new_tensor(math.copysign(1.0, -step.item()) * product / _floored(step))
         else:
             grad = torch.zeros_like(value) if grad_value is None else grad_value.clone()
             # d/dO(t) of sum |O(t) - O(t-1)| = sign(O(t) - O(t-1)) - sign(O(t+1) - O(t))
-            sign = torch.diff(value.unflatten(0, (-1, frames)), dim=1).sign() * weight
-            clip = grad.unflatten(0, (-1, frames))
-            clip[:, 1:] += sign
-            clip[:, :-1] -= sign
-            product = (grad * value).sum_to_size(step.shape)
+            if grad_penalty is not None:
+                sign = torch.diff(value.unflatten(0, (-1, frames)), dim=1).sign() * (grad_penalty / changes)
+                clip = grad.unflatten(0, (-1, frames))
+                clip[:, 1:] += sign
+                clip[:, :-1] -= sign
+            product = (grad * value).sum_to_size(step.shape).to(step.dtype)
             if inside is not None:
                 grad *= inside
-        # d value / d step = -n sign(step), n = value / q
-        q = step.detach().abs().clamp_min(FLOOR)
-        grad_step = -(product.to(step.dtype) / q) * torch.where(step < 0, -1.0, 1.0)
+            grad_step = -(product / step.detach().abs().clamp_min(FLOOR)) * torch.where(step < 0, -1.0, 1.0)
         wanted = ctx.needs_input_grad
         return (grad if wanted[0] else None), (grad_step if wanted[1] else None), None, None, None, None
+
+
+def _floored(step: Tensor) -> float:
+    """q of one step. As a number: at small layers, operations on tensors of one element cost more than the kernel."""
+    return max(abs(step.item()), FLOOR)
 
 
 class _ClampHold(torch.autograd.Function):
@@ -94,7 +112,7 @@ class _ClampHold(torch.autograd.Function):
             *_how(isa),
         )  # fmt: skip
         ctx.save_for_backward(value, flags)
-        return value, x.new_tensor(total) / max(_changes(value, frames), 1)
+        return value, x.new_tensor(total / max(_changes(value, frames), 1))
 
     @staticmethod
     @once_differentiable
