@@ -1,4 +1,4 @@
-"""Native kernels of the cpu backend, see native/kernels.h, native/layer.h and native/program.h."""
+"""Native kernels of the cpu backend, see native/kernels.h, native/layer.h and native/stream.h."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -16,7 +16,7 @@
 #include <string>
 
 #include "layer.h"
-#include "program.h"
+#include "stream.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
