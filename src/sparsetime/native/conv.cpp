@@ -19,6 +19,15 @@ typename V::value_type* sized(V& v, size_t n) {
     return v.data();
 }
 
+// Asks for channels [from, to) of a pixel's state.
+inline void fetch(const FinishArgs& sink, int32_t pixel, int from, int to) {
+    const ptrdiff_t row = ptrdiff_t(pixel) * sink.stride;
+    for (int c = from; c < to; c += LANE) {
+        __builtin_prefetch(sink.value + row + c, 1, 2);
+        if (sink.z && !sink.replace) __builtin_prefetch(sink.z + row + c, 1, 2);
+    }
+}
+
 int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
 }  // namespace
@@ -297,6 +306,9 @@ void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, i
                             weights[e - s] = panel + (size_t(seg[1 + e]) * C + c) * wide;
                         if (e == s && accumulate) continue;
                         for (int i = 0; i < m; ++i) outputs[i] = sum + size_t(from + i) * sums + column;
+                        // What the sums will meet comes from afar: asked for now, it is there when they are done.
+                        if (!accumulate)
+                            for (int i = 0; i < m; ++i) fetch(sink, list[start + from + i], column, std::min(column + wide, sink.stride));
                         const TileArgs args{e - s, pointers + size_t(g) * taps * limit + size_t(s) * m, weights, depth,
                                             outputs, c, accumulate};
                         k.tile(m, vectors, args);
@@ -334,6 +346,7 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
     const float** columns = sized(ws.columns, size_t(3) * (size_t(chunk) * step + 3));
     for (int start = 0; start < count; start += chunk) {
         const int n = std::min(chunk, count - start);
+        for (int i = 0; i < n; ++i) fetch(sink, list[start + i], 0, stride);
         int loose = 0;  // pixels for the general kernel
         for (int i = 0; i < n;) {
             const int p = list[start + i], y = p / out.width, x = p % out.width;
@@ -342,16 +355,13 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
             while (i + length < n && list[start + i + length] == p + length && x + length < out.width) ++length;
             if (runs && length >= 3) {
                 const int first = x * step - columns_.shift[0], last = first + (length - 1) * step + 3;
-                const bool inside = !mask && first >= 0 && last <= in.width && ry[0] >= 0 && ry[2] >= 0 && ry[1] >= 0;
-                if (inside)
-                    for (int r = 0; r < 3; ++r) columns[r] = rows + (ptrdiff_t(ry[r]) * in.width + first) * stride;
-                else for (int r = 0; r < 3; ++r) {
+                for (int r = 0; r < 3; ++r) {
                     const ptrdiff_t row = ptrdiff_t(ry[r]) * in.width;
                     const float** to = columns + r;
                     for (int c = first; c < last; ++c, to += 3)
                         *to = ry[r] >= 0 && c >= 0 && c < in.width && (!mask || mask[row + c]) ? rows + (row + c) * stride : zeros;
                 }
-                k.depthwise3({length, step, columns, inside, tile_.data(), stride, sum + size_t(i) * stride});
+                k.depthwise3({length, step, columns, tile_.data(), stride, sum + size_t(i) * stride});
             } else {
                 for (int j = 0; j < length; ++j, ++loose) {
                     const int32_t* rx = &columns_.source[size_t(x + j) * kw];

@@ -22,7 +22,7 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
         if (p.values[v].opaque) continue;
         const Shape& s = p.values[v].map;
         State& state = states_[v];
-        state.value.assign(size_t(s.pixels()) * s.stride(), 0.0f);
+        state.value.length = size_t(s.pixels()) * s.stride();
         state.mask.assign(size_t(s.pixels()), 0);
         state.active.assign(size_t(s.pixels()) + 1, 0);
         state.tally.assign(size_t(s.pixels()) + 1, 0);
@@ -33,7 +33,22 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
     all_.resize(largest);
     for (size_t i = 0; i < largest; ++i) all_[i] = int32_t(i);
     for (size_t i = 0; i < p.nodes.size(); ++i)
-        if (p.nodes[i].coded && !p.nodes[i].cheap) accumulators_[i].assign(states_[size_t(p.nodes[i].outputs[0])].value.size(), 0.0f);
+        if (p.nodes[i].coded && !p.nodes[i].cheap) accumulators_[i].length = states_[size_t(p.nodes[i].outputs[0])].value.length;
+    const auto each = [&](const auto& place) {
+        for (size_t i = 0; i < p.nodes.size(); ++i) {
+            for (int v : p.nodes[i].outputs) place(states_[size_t(v)].value);
+            place(accumulators_[i]);
+        }
+    };
+    constexpr size_t GAP = 3 * LANE;  // arrays of a power of two would else fall on the same sets of a cache
+    size_t total = 0;
+    each([&](const Span& span) { total += span.length ? round_up(span.length, LANE) + GAP : 0; });
+    memory_.assign(total, 0.0f);
+    float* next = memory_.data();
+    each([&](Span& span) {
+        span.first = next;
+        next += span.length ? round_up(span.length, LANE) + GAP : 0;
+    });
 
     // Deltas live from their producer to their last consumer: values that never live together share memory.
     std::vector<size_t> sizes;
@@ -84,6 +99,7 @@ size_t Stream::scratch_bytes() const {
     size_t n = 0;
     for (const Floats& f : arena_floats_) n += f.size() * sizeof(float);
     for (const auto& f : arena_places_) n += f.size() * sizeof(uint32_t);
+    n += seen_.bytes.size();
     for (const State& s : states_) n += s.mask.size() + (s.active.size() + s.tally.size()) * sizeof(int32_t);
     for (const Workspace& w : workspaces_) n += (w.sum.size() + w.scratch.size()) * sizeof(float);
     return n;
@@ -190,57 +206,6 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
           });
 }
 
-// The input of a camera: few channels, every pixel looked at, few changed.
-void Stream::take(const Node& node, const Frame& frame) {
-    const int value = node.outputs[0];
-    State& s = states_[size_t(value)];
-    clear(value);
-    Change& change = s.change;
-    const Shape& map = change.shape;
-    FlatArgs f{};
-    f.step_map = node.step_map;
-    f.low = node.low;
-    f.high = node.high;
-    f.encode = flush_ && (node.encode == Encode::hold || node.encode == Encode::residual) ? Encode::change : node.encode;
-    f.channels = map.channels;
-    f.shift = map.shift();
-    change.rowed = !dense_ && s.want_rows;
-    change.listed = !dense_ && s.want_events;
-    s.want_rows = s.want_events = false;
-    f.rows = change.rowed ? change.rows : nullptr;
-    f.mask = change.mask;
-    f.active = change.active;
-    f.tally = change.tally;
-    f.place = change.listed ? change.place : nullptr;
-    f.change = change.change;
-    Floats repeated(size_t(map.channels) + LANE);
-    if (!node.step.empty() && !node.step_map)
-        for (size_t i = 0; i < repeated.size(); ++i) repeated[i] = node.step[i % size_t(map.channels)];
-    const int C = map.channels, row = map.width * C;
-    Floats& line = workspaces_[0].sum;
-    if (line.size() < size_t(row)) line.resize(size_t(row));
-    for (int y = 0; y < map.height; ++y) {
-        const float* from = frame.data + y * frame.row;
-        if (frame.channel == 1 && frame.column == C) {
-            f.y = from;
-        } else {
-            for (int c = 0; c < C; ++c) {
-                float* to = line.data() + c;
-                const float* x = from + c * frame.channel;
-                for (int i = 0; i < map.width; ++i, to += C, x += frame.column) *to = *x;
-            }
-            f.y = line.data();
-        }
-        f.first = int64_t(y) * row;
-        f.elements = row;
-        f.value = s.value.data() + f.first;
-        f.step = node.step_map ? node.step.data() + f.first : repeated.data();
-        kernels().encoders->flat(f);
-    }
-    change.active_count = f.active_count;
-    change.events = f.events;
-}
-
 void Stream::put(int value, const float* in) {
     const Node& node = program_->nodes[size_t(current_)];
     const Value& v = program_->values[size_t(value)];
@@ -278,8 +243,8 @@ void Stream::execute(int number, const Frame& frame) {
             }
             rows(node, node.outputs[0], all_.data(), map.pixels(), true, [&](const int32_t* pixel, int count, float* sum, int stride) {
                 for (int i = 0; i < count; ++i, sum += stride) {
-                    const float* x = frame.data + (pixel[i] / map.width) * frame.row + (pixel[i] % map.width) * frame.column;
-                    for (int c = 0; c < map.channels; ++c) sum[c] = x[c * frame.channel];
+                    const int64_t at = (pixel[i] / map.width) * frame.row + (pixel[i] % map.width) * frame.column;
+                    for (int c = 0; c < map.channels; ++c) sum[c] = frame.at(at + c * frame.channel, c, camera_);
                 }
             });
             break;
@@ -310,8 +275,9 @@ void Stream::execute(int number, const Frame& frame) {
     stats.time_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
 }
 
-void Stream::run(const Frame& frame) {
+bool Stream::run(const Frame& frame) {
     flush_ = !started_;
+    if (!look(frame)) return false;
     dense_ = flush_ || refresh_;
     refresh_ = false;
     if (flush_)
@@ -327,6 +293,7 @@ void Stream::run(const Frame& frame) {
             for (int v : program_->nodes[i].outputs) states_[size_t(v)].want_rows = states_[size_t(v)].want_events = true;
     }
     started_ = true;
+    return true;
 }
 
 void Stream::read(int value, float* out) const {
@@ -362,7 +329,7 @@ void Stream::read_accumulator(int node, float* out) {
         if (n.inputs.size() == 2) sink.extra = states_[size_t(n.inputs[1])].value.data();
         n.conv->dense(states_[size_t(n.inputs[0])].value.data(), all_.data(), int(pixels), sink, workspaces_[0]);
     }
-    const Floats& from = computed.empty() ? accumulators_[size_t(node)] : computed;
+    const float* from = computed.empty() ? accumulators_[size_t(node)].data() : computed.data();
     for (int64_t i = 0; i < size; ++i) out[i] = from[layout(i)];
 }
 
@@ -384,6 +351,7 @@ void Stream::write_accumulator(int node, const float* in) {
 
 void Stream::resume() {
     started_ = true;
+    seen_ = Seen{};
     refresh_ = false;
     std::fill(dense_frames_.begin(), dense_frames_.end(), 0);
     for (State& s : states_) s.want_rows = s.want_events = true;

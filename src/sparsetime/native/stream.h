@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "pool.h"
@@ -16,10 +17,21 @@ struct NodeStats {
     const char* path = "dense";
 };
 
-// A frame, float32, with strides in elements by channel, row and column.
+// How bytes become the network's input: (x - mean) / std; empty where they are taken as they are.
+struct Camera {
+    std::vector<float> mean, std;
+};
+
+// A frame of floats or of bytes, with strides in elements by channel, row and column.
 struct Frame {
-    const float* data;
+    const float* floats;
+    const uint8_t* bytes;
     int64_t channel, row, column;
+    float at(int64_t i, int c, const Camera& camera) const {
+        if (floats) return floats[i];
+        const float x = float(bytes[i]);
+        return camera.mean.empty() ? x : (x - camera.mean[size_t(c)]) / camera.std[size_t(c)];
+    }
 };
 
 class Stream {
@@ -29,7 +41,9 @@ class Stream {
 
     Stream(std::shared_ptr<const Program> program, int threads, Island island);
 
-    void run(const Frame& frame);
+    void set_camera(Camera camera) { camera_ = std::move(camera); }
+    // False, and nothing has happened, if the frame holds NaN or infinity.
+    bool run(const Frame& frame);
     void reset() { started_ = false; }
     void refresh() { refresh_ = true; }
     bool started() const { return started_; }
@@ -52,7 +66,7 @@ class Stream {
 
   private:
     struct State {
-        Floats value;
+        Span value;
         Change change;
         std::vector<uint8_t> mask;
         std::vector<int32_t> active, tally;
@@ -66,7 +80,9 @@ class Stream {
     void convolve(const Node& node, NodeStats& stats);
     void move(const Node& node);
     void recompute(const Node& node);
+    bool look(const Frame& frame);
     void take(const Node& node, const Frame& frame);
+    void fetch_pixels(const Frame& frame, int y, int from, int to);
     void clear(int value);
     int touched(const Node& node);
     int union_of(const std::vector<int>& inputs);
@@ -78,7 +94,8 @@ class Stream {
     Pool pool_;
     Island compute_island_;
     std::vector<State> states_;
-    std::vector<Floats> accumulators_;
+    Floats memory_;  // values and accumulators, in the order in which a frame meets them
+    std::vector<Span> accumulators_;
     // By node, frames in a row that took the dense path everywhere. From the second on accumulators are not written, which
     // saves a third of the memory traffic; they are `stale` until a frame that needs them computes all anew.
     std::vector<int> dense_frames_;
@@ -90,6 +107,17 @@ class Stream {
     std::vector<std::vector<uint32_t>> arena_places_;
     std::vector<uint8_t> touch_;
     std::vector<int32_t> list_, all_;
+    // The frame before, as it came: what is the same needs no second look.
+    struct Seen {
+        std::vector<uint8_t> bytes;
+        Frame layout{};
+        bool valid = false;
+    } seen_;
+    Camera camera_;
+    std::vector<int32_t> spans_;     // by row: pixels [from, to) that may have changed
+    Floats line_, planes_;           // one row of pixels
+    Floats mean_, std_;              // of one row of pixels, then of one row of each plane
+    std::vector<uint8_t> swapped_;
     bool started_ = false, refresh_ = false;
     bool flush_ = true;  // this frame is the first
     bool dense_ = true;  // in this frame every operation is computed from scratch, everywhere
