@@ -59,14 +59,18 @@ struct DepthwiseArgs {
     float* const* out;      // [pixels]
 };
 
-// Depthwise 3x3 of outputs next to each other in a row: output i reads input columns i * step + {0, 1, 2}, each three pixels.
+constexpr int DEPTHWISE3_COLUMNS = 9;  // most that one step of `depthwise3` reads
+
+// Depthwise 3x3 of outputs next to each other in a row, whose columns all lie inside the map: output i reads input columns
+// i * step + {0, 1, 2}.
 struct Depthwise3Args {
     int pixels;
-    int step;               // 1 or 2
-    const float* const* a;  // [columns][3]: input rows, zeros where there is no input
-    const float* w;         // [9][stride]
+    int step;                // 1 or 2
+    const float* rows[3];    // first input pixel of each row
+    int advance[3];          // floats from pixel to pixel: stride, or 0 for a row of DEPTHWISE3_COLUMNS zero pixels outside the map
+    const float* w;          // [9][stride]
     int stride;
-    float* out;             // [pixels][stride]
+    float* out;              // [pixels][stride]
 };
 
 // Pixels of a frame against the value that was sent: maps of at most NARROW channels, without padding, so flat arrays.
