@@ -61,6 +61,7 @@ def _entry(plan: Plan, op: Op) -> dict[str, Any]:
         "codec": ("", "", -_INFINITY, _INFINITY)
         if codec is None
         else (codec["kind"], codec["tensor"], codec.get("low", -_INFINITY), codec.get("high", _INFINITY)),
+        "crossover": -1.0 if op.crossover is None else op.crossover,
         "opaque": [plan.value_type(op, k) != "float32" for k in range(len(op.outputs))],
     }
 

@@ -127,6 +127,7 @@ std::shared_ptr<Program> make_program(const std::vector<std::vector<int64_t>>& s
         spec.low = nb::cast<float>(codec[2]);
         spec.high = nb::cast<float>(codec[3]);
         spec.opaque = nb::cast<std::vector<bool>>(op["opaque"]);
+        spec.crossover = nb::cast<double>(op["crossover"]);
         specs.push_back(std::move(spec));
     }
     return std::make_shared<Program>(shapes, specs, outputs);
