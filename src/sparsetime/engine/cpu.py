@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sparsetime import _native
 from sparsetime.engine.executor import OpStats
+from sparsetime.engine.frames import FrameError, coloured
 from sparsetime.engine.plan import Op, Plan
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def _entry(plan: Plan, op: Op) -> dict[str, Any]:
         "codec": ("", "", -_INFINITY, _INFINITY)
         if codec is None
         else (codec["kind"], codec["tensor"], codec.get("low", -_INFINITY), codec.get("high", _INFINITY)),
+        "crossover": -1.0 if op.crossover is None else op.crossover,
         "opaque": [plan.value_type(op, k) != "float32" for k in range(len(op.outputs))],
     }
 
@@ -96,6 +98,8 @@ class Native:
         self._stream = _native.Stream(
             self._program, min(threads, cores), _call_weakly(self._island) if plan.islands else None
         )
+        if plan.input is not None:
+            self._stream.set_camera(plan.input.mean, plan.input.std)
         self._opaque: dict[int, Tensor] = {}  # values of other types than float32, which only islands read
         self._accumulators = [number for number, op in enumerate(plan.ops) if op.has_accumulator]
         if plan.islands:
@@ -122,7 +126,10 @@ class Native:
                 self._stream.touch(v)
 
     def run(self, frame: Array) -> list[Array]:
-        self._stream.run(frame if frame.ndim == 4 else np.ascontiguousarray(frame))
+        if frame.dtype == np.uint8:
+            frame = coloured(frame, self._plan.input)
+        if not self._stream.run(frame if frame.ndim == 4 else np.ascontiguousarray(frame)):
+            raise FrameError.not_finite()
         return [self._stream.value(value) for value in self._plan.outputs]
 
     def reset(self) -> None:

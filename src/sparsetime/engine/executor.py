@@ -30,7 +30,14 @@ class Executor(Protocol):
     """Runs one plan on one stream of frames, and holds its state."""
 
     def run(self, frame: Array) -> list[Array]:
-        """One frame, float32 of the plan's input shape, to new arrays: the plan's outputs in order."""
+        """One frame to new arrays: the plan's outputs in order.
+
+        Args:
+            frame: of the plan's input shape, float32, or uint8 RGB to be normalised as the plan says.
+
+        Raises:
+            FrameError: values that are not finite; the state is as it was.
+        """
 
     def reset(self) -> None:
         """Forget the state: the next frame is the first."""

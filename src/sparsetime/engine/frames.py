@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from sparsetime.engine.plan import Plan
+    from sparsetime.engine.plan import InputSpec, Plan
 
-__all__ = ["FrameError", "FrameReader", "is_tensor"]
+__all__ = ["FrameError", "FrameReader", "coloured", "is_tensor", "normalised"]
 
 Array = NDArray[Any]
 
@@ -19,11 +19,38 @@ Array = NDArray[Any]
 class FrameError(ValueError):
     """A frame does not fit the plan; the stream is as it was."""
 
+    @classmethod
+    def not_finite(cls) -> FrameError:
+        return cls("the frame holds NaN or infinity, which would stay in the stream's sums for ever")
+
 
 def is_tensor(x: Any) -> bool:
     """Whether x is a PyTorch tensor, without importing PyTorch for the question."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor)
+
+
+def normalised(frame: Array, spec: InputSpec | None) -> Array:
+    """A checked frame as float32: bytes in the network's colour order, (x - mean) / std per channel.
+
+    Raises:
+        FrameError: values that are not finite.
+    """
+    if frame.dtype == np.uint8:
+        if spec is None:
+            return frame.astype(np.float32)
+        channels = (1, -1) + (1,) * (frame.ndim - 2)
+        mean, std = (np.asarray(numbers, np.float32).reshape(channels) for numbers in (spec.mean, spec.std))
+        return np.asarray((coloured(frame, spec).astype(np.float32) - mean) / std)
+    # A sum shows NaN and infinity in one pass without a mask; float64 keeps finite values from overflowing.
+    if not np.isfinite(frame.sum(dtype=np.float64)):
+        raise FrameError.not_finite()
+    return frame
+
+
+def coloured(frame: Array, spec: InputSpec | None) -> Array:
+    """A view of RGB bytes in the network's colour order."""
+    return frame[:, ::-1] if spec is not None and spec.color == "bgr" else frame
 
 
 class FrameReader:
@@ -36,12 +63,7 @@ class FrameReader:
 
     def __init__(self, plan: Plan) -> None:
         self._shape = plan.input_shape
-        spec = plan.input
-        self._spec = spec
-        if spec is not None:
-            channels = (1, -1) + (1,) * (len(self._shape) - 2)
-            self._mean = np.asarray(spec.mean, np.float32).reshape(channels)
-            self._std = np.asarray(spec.std, np.float32).reshape(channels)
+        self._spec = plan.input
 
     def __call__(self, frame: Any) -> Array:
         """The frame as float32 of the plan's input shape.
@@ -49,24 +71,24 @@ class FrameReader:
         Raises:
             FrameError: another shape, another data type, or values that are not finite.
         """
+        return normalised(self.checked(frame), self._spec)
+
+    def checked(self, frame: Any) -> Array:
+        """The frame in the plan's input shape, float32 or still uint8 and RGB; a view where the layout allows.
+
+        Raises:
+            FrameError: another shape or another data type.
+        """
         if is_tensor(frame):
             frame = frame.detach().numpy()
         if not isinstance(frame, np.ndarray):
             raise FrameError(f"expected a frame as a numpy array or a torch tensor, got {type(frame).__name__}")
         x = self._arranged(frame)
         if frame.dtype == np.uint8:
-            if self._spec is None:
-                return x.astype(np.float32)
-            if self._spec.color == "bgr":
-                x = x[:, ::-1]
-            return (x.astype(np.float32) - self._mean) / self._std
+            return x
         if frame.dtype.kind != "f":
             raise FrameError(f"expected a frame of uint8 or floating point, got {frame.dtype}")
-        x = x.astype(np.float32, copy=False)
-        # A sum shows NaN and infinity in one pass without a mask; float64 keeps finite values from overflowing.
-        if not np.isfinite(x.sum(dtype=np.float64)):
-            raise FrameError("the frame holds NaN or infinity, which would stay in the stream's sums for ever")
-        return x
+        return x.astype(np.float32, copy=False)
 
     def _arranged(self, frame: Array) -> Array:
         shape = self._shape

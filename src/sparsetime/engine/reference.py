@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sparsetime.engine.executor import OpStats
 from sparsetime.engine.fanout import position_fanout
+from sparsetime.engine.frames import normalised
 from sparsetime.engine.islands import run_island
 from sparsetime.engine.plan import LINEAR, Op, Plan
 
@@ -188,6 +189,7 @@ class Reference:
         return _window_max(z.transpose(2, 3), self._need(op, "rows"), rows).transpose(2, 3)
 
     def run(self, frame: NDArray[Any]) -> list[NDArray[Any]]:
+        frame = normalised(frame, self._plan.input)
         flush = not self._values
         dense = flush or self._refresh
         self._refresh = False

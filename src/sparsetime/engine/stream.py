@@ -122,7 +122,7 @@ class Stream:
             StreamBusyError: another thread is using this stream.
         """
         with self._alone():
-            x = self._read(frame)
+            x = self._read.checked(frame)
             if self._every and self.frames and self.frames % self._every == 0:
                 self._executor.refresh()
             outputs: list[Any] = self._executor.run(x)

@@ -10,14 +10,15 @@
 #pragma once
 
 #include <cstdint>
-#include <new>
 #include <vector>
 
 #include "kernels.h"
+#include "memory.h"
 
 namespace sparsetime {
 
-constexpr int round_up(int x, int to) { return (x + to - 1) / to * to; }
+template <class T>
+constexpr T round_up(T x, int to) { return (x + to - 1) / to * to; }
 constexpr int stride_of(int channels) { return channels <= NARROW ? channels : round_up(channels, LANE); }
 
 // A channels-last map.
@@ -59,29 +60,13 @@ struct Axis {
     int phases() const { return num == 1 ? den : 1; }
 };
 
-// Memory on a cache line's start: a vector across two lines costs twice.
-template <class T>
-struct Aligned {
-    using value_type = T;
-    Aligned() = default;
-    template <class U>
-    Aligned(const Aligned<U>&) {}
-    T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))); }
-    void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
-    template <class U>
-    bool operator==(const Aligned<U>&) const { return true; }
-    template <class U>
-    bool operator!=(const Aligned<U>&) const { return false; }
-};
-using Floats = std::vector<float, Aligned<float>>;
-
 // Buffers of one thread, reused by all layers.
 struct Workspace {
     Floats sum;
     Floats patches;
     Floats scratch;  // zero between uses
     std::vector<int32_t> bound, span, at, list;
-    std::vector<const float*> pointers, weights, columns;
+    std::vector<const float*> pointers, weights;
     std::vector<int32_t> segments;
     std::vector<float*> outputs;
     std::vector<uint8_t> bytes;

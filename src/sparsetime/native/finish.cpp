@@ -2,98 +2,13 @@
 // contracting a product and a sum into one operation: v' = q n is rounded before v' - v is taken, or an unchanged code would
 // send the rounding error as an event.
 
+#include "activate.h"
 #include "kernels.h"
 #include "vec.h"
 
 namespace {
 
 using namespace sparsetime;
-
-inline Vec bits(Int v) { return reinterpret_cast<Vec>(v); }
-inline Int bits(Vec v) { return reinterpret_cast<Int>(v); }
-
-// ---- activations --------------------------------------------------------------------------------------------------------
-
-inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
-inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
-
-inline Vec round_even(Vec x) {
-#if defined(__AVX512F__)
-    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#elif defined(__AVX2__)
-    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#else
-    // Adding 2^23 with x's sign leaves no bits behind the point; from 2^23 on there are none.
-    const Int sign = bits(x) & int32_t(0x80000000);
-    const Vec big = bits(bits(splat(8388608.0f)) | sign);
-    const Vec magnitude = bits(bits(x) & 0x7fffffff);
-    const Vec rounded = (x + big) - big;
-    return magnitude < 8388608.0f ? bits(bits(rounded) | sign) : x;
-#endif
-}
-
-inline Vec truncate(Vec x) {
-    const Vec r = round_even(x);
-    const Vec magnitude = bits(bits(x) & 0x7fffffff), rounded = bits(bits(r) & 0x7fffffff);
-    const Vec one = bits(bits(splat(1.0f)) | (bits(x) & int32_t(0x80000000)));
-    return rounded > magnitude ? r - one : r;
-}
-
-// e^x, relative error below 2e-7 (Cody-Waite reduction, degree 6); saturates outside [-87, 88].
-inline Vec exp(Vec x) {
-    x = min(max(x, splat(-87.0f)), splat(88.0f));
-    const Vec n = round_even(x * 1.44269504088896341f);
-    Vec r = x - n * 0.693145751953125f;
-    r = r - n * 1.42860682030941723212e-6f;
-    Vec p = splat(1.3888949086377719040e-3f);
-    p = p * r + 8.3333337679505980e-3f;
-    p = p * r + 4.1666667908e-2f;
-    p = p * r + 1.6666667163e-1f;
-    p = p * r + 5.0000000000e-1f;
-    p = p * r * r + r + 1.0f;
-    const Int exponent = (__builtin_convertvector(n, Int) + 127) << 23;
-    return p * bits(exponent);
-}
-
-inline Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp(-x)); }
-
-inline Vec tanh(Vec x) {
-    // Near 0 the quotient would cancel: odd polynomial below 0.625 (Cephes).
-    const Vec magnitude = bits(bits(x) & 0x7fffffff);
-    const Vec e = exp(2.0f * magnitude);
-    Vec large = 1.0f - 2.0f / (e + 1.0f);
-    large = bits(bits(large) | (bits(x) & int32_t(0x80000000)));
-    const Vec s = x * x;
-    Vec p = splat(-5.70498872745e-3f);
-    p = p * s + 2.06390887954e-2f;
-    p = p * s - 5.37397155531e-2f;
-    p = p * s + 1.33314422036e-1f;
-    p = p * s - 3.33332819422e-1f;
-    const Vec small = x + x * s * p;
-    return magnitude < 0.625f ? small : large;
-}
-
-inline Vec erf_gelu(Vec x) {
-    for (int i = 0; i < VL; ++i) x[i] = 0.5f * x[i] * (1.0f + __builtin_erff(x[i] * 0.70710678118654752f));
-    return x;
-}
-
-template <Act A>
-inline Vec activate(Vec x, Act act, float a, float b) {
-    if constexpr (A == Act::none) return x;
-    if constexpr (A == Act::clamp) return min(max(x, splat(a)), splat(b));
-    switch (act) {
-        case Act::leaky_relu: return x > 0.0f ? x : x * a;
-        case Act::hardswish: return x * min(max(x + 3.0f, Vec{}), splat(6.0f)) / 6.0f;
-        case Act::hardsigmoid: return min(max(x + 3.0f, Vec{}), splat(6.0f)) / 6.0f;
-        case Act::silu: return x * sigmoid(x);
-        case Act::gelu: return erf_gelu(x);
-        case Act::gelu_tanh: return 0.5f * x * (1.0f + tanh(0.79788456080286536f * (x + 0.044715f * x * x * x)));
-        case Act::sigmoid: return sigmoid(x);
-        case Act::tanh: return tanh(x);
-        default: return x;
-    }
-}
 
 // ---- from sums to events ------------------------------------------------------------------------------------------------
 
@@ -309,7 +224,112 @@ void finish_encode(FinishArgs& f) {
     return finish_rows<Act::leaky_relu, E>(f);  // stands for all that are chosen at run time
 }
 
+// ---- from sums to values ------------------------------------------------------------------------------------------------
+
+#if defined(__AVX512F__)
+inline Vec choose(Lanes m, Vec a, Vec b) { return _mm512_mask_blend_ps(m, b, a); }
+inline Lanes above(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+inline Lanes differ(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
+inline Lanes first(int n) { return Lanes((1u << n) - 1); }
+inline Lanes both(Lanes a, Lanes b) { return a & b; }
+struct Count {
+    int n = 0;
+    void add(Lanes m) { n += __builtin_popcount(m); }
+    int sum() const { return n; }
+};
+using Mask = Lanes;
+#else
+using Mask = Int;
+inline Vec choose(Mask m, Vec a, Vec b) { return m ? a : b; }
+inline Mask above(Vec a, Vec b) { return a > b; }
+inline Mask differ(Vec a, Vec b) { return a != b; }
+inline Mask first(int n) { return iota() < n; }
+inline Mask both(Mask a, Mask b) { return a & b; }
+struct Count {
+    Int n{};
+    void add(Mask m) { n -= m; }
+    int sum() const {
+        int all = 0;
+        for (int i = 0; i < VL; ++i) all += n[i];
+        return all;
+    }
+};
+#endif
+
+// The dense path of an operation from which nobody takes deltas in this frame: values, and how many changed. At full density most
+// of a frame's time beside the sums themselves is spent here.
+template <Act A, Encode E>
+void settle_rows(FinishArgs& all) {
+    FinishArgs f = all;  // a copy that no store can alias
+    const int whole = f.channels / VL, rest = f.channels % VL;
+    const int ahead = 1 + 1024 / f.stride;
+    int64_t events = f.events;
+    for (int i = 0; i < f.pixels; ++i) {
+        const ptrdiff_t p = f.pixel[i];
+        const float* sum = f.sum + f.at[i];
+        float* value = f.value + p * f.stride;
+        float* z = f.z ? f.z + p * f.stride : nullptr;
+        const float* step = f.step_map ? f.step + p * f.stride : f.step;
+        const float* extra = f.extra && (!f.extra_mask || f.extra_mask[p]) ? f.extra + p * f.stride : nullptr;
+        Count count;
+        const auto settle = [&](int b) -> Mask {
+            const int c = b * VL;
+            Vec next = load(f.bias + c) + (extra ? load(sum + b * f.block) + load(extra + c) : load(sum + b * f.block));
+            if (z) store(z + c, next);
+            const Vec v = load(value + c);
+            const Vec y = activate<A>(next, f.act, f.act_a, f.act_b);
+            Vec to = y;
+            if constexpr (E == Encode::exact) to = load(step + c) * round_even(min(max(y / load(step + c), splat(f.low)), splat(f.high)));
+            if constexpr (E == Encode::residual) to = v + load(step + c) * truncate((y - v) / load(step + c));
+            Mask changed;
+            if constexpr (E == Encode::hold) {
+                changed = above(bits(bits(y - v) & 0x7fffffff), load(step + c));
+                to = choose(changed, y, v);
+            } else {
+                changed = differ(to, v);
+            }
+            if (rest && b == whole) {
+                changed = both(changed, first(rest));
+                to = choose(first(rest), to, Vec{});
+            }
+            store(value + c, to);
+            return changed;
+        };
+        // The last row asked for lies elsewhere unless the pixels are neighbours: then the machine sees for itself what comes.
+        if (i + ahead < f.pixels && f.pixel[i + ahead] != p + ahead) {
+            const ptrdiff_t later = ptrdiff_t(f.pixel[i + ahead]) * f.stride;
+            for (int c = 0; c < f.stride; c += 16) __builtin_prefetch(f.value + later + c, 1);
+        }
+        for (int b = 0; b < whole; ++b) count.add(settle(b));
+        if (rest) count.add(settle(whole));
+        const int changed = count.sum();
+        events += changed;
+        f.active[f.active_count] = int32_t(p);
+        f.tally[f.active_count] = changed;
+        f.active_count += changed != 0;
+        f.mask[p] = changed != 0;
+    }
+    all.active_count = f.active_count;
+    all.events = events;
+}
+
+template <Encode E>
+void settle_encode(FinishArgs& f) {
+    if (f.act == Act::none) return settle_rows<Act::none, E>(f);
+    if (f.act == Act::clamp) return settle_rows<Act::clamp, E>(f);
+    return settle_rows<Act::leaky_relu, E>(f);  // stands for all that are chosen at run time
+}
+
 void finish(FinishArgs& f) {
+    if (f.replace && !f.rows && !f.place && f.stride % LANE == 0) {
+        switch (f.encode) {
+            case Encode::linear: return settle_rows<Act::none, Encode::change>(f);
+            case Encode::change: return settle_encode<Encode::change>(f);
+            case Encode::exact: return settle_encode<Encode::exact>(f);
+            case Encode::hold: return settle_encode<Encode::hold>(f);
+            case Encode::residual: return settle_encode<Encode::residual>(f);
+        }
+    }
     switch (f.encode) {
         case Encode::linear:
             if (f.stride % LANE) return finish_narrow<Encode::linear>(f);
@@ -318,82 +338,6 @@ void finish(FinishArgs& f) {
         case Encode::exact: return finish_encode<Encode::exact>(f);
         case Encode::hold: return finish_encode<Encode::hold>(f);
         case Encode::residual: return finish_encode<Encode::residual>(f);
-    }
-}
-
-template <Encode E>
-void flat_of(FlatArgs& all) {
-    FlatArgs f = all;  // a copy that no store can alias
-    int64_t last = -1;  // pixel of the last event
-    int phase = int(f.first % f.channels);
-    for (int64_t i = 0; i < f.elements; i += VL) {
-        const int left = f.elements - i < VL ? int(f.elements - i) : VL;
-        float pad[3][VL];
-        const float* y_at = f.y + i;
-        const float* v_at = f.value + i;
-        const float* q_at = f.step + (f.step_map ? i : phase);
-        if (left < VL) {
-            for (int l = 0; l < VL; ++l) {
-                pad[0][l] = l < left ? y_at[l] : 0.0f;
-                pad[1][l] = l < left ? v_at[l] : 0.0f;
-                pad[2][l] = E != Encode::change && l < left ? q_at[l] : 1.0f;
-            }
-            y_at = pad[0];
-            v_at = pad[1];
-            q_at = pad[2];
-        }
-        const Vec y = load(y_at), v = load(v_at);
-        Vec to = y, q = splat(1.0f);
-        if (E != Encode::change) q = load(q_at);
-        if (E == Encode::exact) to = q * round_even(min(max(y / q, splat(f.low)), splat(f.high)));
-        if (E == Encode::residual) to = v + q * truncate((y - v) / q);
-        Vec d = to - v;
-        if (E == Encode::hold) {
-            const Int sent = bits(bits(d) & 0x7fffffff) > q;
-            d = bits(bits(d) & sent);
-            to = sent ? y : v;
-        }
-        phase = (phase + VL) % f.channels;
-        Lanes lanes = nonzero(d);
-        if (left < VL) lanes &= (1u << left) - 1;
-        if (!lanes) continue;
-        if (left < VL)
-            for (int l = 0; l < left; ++l) f.value[i + l] = to[l];
-        else
-            store(f.value + i, to);
-        float change[VL];
-        store(change, d);
-        for (; lanes; lanes &= lanes - 1) {
-            const int l = __builtin_ctz(lanes);
-            const int64_t element = f.first + i + l;
-            const uint32_t pixel = uint32_t(element) / uint32_t(f.channels);
-            if (pixel != last) {
-                last = pixel;
-                f.active[f.active_count] = int32_t(pixel);
-                f.tally[f.active_count++] = 0;
-                f.mask[pixel] = 1;
-                if (f.rows)
-                    for (int c = 0; c < f.channels; ++c) f.rows[int64_t(pixel) * f.channels + c] = 0.0f;
-            }
-            ++f.tally[f.active_count - 1];
-            if (f.rows) f.rows[element] = change[l];
-            if (f.place) {
-                f.place[f.events] = pixel << f.shift | (uint32_t(element) - pixel * uint32_t(f.channels));
-                f.change[f.events] = change[l];
-            }
-            ++f.events;
-        }
-    }
-    all.active_count = f.active_count;
-    all.events = f.events;
-}
-
-void flat(FlatArgs& f) {
-    switch (f.encode) {
-        case Encode::exact: return flat_of<Encode::exact>(f);
-        case Encode::hold: return flat_of<Encode::hold>(f);
-        case Encode::residual: return flat_of<Encode::residual>(f);
-        default: return flat_of<Encode::change>(f);
     }
 }
 
@@ -425,6 +369,6 @@ int64_t events_of_rows(const float* rows, const int32_t* pixel, int pixels, int 
 namespace sparsetime {
 
 extern const Encoders SPARSETIME_ENCODERS;
-const Encoders SPARSETIME_ENCODERS = {finish, flat, events_of_rows};
+const Encoders SPARSETIME_ENCODERS = {finish, events_of_rows};
 
 }  // namespace sparsetime

@@ -181,48 +181,49 @@ void depthwise(const DepthwiseArgs& d) {
     }
 }
 
-template <int S, bool PLAIN>
-void depthwise3_of(const Depthwise3Args& args) {
-    const Depthwise3Args d = args;
-    for (int c = 0; c < d.stride; c += VL) {
-        Vec w[9];
-        for (int t = 0; t < 9; ++t) w[t] = load(d.w + t * d.stride + c);
-        const float* const* a = d.a;
-        const float *row0 = a[0] + c, *row1 = a[1] + c, *row2 = a[2] + c;
-        const auto column = [&](Vec (&x)[3]) {
-            if (PLAIN) {
-                x[0] = load(row0);
-                x[1] = load(row1);
-                x[2] = load(row2);
-                row0 += d.stride;
-                row1 += d.stride;
-                row2 += d.stride;
-            } else {
-                for (int y = 0; y < 3; ++y) x[y] = load(a[y] + c);
-                a += 3;
-            }
-        };
-        Vec x[3][3];  // [column][row]: what the last output left over
-        for (int j = 0; j < 3 - S; ++j) column(x[j]);
-        float* out = d.out + c;
-        for (int i = 0; i < d.pixels; ++i, out += d.stride) {
-            for (int j = 3 - S; j < 3; ++j) column(x[j]);
-            Vec sum = x[0][0] * w[0], more = x[0][1] * w[3], third = x[0][2] * w[6];
-            for (int j = 1; j < 3; ++j) {
-                sum += x[j][0] * w[j];
-                more += x[j][1] * w[3 + j];
-                third += x[j][2] * w[6 + j];
-            }
-            store(out, sum + more + third);
-            for (int j = 0; j < 3 - S; ++j)
-                for (int y = 0; y < 3; ++y) x[j][y] = x[j + S][y];
+// P outputs side by side share columns of inputs and all weights. Channels are the inner loop: inputs are then read in the order in
+// which they lie, which is what brings them near in time.
+template <int S, int P>
+void depthwise3_tile(const Depthwise3Args& d, const float* const (&row)[3], float* to) {
+    constexpr int COLUMNS = (P - 1) * S + 3;
+    const ptrdiff_t stride = d.stride;
+    for (ptrdiff_t c = 0; c < stride; c += VL) {
+        Vec sum[P] = {};
+        const float* w = d.w + c;
+#pragma GCC unroll 1
+        for (int y = 0; y < 3; ++y, w += 3 * stride) {
+            const float* in = row[y] + c;
+            const Vec w0 = load(w), w1 = load(w + stride), w2 = load(w + 2 * stride);
+            Vec x[COLUMNS];
+            for (int j = 0; j < COLUMNS; ++j, in += stride) x[j] = load(in);
+            for (int i = 0; i < P; ++i) sum[i] += x[i * S] * w0;
+            for (int i = 0; i < P; ++i) sum[i] += x[i * S + 1] * w1;
+            for (int i = 0; i < P; ++i) sum[i] += x[i * S + 2] * w2;
         }
+        float* out = to + c;
+        for (int i = 0; i < P; ++i, out += stride) store(out, sum[i]);
     }
 }
 
+template <int S>
+void depthwise3_of(const Depthwise3Args& d) {
+    constexpr int P = 4;
+    const float* row[3] = {d.rows[0], d.rows[1], d.rows[2]};
+    float* out = d.out;
+    const auto step = [&](int pixels) {
+        for (int y = 0; y < 3; ++y) row[y] += pixels * S * ptrdiff_t(d.advance[y]);
+        out += pixels * ptrdiff_t(d.stride);
+    };
+    int left = d.pixels;
+    for (; left >= P; left -= P, step(P)) depthwise3_tile<S, P>(d, row, out);
+    if (left == 3) depthwise3_tile<S, 3>(d, row, out);
+    if (left == 2) depthwise3_tile<S, 2>(d, row, out);
+    if (left == 1) depthwise3_tile<S, 1>(d, row, out);
+}
+
 void depthwise3(const Depthwise3Args& d) {
-    if (d.plain) return d.step == 1 ? depthwise3_of<1, true>(d) : depthwise3_of<2, true>(d);
-    return d.step == 1 ? depthwise3_of<1, false>(d) : depthwise3_of<2, false>(d);
+    if (d.step == 1) return depthwise3_of<1>(d);
+    depthwise3_of<2>(d);
 }
 
 }  // namespace
@@ -230,7 +231,9 @@ void depthwise3(const Depthwise3Args& d) {
 namespace sparsetime {
 
 extern const Encoders SPARSETIME_ENCODERS;
+extern const FrameKernels SPARSETIME_FRAMES;
 extern const Kernels SPARSETIME_TABLE;
-const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, tile_any, runs, depthwise, depthwise3, &SPARSETIME_ENCODERS};
+const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, tile_any, runs, depthwise, depthwise3, &SPARSETIME_ENCODERS,
+                                  &SPARSETIME_FRAMES};
 
 }  // namespace sparsetime

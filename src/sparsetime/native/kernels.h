@@ -59,24 +59,27 @@ struct DepthwiseArgs {
     float* const* out;      // [pixels]
 };
 
-// Depthwise 3x3 of outputs next to each other in a row: output i reads input columns i * step + {0, 1, 2}, each three pixels.
+constexpr int DEPTHWISE3_COLUMNS = 9;  // most that one step of `depthwise3` reads
+
+// Depthwise 3x3 of outputs next to each other in a row, whose columns all lie inside the map: output i reads input columns
+// i * step + {0, 1, 2}.
 struct Depthwise3Args {
     int pixels;
-    int step;               // 1 or 2
-    const float* const* a;  // [columns][3]: input rows, zeros where there is no input
-    bool plain;             // only the first column is given, the others follow it in memory
-    const float* w;         // [9][stride]
+    int step;                // 1 or 2
+    const float* rows[3];    // first input pixel of each row
+    int advance[3];          // floats from pixel to pixel: stride, or 0 for a row of DEPTHWISE3_COLUMNS zero pixels outside the map
+    const float* w;          // [9][stride]
     int stride;
-    float* out;             // [pixels][stride]
+    float* out;              // [pixels][stride]
 };
 
-// A frame against the value that was sent: maps of at most NARROW channels, without padding, so flat arrays.
-struct FlatArgs {
-    int64_t elements;
-    int64_t first;          // place of the first element in the map
-    const float* y;         // [elements], new values
-    float* value;           // [elements]
-    const float* step;      // [channels + LANE], repeating; or by element
+// Pixels of a frame against the value that was sent: maps of at most NARROW channels, without padding, so flat arrays.
+struct FrameArgs {
+    int pixels;
+    int32_t first;          // place of the first pixel in the map
+    const float* y;         // [pixels][channels], new values
+    float* value;           // [pixels][channels]
+    const float* step;      // [channels][LANE], repeating; or [pixels][channels]
     bool step_map;
     float low, high;
     Encode encode;          // change, exact, hold or residual
@@ -85,10 +88,19 @@ struct FlatArgs {
     uint8_t* mask;
     int32_t* active;
     int32_t* tally;
-    uint32_t* place;
+    uint32_t* place;        // slack of NARROW entries is needed behind
     float* change;
     int32_t active_count;
     int64_t events;
+};
+
+struct FrameKernels {
+    void (*compare)(FrameArgs&);
+    // out = (in - mean) / std.
+    void (*normalise)(const uint8_t* in, const float* mean, const float* std, int n, float* out);
+    // n pixels of planes as rows.
+    void (*interleave)(const float* const* planes, int channels, int n, float* out);
+    bool (*finite)(const float* x, int n);
 };
 
 // From sums to values and events, for a list of touched pixels.
@@ -125,7 +137,6 @@ struct FinishArgs {
 
 struct Encoders {
     void (*finish)(FinishArgs&);
-    void (*flat)(FlatArgs&);
     // Appends the events of `pixels` rows of deltas; returns how many.
     int64_t (*events_of_rows)(const float* rows, const int32_t* pixel, int pixels, int channels, int stride, int shift,
                               uint32_t* place, float* change);
@@ -141,6 +152,7 @@ struct Kernels {
     void (*depthwise)(const DepthwiseArgs&);
     void (*depthwise3)(const Depthwise3Args&);
     const Encoders* encoders;
+    const FrameKernels* frames;
 };
 
 // The table in use: the best this machine has, or the one named by SPARSETIME_ISA.

@@ -16,7 +16,7 @@
 #include <string>
 
 #include "layer.h"
-#include "program.h"
+#include "stream.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -127,6 +127,7 @@ std::shared_ptr<Program> make_program(const std::vector<std::vector<int64_t>>& s
         spec.low = nb::cast<float>(codec[2]);
         spec.high = nb::cast<float>(codec[3]);
         spec.opaque = nb::cast<std::vector<bool>>(op["opaque"]);
+        spec.crossover = nb::cast<double>(op["crossover"]);
         specs.push_back(std::move(spec));
     }
     return std::make_shared<Program>(shapes, specs, outputs);
@@ -167,14 +168,17 @@ const float* checked(const Value& v, const Flat& array) {
     return array.data();
 }
 
-using FrameArray = nb::ndarray<const float, nb::device::cpu>;
+using FrameArray = nb::ndarray<nb::ro, nb::device::cpu>;
 
-void run_stream(Stream& s, const FrameArray& array) {
+bool run_stream(Stream& s, const FrameArray& array) {
     const Value& v = value_of(s, s.program().nodes[0].outputs[0]);
     bool same = array.ndim() == v.shape.size();
     for (size_t i = 0; same && i < v.shape.size(); ++i) same = int64_t(array.shape(i)) == v.shape[i];
     if (!same) throw std::invalid_argument("the frame has another shape than the program's input");
-    Frame frame{array.data(), 1, 0, 0};
+    Frame frame{nullptr, nullptr, 1, 0, 0};
+    if (array.dtype() == nb::dtype<float>()) frame.floats = static_cast<const float*>(array.data());
+    else if (array.dtype() == nb::dtype<uint8_t>()) frame.bytes = static_cast<const uint8_t*>(array.data());
+    else throw std::invalid_argument("expected a frame of float32 or uint8");
     if (v.shape.size() == 4) {
         frame.channel = array.stride(1);
         frame.row = array.stride(2);
@@ -188,7 +192,7 @@ void run_stream(Stream& s, const FrameArray& array) {
         }
     }
     nb::gil_scoped_release release;
-    s.run(frame);
+    return s.run(frame);
 }
 
 }  // namespace
@@ -264,6 +268,11 @@ NB_MODULE(_native, m) {
             });
         }, "program"_a, "threads"_a, "island"_a.none())
         .def("run", &run_stream, "frame"_a)
+        .def("set_camera", [](Stream& s, std::vector<float> mean, std::vector<float> std) {
+            const int channels = value_of(s, s.program().nodes[0].outputs[0]).map.channels;
+            if (int(mean.size()) != channels || int(std.size()) != channels) throw std::invalid_argument("expected one number per channel");
+            s.set_camera({std::move(mean), std::move(std)});
+        }, "mean"_a, "std"_a)
         .def("reset", &Stream::reset)
         .def("refresh", &Stream::refresh)
         .def("resume", &Stream::resume)

@@ -1,0 +1,98 @@
+// Activations and what codecs are made of, on vectors. For files compiled without contracting a product and a sum into one operation.
+
+#pragma once
+
+#include "kernels.h"
+#include "vec.h"
+
+namespace {
+
+using sparsetime::Act;
+
+inline Vec bits(Int v) { return reinterpret_cast<Vec>(v); }
+inline Int bits(Vec v) { return reinterpret_cast<Int>(v); }
+
+// ---- activations --------------------------------------------------------------------------------------------------------
+
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
+
+inline Vec round_even(Vec x) {
+#if defined(__AVX512F__)
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__AVX2__)
+    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    // Adding 2^23 with x's sign leaves no bits behind the point; from 2^23 on there are none.
+    const Int sign = bits(x) & int32_t(0x80000000);
+    const Vec big = bits(bits(splat(8388608.0f)) | sign);
+    const Vec magnitude = bits(bits(x) & 0x7fffffff);
+    const Vec rounded = (x + big) - big;
+    return magnitude < 8388608.0f ? bits(bits(rounded) | sign) : x;
+#endif
+}
+
+inline Vec truncate(Vec x) {
+    const Vec r = round_even(x);
+    const Vec magnitude = bits(bits(x) & 0x7fffffff), rounded = bits(bits(r) & 0x7fffffff);
+    const Vec one = bits(bits(splat(1.0f)) | (bits(x) & int32_t(0x80000000)));
+    return rounded > magnitude ? r - one : r;
+}
+
+// e^x, relative error below 2e-7 (Cody-Waite reduction, degree 6); saturates outside [-87, 88].
+inline Vec exp(Vec x) {
+    x = min(max(x, splat(-87.0f)), splat(88.0f));
+    const Vec n = round_even(x * 1.44269504088896341f);
+    Vec r = x - n * 0.693145751953125f;
+    r = r - n * 1.42860682030941723212e-6f;
+    Vec p = splat(1.3888949086377719040e-3f);
+    p = p * r + 8.3333337679505980e-3f;
+    p = p * r + 4.1666667908e-2f;
+    p = p * r + 1.6666667163e-1f;
+    p = p * r + 5.0000000000e-1f;
+    p = p * r * r + r + 1.0f;
+    const Int exponent = (__builtin_convertvector(n, Int) + 127) << 23;
+    return p * bits(exponent);
+}
+
+inline Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp(-x)); }
+
+inline Vec tanh(Vec x) {
+    // Near 0 the quotient would cancel: odd polynomial below 0.625 (Cephes).
+    const Vec magnitude = bits(bits(x) & 0x7fffffff);
+    const Vec e = exp(2.0f * magnitude);
+    Vec large = 1.0f - 2.0f / (e + 1.0f);
+    large = bits(bits(large) | (bits(x) & int32_t(0x80000000)));
+    const Vec s = x * x;
+    Vec p = splat(-5.70498872745e-3f);
+    p = p * s + 2.06390887954e-2f;
+    p = p * s - 5.37397155531e-2f;
+    p = p * s + 1.33314422036e-1f;
+    p = p * s - 3.33332819422e-1f;
+    const Vec small = x + x * s * p;
+    return magnitude < 0.625f ? small : large;
+}
+
+inline Vec erf_gelu(Vec x) {
+    for (int i = 0; i < VL; ++i) x[i] = 0.5f * x[i] * (1.0f + __builtin_erff(x[i] * 0.70710678118654752f));
+    return x;
+}
+
+template <Act A>
+inline Vec activate(Vec x, Act act, float a, float b) {
+    if constexpr (A == Act::none) return x;
+    if constexpr (A == Act::clamp) return min(max(x, splat(a)), splat(b));
+    switch (act) {
+        case Act::leaky_relu: return x > 0.0f ? x : x * a;
+        case Act::hardswish: return x * min(max(x + 3.0f, Vec{}), splat(6.0f)) / 6.0f;
+        case Act::hardsigmoid: return min(max(x + 3.0f, Vec{}), splat(6.0f)) / 6.0f;
+        case Act::silu: return x * sigmoid(x);
+        case Act::gelu: return erf_gelu(x);
+        case Act::gelu_tanh: return 0.5f * x * (1.0f + tanh(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+        case Act::sigmoid: return sigmoid(x);
+        case Act::tanh: return tanh(x);
+        default: return x;
+    }
+}
+
+}  // namespace

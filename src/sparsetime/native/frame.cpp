@@ -1,0 +1,149 @@
+// A camera's frame: from bytes or planes to rows of pixels, and against the value that was sent. Compiled once per instruction set,
+// without contracting a product and a sum into one operation, like finish.cpp.
+
+#include "activate.h"
+#include "kernels.h"
+#include "vec.h"
+
+namespace {
+
+using namespace sparsetime;
+
+inline uint64_t lanes_of(Vec d) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask(d, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+#elif defined(__AVX2__)
+    return unsigned(_mm256_movemask_ps(reinterpret_cast<__m256>(d != 0.0f)));
+#else
+    const Int m = d != 0.0f;
+    uint64_t lanes = 0;
+    for (int i = 0; i < VL; ++i) lanes |= uint64_t(m[i] & 1) << i;
+    return lanes;
+#endif
+}
+
+// VL pixels at a time: as many vectors as channels, whose changed lanes fit one word.
+template <Encode E>
+void compare_of(FrameArgs& all) {
+    FrameArgs f = all;  // a copy that no store can alias
+    const int C = f.channels;
+    const uint64_t whole = (uint64_t(1) << C) - 1, all_lanes = ~uint64_t(0) >> (64 - VL * C);
+    for (int i = 0; i < f.pixels; i += VL) {
+        const int pixels = f.pixels - i < VL ? f.pixels - i : VL;
+        const int elements = pixels * C;
+        const float* y_at = f.y + i * C;
+        float* v_at = f.value + ptrdiff_t(i) * C;
+        const float* q_at = f.step_map ? f.step + ptrdiff_t(i) * C : f.step;
+        float y_pad[NARROW * VL], v_pad[NARROW * VL], q_pad[NARROW * VL], change[NARROW * VL];
+        if (pixels < VL) {
+            for (int l = 0; l < VL * C; ++l) {
+                y_pad[l] = l < elements ? y_at[l] : 0.0f;
+                v_pad[l] = l < elements ? v_at[l] : 0.0f;
+                q_pad[l] = E != Encode::change && l < elements ? q_at[l] : 1.0f;
+            }
+            y_at = y_pad;
+            v_at = v_pad;
+            q_at = q_pad;
+        }
+        uint64_t lanes = 0;
+        for (int k = 0; k < C; ++k) {
+            const Vec y = load(y_at + k * VL), v = load(v_at + k * VL);
+            Vec to = y, q = splat(1.0f);
+            if (E != Encode::change) q = load(q_at + k * VL);
+            if (E == Encode::exact) to = q * round_even(min(max(y / q, splat(f.low)), splat(f.high)));
+            if (E == Encode::residual) to = v + q * truncate((y - v) / q);
+            Vec d = to - v;
+            if (E == Encode::hold) {
+                const Int sent = bits(bits(d) & 0x7fffffff) > q;
+                d = bits(bits(d) & sent);
+                to = sent ? y : v;
+            }
+            store(change + k * VL, d);
+            store(v_at + k * VL, to);
+            lanes |= lanes_of(d) << (k * VL);
+        }
+        if (pixels < VL) {
+            if (elements < 64) lanes &= (uint64_t(1) << elements) - 1;
+            for (int l = 0; l < elements; ++l) f.value[ptrdiff_t(i) * C + l] = v_pad[l];
+        }
+        // A new picture: all pixels changed, and nobody takes deltas from so many.
+        if (!f.rows && !f.place && elements == VL * C && lanes == all_lanes) {
+            for (int p = 0; p < VL; ++p) {
+                f.active[f.active_count + p] = f.first + i + p;
+                f.tally[f.active_count + p] = C;
+                f.mask[f.first + i + p] = 1;
+            }
+            f.active_count += VL;
+            f.events += VL * C;
+            continue;
+        }
+        while (lanes) {
+            const int p = __builtin_ctzll(lanes) / C;
+            const uint64_t here = lanes >> (p * C) & whole;
+            lanes &= ~(whole << (p * C));
+            const int32_t pixel = f.first + i + p;
+            f.active[f.active_count] = pixel;
+            f.tally[f.active_count++] = __builtin_popcountll(here);
+            f.mask[pixel] = 1;
+            if (f.rows)
+                for (int c = 0; c < C; ++c) f.rows[ptrdiff_t(pixel) * C + c] = change[p * C + c];
+            if (f.place)
+                for (int c = 0; c < C; ++c) {  // what is no event is overwritten by the next
+                    f.place[f.events] = uint32_t(pixel) << f.shift | uint32_t(c);
+                    f.change[f.events] = change[p * C + c];
+                    f.events += here >> c & 1;
+                }
+            else
+                f.events += __builtin_popcountll(here);
+        }
+    }
+    all.active_count = f.active_count;
+    all.events = f.events;
+}
+
+void compare(FrameArgs& f) {
+    switch (f.encode) {
+        case Encode::exact: return compare_of<Encode::exact>(f);
+        case Encode::hold: return compare_of<Encode::hold>(f);
+        case Encode::residual: return compare_of<Encode::residual>(f);
+        default: return compare_of<Encode::change>(f);
+    }
+}
+
+void normalise(const uint8_t* in, const float* mean, const float* std, int n, float* out) {
+    for (int i = 0; i < n; ++i) out[i] = (float(in[i]) - mean[i]) / std[i];
+}
+
+void interleave(const float* const* planes, int channels, int n, float* __restrict__ out) {
+    if (channels == 3) {
+        const float *r = planes[0], *g = planes[1], *b = planes[2];
+        for (int i = 0; i < n; ++i) {
+            out[3 * i] = r[i];
+            out[3 * i + 1] = g[i];
+            out[3 * i + 2] = b[i];
+        }
+        return;
+    }
+    for (int c = 0; c < channels; ++c)
+        for (int i = 0; i < n; ++i) out[i * channels + c] = planes[c][i];
+}
+
+bool finite(const float* x, int n) {
+    uint32_t worst = 0;  // NaN and infinity have all bits of the exponent set
+    for (int i = 0; i < n; ++i) {
+        uint32_t u;
+        __builtin_memcpy(&u, x + i, sizeof u);
+        u &= 0x7fffffffu;
+        worst = u > worst ? u : worst;
+    }
+    return worst < 0x7f800000u;
+}
+
+}  // namespace
+
+namespace sparsetime {
+
+extern const FrameKernels SPARSETIME_FRAMES;
+const FrameKernels SPARSETIME_FRAMES = {compare, normalise, interleave, finite};
+
+}  // namespace sparsetime

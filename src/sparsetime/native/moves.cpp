@@ -1,0 +1,268 @@
+// Operations without weights: linear ones on deltas, nonlinear ones anew where touched.
+
+#include <cstring>
+#include <limits>
+
+#include "split.h"
+
+namespace sparsetime {
+
+// The marks of touch_ as list_.
+int Stream::listed(const Shape& map) {
+    int n = 0;
+    for (int p = 0; p < map.pixels(); ++p) {
+        list_[size_t(n)] = p;
+        n += touch_[size_t(p)] != 0;
+    }
+    return n;
+}
+
+int Stream::union_of(const std::vector<int>& inputs) {
+    const Change& first = states_[size_t(inputs[0])].change;
+    const int pixels = first.shape.pixels();
+    bool only = true;
+    for (size_t k = 1; k < inputs.size(); ++k) only = only && states_[size_t(inputs[k])].change.active_count == 0;
+    if (only) {
+        std::memcpy(list_.data(), first.active, size_t(first.active_count) * sizeof(int32_t));
+        return first.active_count;
+    }
+    std::memcpy(touch_.data(), first.mask, size_t(pixels));
+    for (size_t k = 1; k < inputs.size(); ++k) {
+        const uint8_t* mask = states_[size_t(inputs[k])].change.mask;
+        for (int p = 0; p < pixels; ++p) touch_[size_t(p)] |= mask[p];
+    }
+    return listed(first.shape);
+}
+
+// Outputs that an event reaches, as list_; for all operations but convolutions.
+int Stream::touched(const Node& node) {
+    const Shape& out = program_->values[size_t(node.outputs[0])].map;
+    const Change& x = states_[size_t(node.inputs[0])].change;
+    bool none = true;
+    for (int v : node.inputs) none = none && states_[size_t(v)].change.active_count == 0;
+    if (none) return 0;
+    switch (node.kind) {
+        case Kind::mul:
+            if (program_->values[size_t(node.inputs[1])].map.pixels() != out.pixels()) {
+                if (states_[size_t(node.inputs[1])].change.active_count) {
+                    std::memcpy(list_.data(), all_.data(), size_t(out.pixels()) * sizeof(int32_t));
+                    return out.pixels();
+                }
+                return union_of({node.inputs[0]});
+            }
+            return union_of(node.inputs);
+        case Kind::affine:
+        case Kind::identity:
+        case Kind::channels:
+        case Kind::add:
+        case Kind::cat_channels: return union_of(node.inputs);
+        case Kind::cat_pixels:
+            for (int p = 0; p < out.pixels(); ++p)
+                touch_[size_t(p)] = states_[size_t(node.inputs[size_t(node.owner[size_t(p)])])].change.mask[node.index[size_t(p)]];
+            return listed(out);
+        case Kind::pad:
+            for (int p = 0; p < out.pixels(); ++p) touch_[size_t(p)] = node.index[size_t(p)] >= 0 && x.mask[node.index[size_t(p)]];
+            return listed(out);
+        case Kind::gather:
+            std::memset(touch_.data(), 0, size_t(out.pixels()));
+            for (int i = 0; i < x.active_count; ++i) {
+                const size_t p = size_t(x.active[i]);
+                for (int32_t j = node.reach_start[p]; j < node.reach_start[p + 1]; ++j) touch_[size_t(node.reach[size_t(j)])] = 1;
+            }
+            return listed(out);
+        default: break;
+    }
+    // Windows and taps: first over rows, then over columns.
+    std::memset(touch_.data(), 0, size_t(out.pixels()));
+    std::vector<uint8_t>& bytes = workspaces_[0].bytes;
+    if (bytes.size() < size_t(x.shape.height + x.shape.width)) bytes.resize(size_t(x.shape.height + x.shape.width));
+    uint8_t *any = bytes.data(), *line = any + x.shape.height;
+    std::memset(any, 0, size_t(x.shape.height));
+    for (int i = 0; i < x.active_count; ++i) any[x.active[i] / x.shape.width] = 1;
+    const bool taps = node.kind == Kind::resize;
+    for (int r = 0; r < out.height; ++r) {
+        bool hit = false;
+        const auto row = [&](int y) {
+            if (!any[y]) return;
+            const uint8_t* from = x.mask + size_t(y) * x.shape.width;
+            if (!hit) std::memset(line, 0, size_t(x.shape.width));
+            for (int c = 0; c < x.shape.width; ++c) line[c] |= from[c];
+            hit = true;
+        };
+        if (taps)
+            for (int k = 0; k < node.row_taps; ++k) row(node.rows[size_t(r) * node.row_taps + k]);
+        else
+            for (int y = node.rows[2 * size_t(r)]; y < node.rows[2 * size_t(r) + 1]; y += node.row_step) row(y);
+        if (!hit) continue;
+        uint8_t* to = touch_.data() + size_t(r) * out.width;
+        for (int c = 0; c < out.width; ++c) {
+            if (taps)
+                for (int k = 0; k < node.column_taps; ++k) to[c] |= line[node.columns[size_t(c) * node.column_taps + k]];
+            else
+                for (int i = node.columns[2 * size_t(c)]; i < node.columns[2 * size_t(c) + 1]; i += node.column_step) to[c] |= line[i];
+        }
+    }
+    return listed(out);
+}
+
+// Linear operations other than convolutions: sums of the inputs' deltas, or on the dense path of their values.
+void Stream::move(const Node& node) {
+    const int y = node.outputs[0];
+    const Shape& out = program_->values[size_t(y)].map;
+    bool dense = dense_;
+    int n = out.pixels();
+    const int32_t* list = all_.data();
+    if (!dense_) {
+        n = touched(node);
+        list = list_.data();
+        for (int v : node.inputs) {
+            states_[size_t(v)].want_rows = true;
+            dense = dense || !rows_of(v);
+        }
+    }
+    if (n == 0) return clear(y);
+    const auto row = [&](int k, int p) -> const float* {  // null stands for zeros
+        const State& s = states_[size_t(node.inputs[size_t(k)])];
+        const int stride = s.change.shape.stride();
+        if (dense) return s.value.data() + size_t(p) * stride;
+        return s.change.mask[p] ? s.change.rows + size_t(p) * stride : nullptr;
+    };
+    const int C = out.channels;
+    switch (node.kind) {
+        case Kind::affine:
+            return rows(node, y, list, n, dense, [&](const int32_t* pixel, int count, float* sum, int stride) {
+                for (int i = 0; i < count; ++i, sum += stride) {
+                    const float* x = row(0, pixel[i]);
+                    const size_t at = size_t(pixel[i]) * out.stride();
+                    const float* scale = node.scale.empty() ? nullptr : node.scale.data() + (node.scale_map ? at : 0);
+                    const float* shift = node.shift.empty() || !dense ? nullptr : node.shift.data() + (node.shift_map ? at : 0);
+                    for (int c = 0; c < C; ++c) sum[c] = scale ? x[c] * scale[c] : x[c];
+                    if (shift)
+                        for (int c = 0; c < C; ++c) sum[c] += shift[c];
+                }
+            });
+        case Kind::add:
+            return rows(node, y, list, n, dense, [&](const int32_t* pixel, int count, float* sum, int stride) {
+                for (int i = 0; i < count; ++i, sum += stride) {
+                    const float *a = row(0, pixel[i]), *b = row(1, pixel[i]);
+                    if (a && b)
+                        for (int c = 0; c < C; ++c) sum[c] = node.first * a[c] + node.second * b[c];
+                    else if (a)
+                        for (int c = 0; c < C; ++c) sum[c] = node.first * a[c];
+                    else
+                        for (int c = 0; c < C; ++c) sum[c] = node.second * b[c];
+                }
+            });
+        case Kind::cat_channels:
+            return rows(node, y, list, n, dense, [&](const int32_t* pixel, int count, float* sum, int stride) {
+                for (int i = 0; i < count; ++i, sum += stride) {
+                    float* to = sum;
+                    for (size_t k = 0; k < node.inputs.size(); ++k) {
+                        const int channels = program_->values[size_t(node.inputs[k])].map.channels;
+                        const float* x = row(int(k), pixel[i]);
+                        if (x) std::memcpy(to, x, size_t(channels) * sizeof(float));
+                        else std::memset(to, 0, size_t(channels) * sizeof(float));
+                        to += channels;
+                    }
+                }
+            });
+        case Kind::cat_pixels:
+        case Kind::pad:
+            return rows(node, y, list, n, dense, [&](const int32_t* pixel, int count, float* sum, int stride) {
+                for (int i = 0; i < count; ++i, sum += stride) {
+                    const size_t p = size_t(pixel[i]);
+                    const float* x = node.index[p] < 0 ? nullptr : row(node.owner.empty() ? 0 : node.owner[p], node.index[p]);
+                    for (int c = 0; c < C; ++c) sum[c] = x ? x[c] : node.fill;
+                }
+            });
+        case Kind::channels:
+            return rows(node, y, list, n, dense, [&](const int32_t* pixel, int count, float* sum, int stride) {
+                for (int i = 0; i < count; ++i, sum += stride) {
+                    const float* x = row(0, pixel[i]);
+                    for (int c = 0; c < C; ++c) sum[c] = node.index[size_t(c)] < 0 ? 0.0f : x[node.index[size_t(c)]];
+                }
+            });
+        case Kind::gather: {
+            const State& s = states_[size_t(node.inputs[0])];
+            const int from = s.change.shape.stride();
+            return rows(node, y, list, n, dense, [&, from](const int32_t* pixel, int count, float* sum, int stride) {
+                for (int i = 0; i < count; ++i, sum += stride) {
+                    const int32_t* index = node.index.data() + size_t(pixel[i]) * C;
+                    for (int c = 0; c < C; ++c) {
+                        const int32_t j = index[c];
+                        if (dense) sum[c] = j < 0 ? 0.0f : s.value[size_t(j)];
+                        else sum[c] = j >= 0 && s.change.mask[j / from] ? s.change.rows[j] : 0.0f;
+                    }
+                }
+            });
+        }
+        case Kind::avg_pool:
+            return rows(node, y, list, n, dense, [&](const int32_t* pixel, int count, float* sum, int stride) {
+                const int width = program_->values[size_t(node.inputs[0])].map.width;
+                for (int i = 0; i < count; ++i, sum += stride) {
+                    const size_t oy = size_t(pixel[i] / out.width), ox = size_t(pixel[i] % out.width);
+                    for (int c = 0; c < C; ++c) sum[c] = 0.0f;
+                    for (int iy = node.rows[2 * oy]; iy < node.rows[2 * oy + 1]; ++iy)
+                        for (int ix = node.columns[2 * ox]; ix < node.columns[2 * ox + 1]; ++ix)
+                            if (const float* x = row(0, iy * width + ix))
+                                for (int c = 0; c < C; ++c) sum[c] += x[c];
+                    const float divisor = node.divisor[size_t(pixel[i])];
+                    for (int c = 0; c < C; ++c) sum[c] /= divisor;
+                }
+            });
+        default:  // resize
+            return rows(node, y, list, n, dense, [&](const int32_t* pixel, int count, float* sum, int stride) {
+                const int width = program_->values[size_t(node.inputs[0])].map.width;
+                for (int i = 0; i < count; ++i, sum += stride) {
+                    const size_t oy = size_t(pixel[i] / out.width), ox = size_t(pixel[i] % out.width);
+                    for (int c = 0; c < C; ++c) sum[c] = 0.0f;
+                    for (size_t a = oy * size_t(node.row_taps); a < (oy + 1) * size_t(node.row_taps); ++a)
+                        for (size_t b = ox * size_t(node.column_taps); b < (ox + 1) * size_t(node.column_taps); ++b) {
+                            const float w = node.row_weights[a] * node.column_weights[b];
+                            const float* x = w == 0.0f ? nullptr : row(0, node.rows[a] * width + node.columns[b]);
+                            if (x)
+                                for (int c = 0; c < C; ++c) sum[c] += w * x[c];
+                        }
+                }
+            });
+    }
+}
+
+// Nonlinear operations of their inputs' values, where an event touches.
+void Stream::recompute(const Node& node) {
+    const int y = node.outputs[0];
+    const Shape& out = program_->values[size_t(y)].map;
+    const int n = dense_ ? out.pixels() : touched(node);
+    const int32_t* list = dense_ ? all_.data() : list_.data();
+    if (n == 0) return clear(y);
+    const int C = out.channels;
+    const float* a = states_[size_t(node.inputs[0])].value.data();
+    const Shape& in = program_->values[size_t(node.inputs[0])].map;
+    if (node.kind == Kind::identity)
+        return rows(node, y, list, n, true, [&](const int32_t* pixel, int count, float* sum, int stride) {
+            for (int i = 0; i < count; ++i, sum += stride) std::memcpy(sum, a + size_t(pixel[i]) * in.stride(), size_t(C) * sizeof(float));
+        });
+    if (node.kind == Kind::mul) {
+        const float* b = states_[size_t(node.inputs[1])].value.data();
+        const bool one = program_->values[size_t(node.inputs[1])].map.pixels() == 1;
+        return rows(node, y, list, n, true, [&](const int32_t* pixel, int count, float* sum, int stride) {
+            for (int i = 0; i < count; ++i, sum += stride) {
+                const float *p = a + size_t(pixel[i]) * in.stride(), *q = b + (one ? 0 : size_t(pixel[i]) * in.stride());
+                for (int c = 0; c < C; ++c) sum[c] = p[c] * q[c];
+            }
+        });
+    }
+    return rows(node, y, list, n, true, [&](const int32_t* pixel, int count, float* sum, int stride) {
+        for (int i = 0; i < count; ++i, sum += stride) {
+            const size_t oy = size_t(pixel[i] / out.width), ox = size_t(pixel[i] % out.width);
+            for (int c = 0; c < C; ++c) sum[c] = -std::numeric_limits<float>::infinity();
+            for (int iy = node.rows[2 * oy]; iy < node.rows[2 * oy + 1]; iy += node.row_step)
+                for (int ix = node.columns[2 * ox]; ix < node.columns[2 * ox + 1]; ix += node.column_step) {
+                    const float* x = a + (size_t(iy) * in.width + ix) * in.stride();
+                    for (int c = 0; c < C; ++c) sum[c] = x[c] > sum[c] ? x[c] : sum[c];
+                }
+        }
+    });
+}
+
+}  // namespace sparsetime

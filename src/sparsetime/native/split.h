@@ -1,0 +1,101 @@
+// How the operations of a stream share a list of touched pixels among threads.
+
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "stream.h"
+
+namespace sparsetime {
+
+// Runs body(sink, from, to, first row, last row, workspace) over parts of the list, one a thread, and joins what they emit.
+template <class Body>
+void Stream::split(const Node& node, int output, const int32_t* list, int count, bool replace, bool by_row, const Body& body) {
+    State& s = states_[size_t(output)];
+    Change& change = s.change;
+    clear(output);
+    const Shape& map = change.shape;
+    FinishArgs base{};
+    base.replace = replace;
+    base.channels = map.channels;
+    base.stride = map.stride();
+    base.act = node.act;
+    base.act_a = node.act_a;
+    base.act_b = node.act_b;
+    base.encode = flush_ && (node.encode == Encode::hold || node.encode == Encode::residual) ? Encode::change : node.encode;  // the first frame is sent whole
+    base.bias = node.bias.data();
+    base.step = node.step.empty() ? nullptr : node.step.data();
+    base.step_map = node.step_map;
+    base.low = node.low;
+    base.high = node.high;
+    base.z = node.coded && !node.cheap && keep_ ? accumulators_[size_t(current_)].data() : nullptr;
+    base.value = s.value.data();
+    base.mask = change.mask;
+    base.shift = map.shift();
+    change.rowed = !dense_ && s.want_rows;
+    change.listed = !dense_ && s.want_events;
+    base.rows = change.rowed ? change.rows : nullptr;
+    s.want_rows = s.want_events = false;  // consumers of this frame say what the next one should bring
+
+    const int parts = std::max(1, std::min(pool_.threads(), count / 16));
+    std::vector<FinishArgs> sinks(size_t(parts), base);
+    std::vector<int> bounds(size_t(parts) + 1), row_bounds(size_t(parts) + 1);
+    for (int t = 0; t <= parts; ++t) {
+        int at = int(int64_t(count) * t / parts);
+        row_bounds[size_t(t)] = t == 0 ? 0 : t == parts ? map.height : list[at] / map.width;
+        if (by_row && t > 0 && t < parts) at = int(std::lower_bound(list, list + count, row_bounds[size_t(t)] * map.width) - list);
+        bounds[size_t(t)] = at;
+    }
+    const auto part = [&](int t) {
+        if (t >= parts) return;
+        FinishArgs& sink = sinks[size_t(t)];
+        const size_t from = size_t(bounds[size_t(t)]);
+        sink.active = change.active + from;
+        sink.tally = change.tally + from;
+        if (change.listed) {
+            sink.place = change.place + from * size_t(map.channels) + size_t(t) * LANE;
+            sink.change = change.change + from * size_t(map.channels) + size_t(t) * LANE;
+        }
+        if (bounds[size_t(t)] < bounds[size_t(t) + 1])
+            body(sink, bounds[size_t(t)], bounds[size_t(t) + 1], row_bounds[size_t(t)], row_bounds[size_t(t) + 1], workspaces_[size_t(t)]);
+    };
+    if (parts == 1) part(0);
+    else pool_.run(part);
+    for (const FinishArgs& sink : sinks) {
+        const size_t n = size_t(sink.active_count), e = size_t(sink.events);
+        std::memmove(change.active + change.active_count, sink.active, n * sizeof(int32_t));
+        std::memmove(change.tally + change.active_count, sink.tally, n * sizeof(int32_t));
+        if (change.listed) {
+            std::memmove(change.place + change.events, sink.place, e * sizeof(uint32_t));
+            std::memmove(change.change + change.events, sink.change, e * sizeof(float));
+        }
+        change.active_count += int32_t(n);
+        change.events += int64_t(e);
+    }
+}
+
+// fill(pixels, n, sums, stride) writes the sums of some pixels.
+template <class Fill>
+void Stream::rows(const Node& node, int output, const int32_t* list, int count, bool replace, const Fill& fill) {
+    const int width = kernels().width;
+    split(node, output, list, count, replace, false, [&](FinishArgs& sink, int from, int to, int, int, Workspace& ws) {
+        const int stride = round_up(sink.channels, LANE);
+        const int chunk = std::max(1, std::min(64, 8 * 1024 / stride));
+        if (ws.sum.size() < size_t(chunk) * stride) ws.sum.resize(size_t(chunk) * stride);
+        if (ws.at.size() < size_t(chunk)) ws.at.resize(size_t(chunk));
+        for (int i = 0; i < chunk; ++i) ws.at[size_t(i)] = i * stride;
+        for (int i = from; i < to; i += chunk) {
+            const int n = std::min(chunk, to - i);
+            fill(list + i, n, ws.sum.data(), stride);
+            sink.pixels = n;
+            sink.pixel = list + i;
+            sink.at = ws.at.data();
+            sink.sum = ws.sum.data();
+            sink.block = width;
+            kernels().encoders->finish(sink);
+        }
+    });
+}
+
+}  // namespace sparsetime

@@ -1,0 +1,365 @@
+#include "stream.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "split.h"
+
+namespace sparsetime {
+
+Stream::Stream(std::shared_ptr<const Program> program, int threads, Island island)
+    : program_(std::move(program)), pool_(std::max(1, threads)), compute_island_(std::move(island)) {
+    const Program& p = *program_;
+    states_.resize(p.values.size());
+    accumulators_.resize(p.nodes.size());
+    dense_frames_.resize(p.nodes.size());
+    stale_.resize(p.nodes.size());
+    stats_.resize(p.nodes.size());
+    workspaces_.resize(size_t(pool_.threads()));
+    size_t largest = 1;
+    for (size_t v = 0; v < p.values.size(); ++v) {
+        if (p.values[v].opaque) continue;
+        const Shape& s = p.values[v].map;
+        State& state = states_[v];
+        state.value.length = size_t(s.pixels()) * s.stride();
+        state.mask.assign(size_t(s.pixels()), 0);
+        state.active.assign(size_t(s.pixels()) + 1, 0);
+        state.tally.assign(size_t(s.pixels()) + 1, 0);
+        largest = std::max(largest, size_t(s.pixels()));
+    }
+    touch_.resize(largest);
+    list_.resize(largest + 1);
+    all_.resize(largest);
+    for (size_t i = 0; i < largest; ++i) all_[i] = int32_t(i);
+    for (size_t i = 0; i < p.nodes.size(); ++i)
+        if (p.nodes[i].coded && !p.nodes[i].cheap) accumulators_[i].length = states_[size_t(p.nodes[i].outputs[0])].value.length;
+    const auto each = [&](const auto& place) {
+        for (size_t i = 0; i < p.nodes.size(); ++i) {
+            for (int v : p.nodes[i].outputs) place(states_[size_t(v)].value);
+            place(accumulators_[i]);
+        }
+    };
+    constexpr size_t GAP = 3 * LANE;  // arrays of a power of two would else fall on the same sets of a cache
+    size_t total = 0;
+    each([&](const Span& span) { total += span.length ? round_up(span.length, LANE) + GAP : 0; });
+    memory_.assign(total, 0.0f);
+    float* next = memory_.data();
+    each([&](Span& span) {
+        span.first = next;
+        next += span.length ? round_up(span.length, LANE) + GAP : 0;
+    });
+
+    // Deltas live from their producer to their last consumer: values that never live together share memory.
+    std::vector<size_t> sizes;
+    std::vector<int> slot(p.values.size(), -1), free;
+    std::vector<std::vector<int>> dying(p.nodes.size());
+    for (size_t v = 0; v < p.values.size(); ++v) {
+        const Value& value = p.values[v];
+        if (value.opaque || value.producer < 0) continue;
+        dying[size_t(value.consumers.empty() ? value.producer : value.consumers.back())].push_back(int(v));
+    }
+    for (size_t i = 0; i < p.nodes.size(); ++i) {
+        for (int v : p.nodes[i].outputs) {
+            if (p.values[size_t(v)].opaque) continue;
+            const size_t wanted = states_[size_t(v)].value.size();
+            int best = -1;  // the smallest that is large enough, else the largest
+            for (int s : free) {
+                if (best < 0) best = s;
+                const bool fits = sizes[size_t(s)] >= wanted, best_fits = sizes[size_t(best)] >= wanted;
+                if (fits ? (!best_fits || sizes[size_t(s)] < sizes[size_t(best)]) : (!best_fits && sizes[size_t(s)] > sizes[size_t(best)])) best = s;
+            }
+            if (best < 0) {
+                best = int(sizes.size());
+                sizes.push_back(0);
+            } else {
+                free.erase(std::find(free.begin(), free.end(), best));
+            }
+            sizes[size_t(best)] = std::max(sizes[size_t(best)], wanted);
+            slot[size_t(v)] = best;
+        }
+        for (int v : dying[i]) free.push_back(slot[size_t(v)]);
+    }
+    const size_t slack = size_t(LANE) * (size_t(pool_.threads()) + 1);
+    for (size_t size : sizes) {
+        arena_floats_.emplace_back(size, 0.0f);
+        arena_floats_.emplace_back(size + slack, 0.0f);
+        arena_places_.emplace_back(size + slack, 0u);
+    }
+    for (size_t v = 0; v < p.values.size(); ++v) {
+        if (slot[v] < 0) continue;
+        const size_t s = size_t(slot[v]);
+        State& state = states_[v];
+        state.change = {p.values[v].map, arena_floats_[2 * s].data(), state.mask.data(), state.active.data(), state.tally.data(), 0,
+                        arena_places_[s].data(), arena_floats_[2 * s + 1].data(), 0, false, false};
+    }
+}
+
+size_t Stream::scratch_bytes() const {
+    size_t n = 0;
+    for (const Floats& f : arena_floats_) n += f.size() * sizeof(float);
+    for (const auto& f : arena_places_) n += f.size() * sizeof(uint32_t);
+    n += seen_.bytes.size();
+    for (const State& s : states_) n += s.mask.size() + (s.active.size() + s.tally.size()) * sizeof(int32_t);
+    for (const Workspace& w : workspaces_) n += (w.sum.size() + w.scratch.size()) * sizeof(float);
+    return n;
+}
+
+void Stream::clear(int value) {
+    State& s = states_[size_t(value)];
+    std::fill(s.mask.begin(), s.mask.end(), uint8_t(0));
+    s.change.active_count = 0;
+    s.change.events = 0;
+    s.change.rowed = s.change.listed = true;
+}
+
+bool Stream::rows_of(int value) {
+    Change& c = states_[size_t(value)].change;
+    if (c.rowed) return true;
+    if (!c.listed) return false;
+    const int stride = c.shape.stride(), shift = c.shape.shift();
+    for (int i = 0; i < c.active_count; ++i) std::memset(c.rows + size_t(c.active[i]) * stride, 0, size_t(stride) * sizeof(float));
+    const uint32_t mask = (1u << shift) - 1;
+    for (int64_t e = 0; e < c.events; ++e) c.rows[size_t(c.place[e] >> shift) * stride + (c.place[e] & mask)] = c.change[e];
+    return c.rowed = true;
+}
+
+bool Stream::events_of(int value) {
+    Change& c = states_[size_t(value)].change;
+    if (c.listed) return true;
+    if (!c.rowed) return false;
+    c.events = kernels().encoders->events_of_rows(c.rows, c.active, c.active_count, c.shape.channels, c.shape.stride(), c.shape.shift(), c.place, c.change);
+    return c.listed = true;
+}
+
+void Stream::convolve(const Node& node, NodeStats& stats) {
+    const Conv& conv = *node.conv;
+    const int x = node.inputs[0], y = node.outputs[0];
+    const int r = node.inputs.size() == 2 ? node.inputs[1] : -1;
+    const Change& change = states_[size_t(x)].change;
+    const Shape& out = conv.out;
+    enum { DENSE, PIXELS, ELEMENTS } path = DENSE;
+    const int32_t* list = all_.data();
+    int n = out.pixels();
+    bool by_event = false;
+    if (!dense_) {
+        n = conv.touched(change, touch_.data(), list_.data(), workspaces_[0]);
+        list = list_.data();
+        if (r >= 0 && states_[size_t(r)].change.active_count) {
+            const uint8_t* mask = states_[size_t(r)].change.mask;
+            for (int p = 0; p < out.pixels(); ++p) touch_[size_t(p)] |= mask[p];
+            n = listed(out);
+        }
+        PathTimes times = conv.estimate(change, n);
+        if (node.crossover >= 0 && n > 0) {
+            // Measured: event by event costs as much as the dense path at this density of the inputs of touched outputs.
+            const double reached = double(n) * conv.in.pixels() / out.pixels() * conv.in.channels;
+            times.elements = node.crossover > 0 ? times.dense * double(change.events) / (reached * node.crossover) : 2 * times.dense;
+        }
+        path = node.cheap ? DENSE : times.elements < std::min(times.dense, times.pixels) ? ELEMENTS : times.pixels < times.dense ? PIXELS : DENSE;
+        State& from = states_[size_t(x)];
+        from.want_rows = from.want_rows || path == PIXELS;
+        from.want_events = from.want_events || path == ELEMENTS;
+        if (n == 0) from.want_rows = from.want_events = true;
+        if (path == ELEMENTS && !events_of(x)) path = DENSE;
+        if (path == PIXELS && !rows_of(x)) path = DENSE;
+        if (r >= 0) {
+            // Few changes of a residual go straight into the accumulators, many are added as rows.
+            State& residual = states_[size_t(r)];
+            by_event = node.coded && !node.cheap && residual.change.events * 4 < int64_t(residual.value.size());
+            (by_event ? residual.want_events : residual.want_rows) = true;
+            if (path != DENSE && !(by_event ? events_of(r) : rows_of(r))) path = DENSE;
+        }
+        if (path != DENSE && stale_[size_t(current_)] && n) {
+            path = DENSE;
+            list = all_.data();
+            n = out.pixels();
+        } else if (node.coded && !node.cheap && path == DENSE) {
+            int& frames = dense_frames_[size_t(current_)];
+            frames = n == out.pixels() ? frames + 1 : 0;
+            keep_ = frames < 2 && !stale_[size_t(current_)];
+        }
+        if (path != DENSE) dense_frames_[size_t(current_)] = 0;
+    }
+    if (n) stale_[size_t(current_)] = !keep_;
+    stats.path = path == DENSE ? "dense" : "sparse";
+    // The dense path computes touched outputs only, from all of their inputs.
+    stats.macs = path == DENSE ? int64_t(double(conv.dense_macs()) * n / out.pixels()) : conv.macs(change);
+    if (n == 0) {
+        stats.path = "sparse";
+        stats.macs = 0;
+        return clear(y);
+    }
+    by_event = by_event && path != DENSE;
+    if (by_event) {
+        const Change& c = states_[size_t(r)].change;
+        float* z = accumulators_[size_t(current_)].data();
+        const int shift = c.shape.shift(), stride = c.shape.stride();
+        const uint32_t mask = (1u << shift) - 1;
+        for (int64_t e = 0; e < c.events; ++e) z[size_t(c.place[e] >> shift) * stride + (c.place[e] & mask)] += c.change[e];
+    }
+    split(node, y, list, n, path == DENSE, path == ELEMENTS,
+          [&](FinishArgs& sink, int from, int to, int first, int last, Workspace& ws) {
+              if (r >= 0 && !by_event) {
+                  const State& residual = states_[size_t(r)];
+                  sink.extra = path == DENSE ? residual.value.data() : residual.change.rows;
+                  sink.extra_mask = path == DENSE ? nullptr : residual.change.mask;
+              }
+              if (path == DENSE) conv.dense(states_[size_t(x)].value.data(), list + from, to - from, sink, ws);
+              else if (path == PIXELS) conv.pixels(change, list + from, to - from, sink, ws);
+              else conv.elements(change, first, last, list + from, to - from, sink, ws);
+          });
+}
+
+void Stream::put(int value, const float* in) {
+    const Node& node = program_->nodes[size_t(current_)];
+    const Value& v = program_->values[size_t(value)];
+    const Layout layout(v);
+    Node plain;  // outputs beside the first have no codec
+    plain.encode = Encode::change;
+    plain.act = Act::none;
+    plain.bias.assign(size_t(v.map.stride()), 0.0f);
+    const int C = v.map.channels, pixels = v.map.pixels();
+    states_[size_t(value)].want_rows = true;
+    rows(value == node.outputs[0] ? node : plain, value, all_.data(), pixels, true,
+         [&](const int32_t* pixel, int count, float* sum, int stride) {
+             for (int i = 0; i < count; ++i, sum += stride)
+                 for (int c = 0; c < C; ++c) sum[c] = in[layout.planar ? size_t(c) * pixels + pixel[i] : size_t(pixel[i]) * C + c];
+         });
+}
+
+void Stream::touch(int value) { states_[size_t(value)].change.active_count = 1; }
+
+void Stream::execute(int number, const Frame& frame) {
+    const Node& node = program_->nodes[size_t(number)];
+    NodeStats& stats = stats_[size_t(number)];
+    const auto start = std::chrono::steady_clock::now();
+    current_ = number;
+    keep_ = true;
+    stats = {};
+    stats.path = dense_ ? "dense" : "sparse";
+    switch (node.kind) {
+        case Kind::conv: convolve(node, stats); break;
+        case Kind::input: {
+            const Shape& map = program_->values[size_t(node.outputs[0])].map;
+            if (map.channels <= NARROW) {
+                take(node, frame);
+                break;
+            }
+            rows(node, node.outputs[0], all_.data(), map.pixels(), true, [&](const int32_t* pixel, int count, float* sum, int stride) {
+                for (int i = 0; i < count; ++i, sum += stride) {
+                    const int64_t at = (pixel[i] / map.width) * frame.row + (pixel[i] % map.width) * frame.column;
+                    for (int c = 0; c < map.channels; ++c) sum[c] = frame.at(at + c * frame.channel, c, camera_);
+                }
+            });
+            break;
+        }
+        case Kind::identity:
+        case Kind::mul:
+        case Kind::max_pool: recompute(node); break;
+        case Kind::island: {
+            bool changed = dense_;
+            for (int v : node.inputs) changed = changed || states_[size_t(v)].change.active_count > 0;
+            stats.path = "dense";
+            for (int v : node.outputs) clear(v);
+            if (changed) compute_island_(number);
+            break;
+        }
+        default: move(node); break;
+    }
+    const auto count = [&](const std::vector<int>& list) {
+        int64_t events = 0;
+        for (int v : list)
+            if (!program_->values[size_t(v)].opaque)
+                events += flush_ ? int64_t(program_->values[size_t(v)].map.pixels()) * program_->values[size_t(v)].map.channels
+                                 : states_[size_t(v)].change.events;
+        return events;
+    };
+    stats.events_in = count(node.inputs);
+    stats.events = count(node.outputs);
+    stats.time_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
+}
+
+bool Stream::run(const Frame& frame) {
+    flush_ = !started_;
+    if (!look(frame)) return false;
+    dense_ = flush_ || refresh_;
+    refresh_ = false;
+    if (flush_)
+        for (State& s : states_) {
+            std::fill(s.value.begin(), s.value.end(), 0.0f);
+            s.want_rows = s.want_events = true;
+        }
+    // A failed island leaves the state of a frame half done: only a new start mends it.
+    started_ = false;
+    for (size_t i = 0; i < program_->nodes.size(); ++i) {
+        execute(int(i), frame);
+        if (dense_)
+            for (int v : program_->nodes[i].outputs) states_[size_t(v)].want_rows = states_[size_t(v)].want_events = true;
+    }
+    started_ = true;
+    return true;
+}
+
+void Stream::read(int value, float* out) const {
+    const Value& v = program_->values[size_t(value)];
+    const Layout layout(v);
+    const int64_t n = product(v.shape);
+    const float* from = states_[size_t(value)].value.data();
+    for (int64_t i = 0; i < n; ++i) out[i] = from[layout(i)];
+}
+
+void Stream::read_accumulator(int node, float* out) {
+    const Node& n = program_->nodes[size_t(node)];
+    const Value& v = program_->values[size_t(n.outputs[0])];
+    const Layout layout(v);
+    const int64_t size = product(v.shape);
+    Floats computed;
+    if (n.cheap || stale_[size_t(node)]) {
+        // What is not kept follows from the values of the inputs.
+        const size_t pixels = size_t(v.map.pixels());
+        computed.assign(pixels * v.map.stride(), 0.0f);
+        std::vector<uint8_t> mask(pixels);
+        std::vector<int32_t> active(pixels + 1), tally(pixels + 1);
+        FinishArgs sink{};
+        sink.replace = true;
+        sink.channels = v.map.channels;
+        sink.stride = v.map.stride();
+        sink.encode = Encode::linear;
+        sink.bias = n.bias.data();
+        sink.value = computed.data();
+        sink.mask = mask.data();
+        sink.active = active.data();
+        sink.tally = tally.data();
+        if (n.inputs.size() == 2) sink.extra = states_[size_t(n.inputs[1])].value.data();
+        n.conv->dense(states_[size_t(n.inputs[0])].value.data(), all_.data(), int(pixels), sink, workspaces_[0]);
+    }
+    const float* from = computed.empty() ? accumulators_[size_t(node)].data() : computed.data();
+    for (int64_t i = 0; i < size; ++i) out[i] = from[layout(i)];
+}
+
+void Stream::write(int value, const float* in) {
+    const Value& v = program_->values[size_t(value)];
+    const Layout layout(v);
+    const int64_t n = product(v.shape);
+    for (int64_t i = 0; i < n; ++i) states_[size_t(value)].value[layout(i)] = in[i];
+}
+
+void Stream::write_accumulator(int node, const float* in) {
+    const Value& v = program_->values[size_t(program_->nodes[size_t(node)].outputs[0])];
+    const Layout layout(v);
+    if (program_->nodes[size_t(node)].cheap) return;
+    stale_[size_t(node)] = 0;
+    const int64_t n = product(v.shape);
+    for (int64_t i = 0; i < n; ++i) accumulators_[size_t(node)][layout(i)] = in[i];
+}
+
+void Stream::resume() {
+    started_ = true;
+    seen_ = Seen{};
+    refresh_ = false;
+    std::fill(dense_frames_.begin(), dense_frames_.end(), 0);
+    for (State& s : states_) s.want_rows = s.want_events = true;
+}
+
+}  // namespace sparsetime

@@ -1,0 +1,127 @@
+// One video through a program.
+
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "pool.h"
+#include "program.h"
+
+namespace sparsetime {
+
+struct NodeStats {
+    int64_t events_in = 0, events = 0, macs = 0, time_ns = 0;
+    const char* path = "dense";
+};
+
+// How bytes become the network's input: (x - mean) / std; empty where they are taken as they are.
+struct Camera {
+    std::vector<float> mean, std;
+};
+
+// A frame of floats or of bytes, with strides in elements by channel, row and column.
+struct Frame {
+    const float* floats;
+    const uint8_t* bytes;
+    int64_t channel, row, column;
+    float at(int64_t i, int c, const Camera& camera) const {
+        if (floats) return floats[i];
+        const float x = float(bytes[i]);
+        return camera.mean.empty() ? x : (x - camera.mean[size_t(c)]) / camera.std[size_t(c)];
+    }
+};
+
+class Stream {
+  public:
+    // Computes an island: reads values by number, then puts or touches each of its outputs.
+    using Island = std::function<void(int node)>;
+
+    Stream(std::shared_ptr<const Program> program, int threads, Island island);
+
+    void set_camera(Camera camera) { camera_ = std::move(camera); }
+    // False, and nothing has happened, if the frame holds NaN or infinity.
+    bool run(const Frame& frame);
+    void reset() { started_ = false; }
+    void refresh() { refresh_ = true; }
+    bool started() const { return started_; }
+
+    // In logical order and shape.
+    void read(int value, float* out) const;
+    void read_accumulator(int node, float* out);
+    void write(int value, const float* in);
+    void write_accumulator(int node, const float* in);
+    // After the whole state has been written.
+    void resume();
+    // From within an island's call: the new value of one of its outputs, in logical order.
+    void put(int value, const float* in);
+    // Opaque outputs, which the caller keeps, changed.
+    void touch(int value);
+
+    const std::vector<NodeStats>& stats() const { return stats_; }
+    const Program& program() const { return *program_; }
+    size_t scratch_bytes() const;
+
+  private:
+    struct State {
+        Span value;
+        Change change;
+        std::vector<uint8_t> mask;
+        std::vector<int32_t> active, tally;
+        bool want_rows = true, want_events = true;
+    };
+    template <class Fill>
+    void rows(const Node& node, int output, const int32_t* list, int count, bool replace, const Fill& fill);
+    template <class Body>
+    void split(const Node& node, int output, const int32_t* list, int count, bool replace, bool by_row, const Body& body);
+    void execute(int number, const Frame& frame);
+    void convolve(const Node& node, NodeStats& stats);
+    void move(const Node& node);
+    void recompute(const Node& node);
+    bool look(const Frame& frame);
+    void take(const Node& node, const Frame& frame);
+    void fetch_pixels(const Frame& frame, int y, int from, int to);
+    void clear(int value);
+    int touched(const Node& node);
+    int union_of(const std::vector<int>& inputs);
+    int listed(const Shape& map);
+    bool rows_of(int value);
+    bool events_of(int value);
+
+    std::shared_ptr<const Program> program_;
+    Pool pool_;
+    Island compute_island_;
+    std::vector<State> states_;
+    Floats memory_;  // values and accumulators, in the order in which a frame meets them
+    std::vector<Span> accumulators_;
+    // By node, frames in a row that took the dense path everywhere. From the second on accumulators are not written, which
+    // saves a third of the memory traffic; they are `stale` until a frame that needs them computes all anew.
+    std::vector<int> dense_frames_;
+    std::vector<uint8_t> stale_;
+    bool keep_ = true;  // the node that runs writes its accumulators
+    std::vector<NodeStats> stats_;
+    std::vector<Workspace> workspaces_;
+    std::vector<Floats> arena_floats_;
+    std::vector<std::vector<uint32_t>> arena_places_;
+    std::vector<uint8_t> touch_;
+    std::vector<int32_t> list_, all_;
+    // The frame before, as it came: what is the same needs no second look.
+    struct Seen {
+        std::vector<uint8_t> bytes;
+        Frame layout{};
+        bool valid = false;
+    } seen_;
+    Camera camera_;
+    std::vector<int32_t> spans_;     // by row: pixels [from, to) that may have changed
+    Floats line_, planes_;           // one row of pixels
+    Floats mean_, std_;              // of one row of pixels, then of one row of each plane
+    std::vector<uint8_t> swapped_;
+    bool started_ = false, refresh_ = false;
+    bool flush_ = true;  // this frame is the first
+    bool dense_ = true;  // in this frame every operation is computed from scratch, everywhere
+    int current_ = 0;    // node that runs
+};
+
+}  // namespace sparsetime

@@ -1,0 +1,199 @@
+// The input of a camera: few channels, every pixel looked at, few changed.
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include "stream.h"
+
+namespace sparsetime {
+
+namespace {
+
+// How the elements of a row lie in memory.
+enum class Order { planes, pixels, other };
+
+Order order_of(const Frame& f, int channels) {
+    if (f.column == 1) return Order::planes;
+    if (f.column == channels && std::abs(f.channel) == 1) return Order::pixels;
+    return Order::other;
+}
+
+// First and last byte where a and b differ; (n, 0) if nowhere.
+void differing(const uint8_t* a, const uint8_t* b, size_t n, size_t& first, size_t& end) {
+    first = n;
+    end = 0;
+    if (std::memcmp(a, b, n) == 0) return;
+    constexpr size_t WORD = 32;
+    size_t i = 0;
+    while (i + WORD <= n && std::memcmp(a + i, b + i, WORD) == 0) i += WORD;
+    while (a[i] == b[i]) ++i;
+    first = i;
+    i = n;
+    while (i >= WORD && std::memcmp(a + i - WORD, b + i - WORD, WORD) == 0) i -= WORD;
+    while (a[i - 1] == b[i - 1]) --i;
+    end = i;
+}
+
+}  // namespace
+
+// Finds what may have changed since the frame before, as spans_; refuses a frame that is not finite.
+bool Stream::look(const Frame& frame) {
+    const Node& node = program_->nodes[0];
+    const Shape& map = program_->values[size_t(node.outputs[0])].map;
+    const FrameKernels& kernel = *kernels().frames;
+    const int C = map.channels;
+    const Order order = order_of(frame, C);
+    spans_.resize(2 * size_t(map.height));
+    if (C > NARROW || order == Order::other) {
+        seen_.valid = false;
+        // Runs of neighbours in memory, or single elements.
+        const bool along_row = frame.column == 1, along_pixel = !along_row && frame.channel == 1;
+        for (int y = 0; y < map.height; ++y) {
+            spans_[2 * size_t(y)] = 0;
+            spans_[2 * size_t(y) + 1] = map.width;
+            for (int x = 0; frame.floats && x < (along_row ? 1 : map.width); ++x)
+                for (int c = 0; c < (along_pixel ? 1 : C); ++c)
+                    if (!kernel.finite(frame.floats + y * frame.row + x * frame.column + c * frame.channel,
+                                       along_row ? map.width : along_pixel ? C : 1))
+                        return false;
+        }
+        return true;
+    }
+    const bool planar = order == Order::planes;
+    const int pieces = planar ? C : 1, wide = planar ? 1 : C;  // pieces of a row, elements of a pixel in each
+    const size_t element = frame.floats ? sizeof(float) : 1;
+    const uint8_t* base = frame.floats ? reinterpret_cast<const uint8_t*>(frame.floats) : frame.bytes;
+    const int64_t lowest = planar ? 0 : std::min<int64_t>(0, (C - 1) * frame.channel);
+    const size_t length = size_t(map.width) * wide * element;
+    const auto piece = [&](int y, int k) { return base + (y * frame.row + k * (planar ? frame.channel : 0) + lowest) * int64_t(element); };
+    const auto kept = [&](int y, int k) { return seen_.bytes.data() + (size_t(y) * pieces + k) * length; };
+    // A step of `residual` may leave a rest of a whole step by rounding, which is sent when the same frame comes again.
+    const bool compare = seen_.valid && !flush_ && node.encode != Encode::residual && seen_.layout.column == frame.column &&
+                         seen_.layout.channel == frame.channel && !seen_.layout.floats == !frame.floats;
+    for (int y = 0; y < map.height; ++y) {
+        size_t from = compare ? length : 0, to = compare ? 0 : length;
+        if (compare)
+            for (int k = 0; k < pieces; ++k) {
+                size_t first, end;
+                differing(piece(y, k), kept(y, k), length, first, end);
+                from = std::min(from, first);
+                to = std::max(to, end);
+            }
+        const size_t pixel = size_t(wide) * element;
+        const int first = int(from / pixel), end = to ? int((to + pixel - 1) / pixel) : first;
+        spans_[2 * size_t(y)] = first;
+        spans_[2 * size_t(y) + 1] = end;
+        if (frame.floats && end > first)
+            for (int k = 0; k < pieces; ++k)
+                if (!kernel.finite(reinterpret_cast<const float*>(piece(y, k)) + first * wide, (end - first) * wide)) return false;
+    }
+    seen_.bytes.resize(length * pieces * size_t(map.height));
+    seen_.layout = frame;
+    seen_.valid = true;
+    const size_t pixel = size_t(wide) * element;
+    for (int y = 0; y < map.height; ++y) {
+        const size_t first = size_t(spans_[2 * size_t(y)]), end = size_t(spans_[2 * size_t(y) + 1]);
+        if (end > first)
+            for (int k = 0; k < pieces; ++k) std::memcpy(kept(y, k) + first * pixel, piece(y, k) + first * pixel, (end - first) * pixel);
+    }
+    return true;
+}
+
+// Pixels [from, to) of row y as rows of floats, normalised, in line_.
+void Stream::fetch_pixels(const Frame& frame, int y, int from, int to) {
+    const FrameKernels& kernel = *kernels().frames;
+    const int C = program_->values[size_t(program_->nodes[0].outputs[0])].map.channels, n = to - from;
+    const int64_t start = y * frame.row + from * frame.column;
+    const Order order = order_of(frame, C);
+    if (order == Order::other || (order == Order::pixels && frame.floats && frame.channel != 1)) {
+        for (int i = 0; i < n; ++i)
+            for (int c = 0; c < C; ++c) line_[size_t(i * C + c)] = frame.at(start + i * frame.column + c * frame.channel, c, camera_);
+        return;
+    }
+    const bool plain = camera_.mean.empty();
+    const auto floats = [&](const uint8_t* in, int constants, int count, float* out) {
+        if (plain)
+            for (int i = 0; i < count; ++i) out[i] = float(in[i]);
+        else kernel.normalise(in, mean_.data() + constants, std_.data() + constants, count, out);
+    };
+    if (order == Order::planes) {
+        const float* planes[NARROW];
+        for (int c = 0; c < C; ++c) {
+            if (frame.floats) {
+                planes[c] = frame.floats + start + c * frame.channel;
+                continue;
+            }
+            float* to_plane = planes_.data() + size_t(c) * size_t(n);
+            floats(frame.bytes + start + c * frame.channel, int(line_.size()) + c * int(line_.size()) / C, n, to_plane);
+            planes[c] = to_plane;
+        }
+        kernel.interleave(planes, C, n, line_.data());
+    } else if (frame.floats) {
+        std::memcpy(line_.data(), frame.floats + start, size_t(n) * C * sizeof(float));
+    } else {
+        const uint8_t* in = frame.bytes + start;
+        if (frame.channel != 1) {
+            for (int i = 0; i < n; ++i)
+                for (int c = 0; c < C; ++c) swapped_[size_t(i * C + c)] = in[i * C - c];
+            in = swapped_.data();
+        }
+        floats(in, 0, n * C, line_.data());
+    }
+}
+
+void Stream::take(const Node& node, const Frame& frame) {
+    const int value = node.outputs[0];
+    State& s = states_[size_t(value)];
+    clear(value);
+    Change& change = s.change;
+    const Shape& map = change.shape;
+    const int C = map.channels;
+    FrameArgs f{};
+    f.step_map = node.step_map;
+    f.low = node.low;
+    f.high = node.high;
+    f.encode = flush_ && (node.encode == Encode::hold || node.encode == Encode::residual) ? Encode::change : node.encode;
+    f.channels = C;
+    f.shift = map.shift();
+    change.rowed = !dense_ && s.want_rows;
+    change.listed = !dense_ && s.want_events;
+    s.want_rows = s.want_events = false;
+    f.rows = change.rowed ? change.rows : nullptr;
+    f.mask = change.mask;
+    f.active = change.active;
+    f.tally = change.tally;
+    f.place = change.listed ? change.place : nullptr;
+    f.change = change.change;
+    float repeated[NARROW * LANE];
+    if (!node.step.empty() && !node.step_map)
+        for (int i = 0; i < NARROW * LANE; ++i) repeated[i] = node.step[size_t(i % C)];
+    const size_t row = size_t(map.width) * C;
+    line_.resize(row);
+    planes_.resize(row);
+    swapped_.resize(row);
+    if (!camera_.mean.empty() && mean_.empty()) {
+        mean_.resize(2 * row);
+        std_.resize(2 * row);
+        for (size_t i = 0; i < row; ++i) {
+            const size_t c = i % size_t(C), plane = i / size_t(map.width);
+            mean_[i] = camera_.mean[c], std_[i] = camera_.std[c];
+            mean_[row + i] = camera_.mean[plane], std_[row + i] = camera_.std[plane];
+        }
+    }
+    for (int y = 0; y < map.height; ++y) {
+        const int from = spans_[2 * size_t(y)], to = spans_[2 * size_t(y) + 1];
+        if (to <= from) continue;
+        fetch_pixels(frame, y, from, to);
+        f.y = line_.data();
+        f.first = y * map.width + from;
+        f.pixels = to - from;
+        f.value = s.value.data() + size_t(f.first) * C;
+        f.step = node.step_map ? node.step.data() + size_t(f.first) * C : repeated;
+        kernels().frames->compare(f);
+    }
+    change.active_count = f.active_count;
+    change.events = f.events;
+}
+
+}  // namespace sparsetime
