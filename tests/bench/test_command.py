@@ -51,6 +51,14 @@ def test_network(app: typer.Typer, tmp_path: Path) -> None:
     assert f"| small_cnn | clustered, 10% | 1 | {row['op_density']:.3f} |" in result.stdout
 
 
+def test_only_takes_names_and_parts_of_names() -> None:
+    names = ["mobilenet_v2", "deeplabv3_mobilenet_v2", "resnet50"]
+    assert benching._chosen(names, None) == names
+    assert benching._chosen(names, ["mobilenet_v2"]) == ["mobilenet_v2"]
+    assert benching._chosen(names, ["mobile", "resnet50"]) == names
+    assert benching._chosen(names, ["deeplab"]) == ["deeplabv3_mobilenet_v2"]
+
+
 def test_what_does_not_fit_together_is_refused(app: typer.Typer) -> None:
     for words, message in (
         (["layers", "--only", "5x5"], "leaves none of"),

@@ -89,7 +89,9 @@ def with_density(plan: Plan, frames: Sequence[Array], wanted: float, *, rounds: 
     aim, best, nearest = wanted, plan, float("inf")
     for r in range(rounds):
         plan = with_thresholds(plan, thresholds)
-        clip = run_clip(plan.stream(), frames)[1:]
+        stream = plan.stream()
+        run_clip(stream, frames)  # in the first cycle references still find their places
+        clip = run_clip(stream, frames)
         shares = _shares(plan, clip)
         found = {name: shares[op.output] / aim for name, op in coded.items()}
         reached = op_density(plan, clip) / wanted

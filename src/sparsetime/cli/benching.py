@@ -95,17 +95,15 @@ def layers_command(
     from sparsetime.bench import layers
     from sparsetime.bench.machine import machine
 
-    chosen = {name: shape for name, shape in layers.LAYERS.items() if _wanted(name, only)}
-    if not chosen:
-        raise typer.BadParameter(f"--only {only} leaves none of: {', '.join(layers.LAYERS)}")
+    chosen = _chosen(list(layers.LAYERS), only)
     make_folder_of(json_file)
     found: dict[str, list[dict[str, Any]]] = {}
     result: dict[str, Any] = {"machine": machine(), "rounds": rounds, "clock": clock, "layers": found}
-    for name, shape in chosen.items():
+    for name in chosen:
         found[name] = []
         for number in threads:
             found[name] += layers.measure(
-                shape,
+                layers.LAYERS[name],
                 patterns=_values(pattern) or layers.PATTERNS,
                 densities=density or layers.DENSITIES,
                 threads=number,
@@ -152,9 +150,8 @@ def network_command(
         finish(result, json_file)
         print(network.table(result["clips"]))
         return
-    cases = [case for case in network.CASES if _wanted(case.network, only)]
-    if not cases:
-        raise typer.BadParameter(f"--only {only} leaves none of: {', '.join(c.network for c in network.CASES)}")
+    chosen = _chosen([case.network for case in network.CASES], only)
+    cases = [case for case in network.CASES if case.network in chosen]
     mobilenet = [case for case in cases if case.network == "mobilenet_v2"]
     parts = part or list(Part)
     if Part.CONTROLLED in parts:
@@ -179,8 +176,14 @@ def network_command(
     print(network.table(result.get("controlled", [])))
 
 
-def _wanted(name: str, only: Sequence[str] | None) -> bool:
-    return not only or any(text in name for text in only)
+def _chosen(names: Sequence[str], only: Sequence[str] | None) -> list[str]:
+    """The names that were asked for: in full, or else by a part of them."""
+    if not only:
+        return list(names)
+    found = [name for name in names if any(text == name or (text not in names and text in name) for text in only)]
+    if not found:
+        raise typer.BadParameter(f"--only {' '.join(only)} leaves none of: {', '.join(names)}")
+    return found
 
 
 def _values(chosen: Sequence[StrEnum] | None) -> list[Any]:
