@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsetime import _quantize
+from sparsetime.codec import encode_clip
 from sparsetime.nn import ACTIVATIONS
-from sparsetime.nn._fused import clamp_quantize
+from sparsetime.nn._fused import clamp_hold, clamp_quantize
 from sparsetime.quantize import quantize
 
 PLAIN = {"identity": lambda x: x, "relu": F.relu, "relu6": F.relu6}
@@ -331,3 +332,57 @@ def test_the_comparison_itself_can_fail(wrong: float, monkeypatch: pytest.Monkey
     monkeypatch.setitem(globals(), "fused", broken)
     with pytest.raises(AssertionError):
         compare((6, 3, 5, 7), torch.tensor(0.37), "relu", 3)
+
+
+def plain_hold(x: Tensor, threshold: Tensor, activation: str, frames: int) -> tuple[Tensor, Tensor]:
+    """What `clamp_hold` claims to be."""
+    value = encode_clip(PLAIN[activation](x).unflatten(0, (-1, frames)), None, threshold, "hold")[1]
+    change = torch.diff(value, dim=1).abs().mean() if frames > 1 else x.new_zeros(())
+    return value.flatten(0, 1), change
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("weights", [(1.0, 3.0), (0.0, 3.0), (1.0, 0.0)])
+@pytest.mark.parametrize(
+    ("shape", "frames", "layout"),
+    [
+        ((6, 3, 5, 7), 3, torch.contiguous_format),
+        ((8, 3, 5, 7), 4, torch.channels_last),
+        ((3, 17), 1, torch.contiguous_format),
+        ((6, 4097), 6, torch.contiguous_format),  # a block of the backward pass and one
+        ((2, 4, 65, 67), 2, torch.channels_last),  # several blocks
+    ],
+)
+def test_hold(
+    shape: tuple[int, ...],
+    frames: int,
+    layout: torch.memory_format,
+    weights: tuple[float, float],
+    activation: str,
+    isa: str,
+) -> None:
+    cotangent = torch.randn(shape, generator=torch.Generator().manual_seed(7))
+    results = []
+    for function in (plain_hold, lambda x, q, name, t: clamp_hold(x, q, *ACTIVATIONS[name], t, isa)):
+        x = data(shape, torch.float32, layout)
+        value, penalty = function(x, torch.tensor(-2.5), activation, frames)
+        ((value * cotangent).sum() * weights[0] + penalty * weights[1]).backward()
+        results.append((value.detach(), penalty.detach(), x.grad))
+    (value, penalty, grad), (value_f, penalty_f, grad_f) = results
+    assert torch.equal(value, value_f)
+    if frames > 1 and value.numel() > 100:
+        held = (torch.diff(value.unflatten(0, (-1, frames)), dim=1) == 0).double().mean()
+        assert 0.1 < held < 0.95  # some are sent, some held
+    torch.testing.assert_close(penalty_f, penalty, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(grad_f, grad, rtol=1e-5, atol=1e-6)  # sums over the frames held, in another order
+
+
+def test_hold_by_hand() -> None:
+    x = torch.tensor([[1.0], [1.4], [1.6], [9.0], [-1.0]], requires_grad=True)  # threshold 0.5, ReLU6
+    value, penalty = clamp_hold(x, torch.tensor(0.5), 0.0, 6.0, 5)
+    assert value.flatten().tolist() == [1.0, 1.0, torch.tensor(1.6).item(), 6.0, 0.0]
+    assert penalty.item() == pytest.approx((0.6 + 4.4 + 6.0) / 4)
+    (value * torch.tensor([[1.0], [2.0], [4.0], [8.0], [16.0]])).sum().backward()
+    assert x.grad is not None
+    assert x.grad.flatten().tolist() == [3.0, 0.0, 4.0, 0.0, 0.0]  # the last two lie outside of the clamp

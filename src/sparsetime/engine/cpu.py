@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,8 @@ class Native:
 
     Args:
         plan: what to run. Islands need PyTorch.
-        threads: how many threads share a frame.
+        threads: how many threads share a frame; no more than the cores that this process may use, since waiting
+            threads would take them from those that compute.
     """
 
     def __init__(self, plan: Plan, threads: int = 1) -> None:
@@ -90,7 +92,10 @@ class Native:
         self._program = _native.program(
             [list(shape) for shape in plan.values], [_entry(plan, op) for op in plan.ops], list(plan.outputs), tensors
         )
-        self._stream = _native.Stream(self._program, threads, _call_weakly(self._island) if plan.islands else None)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._stream = _native.Stream(
+            self._program, min(threads, cores), _call_weakly(self._island) if plan.islands else None
+        )
         self._opaque: dict[int, Tensor] = {}  # values of other types than float32, which only islands read
         self._accumulators = [number for number, op in enumerate(plan.ops) if op.has_accumulator]
         if plan.islands:

@@ -133,9 +133,62 @@ double backward(const float* grad, const float* value, const std::uint8_t* insid
     return product;
 }
 
+constexpr std::size_t kCarry = 4096;  // floats of a block whose gradients are carried backwards in time
+
+void hold_block(const float* __restrict x, const float* __restrict before, float* __restrict v,
+                std::uint8_t* __restrict flags, std::size_t n, float theta, float low, float high) {
+    for (std::size_t j = 0; j < n; ++j) {
+        float a = x[j] < low ? low : x[j];
+        a = a > high ? high : a;
+        const bool sent = !before || __builtin_fabsf(a - before[j]) > theta;
+        v[j] = sent ? a : before[j];
+        flags[j] = static_cast<std::uint8_t>(((x[j] > low) & (x[j] < high)) | (sent ? kSent : 0));
+    }
+}
+
+double hold_forward(const float* x, float* value, std::uint8_t* flags, Clips shape, Block block, float theta, float low,
+                    float high) {
+    double change = 0;
+    for (std::size_t t = 0; t < shape.frames; ++t) {
+        const std::size_t offset = (block.clip * shape.frames + t) * shape.elements + block.first;
+        float* v = value + offset;
+        const float* before = t ? v - shape.elements : nullptr;
+        hold_block(x + offset, before, v, flags + offset, block.count, theta, low, high);
+        if (t) change += change_block(v, before, block.count);
+    }
+    return change;
+}
+
+void carry_block(const std::uint8_t* __restrict flags, float* __restrict carry, float* __restrict out, std::size_t n) {
+    for (std::size_t j = 0; j < n; ++j) {
+        const float g = carry[j] + out[j];
+        const bool sent = flags[j] & kSent;
+        out[j] = sent && (flags[j] & kInside) ? g : 0.f;
+        carry[j] = sent ? 0.f : g;
+    }
+}
+
+void hold_backward(const float* grad, const float* value, const std::uint8_t* flags, float* out, Clips shape, Block block,
+                   float weight) {
+    float carry[kCarry];
+    for (std::size_t start = 0; start < block.count; start += kCarry) {
+        const std::size_t n = block.count - start < kCarry ? block.count - start : kCarry;
+        for (std::size_t j = 0; j < n; ++j) carry[j] = 0.f;
+        for (std::size_t t = shape.frames; t-- > 0;) {
+            const std::size_t offset = (block.clip * shape.frames + t) * shape.elements + block.first + start;
+            const float* v = value + offset;
+            const bool before = weight != 0.f && t > 0, after = weight != 0.f && t + 1 < shape.frames;
+            const BackwardBlock run = grad ? pick<true, false>(before, after) : pick<false, false>(before, after);
+            run(grad ? grad + offset : nullptr, v, before ? v - shape.elements : nullptr,
+                after ? v + shape.elements : nullptr, nullptr, out + offset, n, weight);
+            carry_block(flags + offset, carry, out + offset, n);
+        }
+    }
+}
+
 }  // namespace
 
 extern const QuantizeTable SPARSETIME_TABLE;
-const QuantizeTable SPARSETIME_TABLE = {SPARSETIME_NAME, forward, backward};
+const QuantizeTable SPARSETIME_TABLE = {SPARSETIME_NAME, forward, backward, hold_forward, hold_backward};
 
 }  // namespace sparsetime

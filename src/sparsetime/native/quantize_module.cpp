@@ -98,4 +98,33 @@ NB_MODULE(_quantize, m) {
         },
         nb::arg("grad"), nb::arg("value"), nb::arg("inside"), nb::arg("out"), nb::arg("clips"), nb::arg("frames"),
         nb::arg("elements"), nb::arg("weight"), nb::arg("threads"), nb::arg("isa") = "");
+    m.def(
+        "hold_forward",
+        [](std::uintptr_t x, std::uintptr_t value, std::uintptr_t flags, std::size_t clips, std::size_t frames,
+           std::size_t elements, float theta, float low, float high, std::size_t threads, const std::string& isa) {
+            const QuantizeTable& kernels = table(isa);
+            nb::gil_scoped_release release;
+            const Clips shape{clips, frames, elements};
+            return total(shape, threads, [&](Block block) {
+                return kernels.hold_forward(at<float>(x), at<float>(value), at<std::uint8_t>(flags), shape, block, theta, low,
+                                            high);
+            });
+        },
+        nb::arg("x"), nb::arg("value"), nb::arg("flags"), nb::arg("clips"), nb::arg("frames"), nb::arg("elements"),
+        nb::arg("theta"), nb::arg("low"), nb::arg("high"), nb::arg("threads"), nb::arg("isa") = "");
+    m.def(
+        "hold_backward",
+        [](std::uintptr_t grad, std::uintptr_t value, std::uintptr_t flags, std::uintptr_t out, std::size_t clips,
+           std::size_t frames, std::size_t elements, float weight, std::size_t threads, const std::string& isa) {
+            const QuantizeTable& kernels = table(isa);
+            nb::gil_scoped_release release;
+            const Clips shape{clips, frames, elements};
+            total(shape, threads, [&](Block block) {
+                kernels.hold_backward(at<float>(grad), at<float>(value), at<std::uint8_t>(flags), at<float>(out), shape, block,
+                                      weight);
+                return 0.0;
+            });
+        },
+        nb::arg("grad"), nb::arg("value"), nb::arg("flags"), nb::arg("out"), nb::arg("clips"), nb::arg("frames"),
+        nb::arg("elements"), nb::arg("weight"), nb::arg("threads"), nb::arg("isa") = "");
 }

@@ -1,8 +1,8 @@
-"""Clamp, quantize and penalty in one autograd node: the fast form of what `quantize` and `objective` say.
+"""Clamp, quantize or hold, and penalty in one autograd node: the fast form of `quantize`, `codec` and `objective`.
 
 What is kept for the backward pass is the value, which the next layer keeps anyhow, and one byte per element. Where the
 step is one number and the clip lies on the CPU in float32, native kernels make one pass over memory in each direction;
-elsewhere the same is said in torch.
+elsewhere `clamp_quantize` says the same in torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from sparsetime import _quantize
 from sparsetime.quantize import FLOOR
 
-__all__ = ["clamp_quantize"]
+__all__ = ["clamp_hold", "clamp_quantize", "native"]
 
 
 class _ClampQuantize(torch.autograd.Function):
@@ -31,7 +31,7 @@ class _ClampQuantize(torch.autograd.Function):
         x = _dense(x)
         inside = torch.empty_like(x, dtype=torch.bool) if clamped and ctx.needs_input_grad[0] else None
         changes = max(_changes(x, frames), 1)
-        if _native(x, step):
+        if native(x, step):
             value = torch.empty_like(x)
             total = _quantize.forward(
                 x.data_ptr(),
@@ -61,7 +61,7 @@ class _ClampQuantize(torch.autograd.Function):
         frames = ctx.frames
         changes = max(_changes(value, frames), 1)
         # d value / d step = -n sign(step), n = value / q
-        if _native(value, step):
+        if native(value, step):
             if grad_value is not None and grad_value.stride() != value.stride():
                 grad_value = torch.empty_like(value).copy_(grad_value)
             grad = torch.empty_like(value)
@@ -98,6 +98,39 @@ def _floored(step: Tensor) -> float:
     return max(abs(step.item()), FLOOR)
 
 
+class _ClampHold(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, threshold: Tensor, low: float, high: float, frames: int, isa: str
+    ) -> tuple[Tensor, Tensor]:
+        ctx.frames, ctx.isa = frames, isa
+        ctx.set_materialize_grads(False)
+        x = _dense(x)
+        value, flags = torch.empty_like(x), torch.empty_like(x, dtype=torch.uint8)
+        total = _quantize.hold_forward(
+            x.data_ptr(), value.data_ptr(), flags.data_ptr(), *_shape(x, frames), abs(threshold.item()), low, high,
+            *_how(isa),
+        )  # fmt: skip
+        ctx.save_for_backward(value, flags)
+        return value, x.new_tensor(total / max(_changes(value, frames), 1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None, None, None, None]:
+        grad_value, grad_penalty = grads[0], grads[1]
+        value, flags = ctx.saved_tensors
+        weight = 0.0 if grad_penalty is None else grad_penalty.item() / max(_changes(value, ctx.frames), 1)
+        if grad_value is not None and grad_value.stride() != value.stride():
+            grad_value = torch.empty_like(value).copy_(grad_value)
+        grad = torch.empty_like(value)
+        address = _address(grad_value)
+        _quantize.hold_backward(
+            address, value.data_ptr(), flags.data_ptr(), grad.data_ptr(), *_shape(value, ctx.frames), weight,
+            *_how(ctx.isa),
+        )  # fmt: skip
+        return grad, None, None, None, None, None
+
+
 def _dense(x: Tensor) -> Tensor:
     """x with frames one after the other in memory and no gaps, channels last or first."""
     if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
@@ -105,7 +138,8 @@ def _dense(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
-def _native(x: Tensor, step: Tensor) -> bool:
+def native(x: Tensor, step: Tensor) -> bool:
+    """Whether the native kernels take these."""
     return x.device.type == "cpu" and x.dtype == torch.float32 and step.dim() == 0
 
 
@@ -142,4 +176,16 @@ def clamp_quantize(
         value, the shape of x, and the penalty, a scalar.
     """
     result: tuple[Tensor, Tensor] = _ClampQuantize.apply(x, step, low, high, frames, isa)
+    return result
+
+
+def clamp_hold(
+    x: Tensor, threshold: Tensor, low: float = -math.inf, high: float = math.inf, frames: int = 1, isa: str = ""
+) -> tuple[Tensor, Tensor]:
+    """The value that the receiver of codec `hold` has of clamp(x, low, high), and mean |value(t) - value(t-1)|.
+
+    The gradient of a value goes to the frame that was sent. Arguments and results are those of `clamp_quantize`; for
+    what `native` takes alone.
+    """
+    result: tuple[Tensor, Tensor] = _ClampHold.apply(x, threshold, low, high, frames, isa)
     return result
