@@ -19,7 +19,7 @@ from sparsetime.cli import app
 from sparsetime.train.generated import write_video
 from sparsetime.video import GeneratedClips
 
-COMMANDS = ("demo", "train", "evaluate", "report", "compile", "run")
+COMMANDS = ("demo", "train", "evaluate", "report", "compile", "run", "export", "bench layers", "bench network")
 CONTRACT = (
     "accuracy",
     "op_density",
@@ -68,12 +68,12 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    assert all(command in done.stdout for command in COMMANDS)
+    assert all(command.split()[0] in done.stdout for command in COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example_and_json(command: str) -> None:
-    code, out, _ = call(command, "--help")
+    code, out, _ = call(*command.split(), "--help")
     assert code == 0
     assert f"sparsetime {command}" in out.split("Example")[1]
     assert "--json" in out
@@ -224,6 +224,26 @@ def test_compile_and_run(delta_plan: Path, clips: Path, tmp_path: Path) -> None:
     assert re.search(r"5 frames, \d+\.\d frames/s \(dense \d+\.\d\), operations 0\.\d+", err)
     assert "argmax_agreement" in out
     assert (tmp_path / "drawn.mp4").stat().st_size > 0
+
+
+def test_export_to_onnx(delta_plan: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    code, out, err = call(
+        "export", delta_plan, "--to", "onnx", "--out", tmp_path / "delta.onnx", "--json", tmp_path / "j"
+    )
+    assert code == 0, err
+    assert json.loads((tmp_path / "j").read_text())["file_bytes"] == (tmp_path / "delta.onnx").stat().st_size > 10_000
+    assert "small_cnn as onnx" in out
+
+
+def test_export_says_what_a_format_cannot(delta_plan: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nir")
+    code, _, err = call("export", delta_plan, "--to", "nir", "--out", tmp_path / "delta.nir")
+    assert code == 1
+    assert "max_code" in err
+    assert err.count("\n") == 1
+    assert call("export", delta_plan, "--to", "onnx", "--max-code", 3, "--out", tmp_path / "x")[0] == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dense_run_is_calibrated_on_its_own_videos(clips: Path, tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
-"""The command line: `sparsetime demo | train | evaluate | report | compile | run | bench`.
+"""The command line: `sparsetime demo | train | evaluate | report | compile | run | export | bench`.
 
 Nothing heavy is imported before a command runs, so that `--help` is quick.
 """
 
 import typer
 
-from sparsetime.cli import benching, running, training
+from sparsetime.cli import benching, exporting, running, training
 
 app = typer.Typer(
     name="sparsetime",
@@ -42,6 +42,7 @@ def options() -> None:
 
 training.register(app)
 running.register(app)
+exporting.register(app)
 benching.register(app)
 
 
