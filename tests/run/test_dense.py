@@ -12,7 +12,7 @@ from torch import nn
 
 import sparsetime
 from sparsetime.engine.reference import Reference
-from sparsetime.run.dense import Dense, candidates, dense_network, native_dense, pytorch_dense, without_codecs
+from sparsetime.run.dense import Dense, candidates, dense_network, exported, native_dense, pytorch_dense, without_codecs
 from sparsetime.run.module import PlanModule
 
 from .conftest import small_network
@@ -114,5 +114,27 @@ def test_the_fastest_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 
     import sparsetime.run.dense as module
 
-    monkeypatch.setattr(module, "candidates", lambda plan, threads: [sleeper(0.02), sleeper(0.001), sleeper(0.04)])
+    monkeypatch.setattr(module, "candidates", lambda plan, threads: [sleeper(0.02), sleeper(0.01)])
+    monkeypatch.setattr(module, "exported", lambda plan, frame, threads: [sleeper(0.001), sleeper(0.04)])
     assert dense_network(None, np.zeros(1), 1).name == "0.001"
+
+
+def test_other_runtimes_give_the_same() -> None:
+    for package in ("onnxscript", "onnxruntime", "openvino"):
+        pytest.importorskip(package)
+    plan = sparsetime.compile(small_network(), torch.zeros(1, 3, 24, 32), steps=50.0, codec="hold")
+    x, y = np.random.default_rng(0).integers(0, 255, (2, 24, 32, 3), dtype=np.uint8)
+    runtimes = exported(plan, x, 1)
+    assert [dense.name.split()[0] for dense in runtimes] == ["PyTorch", "ONNX", "OpenVINO"]
+    expected = pytorch_dense(plan, 1).run(y)
+    for dense in runtimes:
+        dense.run(x)
+        for got, wanted in zip(dense.run(y), expected, strict=True):
+            assert relative(got, wanted) < 1e-4, dense.name
+
+
+def test_plans_with_islands_are_not_exported() -> None:
+    network = Function(lambda self, x: F.softmax(self.c(x), 1), c=nn.Conv2d(3, 4, 3, 2))
+    plan = sparsetime.compile(network.eval(), torch.randn(1, 3, 9, 9), steps=0.1)
+    assert plan.islands
+    assert exported(plan, np.zeros((1, 3, 9, 9), np.float32), 1) == []

@@ -9,14 +9,18 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from numpy.typing import NDArray
 
 from sparsetime.engine.frames import FrameReader
 from sparsetime.engine.plan import Op, Plan
 
-__all__ = ["Dense", "candidates", "dense_network", "native_dense", "pytorch_dense", "without_codecs"]
+if TYPE_CHECKING:
+    from sparsetime.bench.opponents import Opponent
+
+__all__ = ["Dense", "candidates", "dense_network", "exported", "native_dense", "pytorch_dense", "without_codecs"]
 
 Array = NDArray[Any]
 _TRIALS = 5
@@ -85,19 +89,38 @@ def pytorch_dense(plan: Plan, threads: int) -> Dense:
 
 
 def candidates(plan: Plan, threads: int) -> list[Dense]:
-    """Everything here that can run the dense network."""
+    """What runs the dense network wherever this package is."""
     return [native_dense(plan, threads), pytorch_dense(plan, threads)]
 
 
+def exported(plan: Plan, frame: Array, threads: int) -> list[Dense]:
+    """The network in ONNX Runtime and OpenVINO, where the extra `bench` is installed and the plan has no islands."""
+    if plan.islands or any(find_spec(package) is None for package in ("onnxscript", "onnxruntime", "openvino")):
+        return []
+    from sparsetime.bench.opponents import Network
+    from sparsetime.run.module import PlanModule
+
+    plain = without_codecs(plan)
+    read = FrameReader(plain)
+
+    def dense(opponent: Opponent) -> Dense:
+        return Dense(
+            opponent.name, lambda picture: opponent.outputs(opponent.run(opponent.prepare(read(picture).copy())))
+        )
+
+    network = Network(PlanModule(plain), [read(frame).copy()])
+    return [dense(opponent) for opponent in network.opponents(threads, compiled=False)]
+
+
 def dense_network(plan: Plan, frame: Array, threads: int) -> Dense:
-    """The fastest of the candidates on a frame: each runs once to warm up, then they take turns; medians are compared.
+    """The fastest dense runtime on a frame: each runs once to warm up, then they take turns; medians are compared.
 
     Args:
         plan: what to run without codecs.
         frame: as `Stream` takes it.
         threads: of each candidate.
     """
-    found = candidates(plan, threads)
+    found = candidates(plan, threads) + exported(plan, frame, threads)
     times: list[list[int]] = [[] for _ in found]
     for trial in range(_TRIALS + 1):
         for candidate, taken in zip(found, times, strict=True):
