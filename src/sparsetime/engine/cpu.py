@@ -130,7 +130,11 @@ class Native:
             frame = coloured(frame, self._plan.input)
         if not self._stream.run(frame if frame.ndim == 4 else np.ascontiguousarray(frame)):
             raise FrameError.not_finite()
-        return [self._stream.value(value) for value in self._plan.outputs]
+        # numpy's own memory: large arrays lie on large pages, which matters for maps as large as the frame.
+        outputs = [np.empty(self._plan.values[value], np.float32) for value in self._plan.outputs]
+        for value, output in zip(self._plan.outputs, outputs, strict=True):
+            self._stream.read(value, output)
+        return outputs
 
     def reset(self) -> None:
         self._stream.reset()

@@ -142,6 +142,19 @@ struct Encoders {
                               uint32_t* place, float* change);
 };
 
+// On rows of n channels.
+struct RowKernels {
+    void (*add)(const float* x, float w, float* sum, int n);  // sum += w x
+    void (*blend)(const float* const* x, const float* w, int rows, float* sum, int n);     // sum = sum_k w[k] x[k]
+    void (*combine)(const float* x, float a, const float* y, float b, float* sum, int n);  // sum = a x + b y
+    void (*multiply)(const float* x, const float* y, float* sum, int n);
+    void (*divide)(float divisor, float* sum, int n);
+    void (*maximum)(const float* x, float* sum, int n);
+    void (*pick)(const float* x, const int32_t* index, float* sum, int n);  // 0 where index is below 0
+    // Rows of `stride` floats as planes, `plane` floats from one to the next.
+    void (*planes)(const float* x, int pixels, int stride, int channels, int plane, float* out);
+};
+
 struct Kernels {
     const char* name;
     int width;         // floats in a vector
@@ -153,6 +166,7 @@ struct Kernels {
     void (*depthwise3)(const Depthwise3Args&);
     const Encoders* encoders;
     const FrameKernels* frames;
+    const RowKernels* rows;
 };
 
 // The table in use: the best this machine has, or the one named by SPARSETIME_ISA.

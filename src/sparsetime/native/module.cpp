@@ -281,6 +281,10 @@ NB_MODULE(_native, m) {
         .def("value", [](const Stream& s, int value) {
             return array_of(value_of(s, value).shape, [&](float* out) { s.read(value, out); });
         }, "value"_a)
+        .def("read", [](const Stream& s, int value, nb::ndarray<float, nb::c_contig, nb::device::cpu> array) {
+            checked(value_of(s, value), Flat(array));
+            s.read(value, array.data());
+        }, "value"_a, "array"_a.noconvert(), "Copies a value to an array of its shape.")
         .def("accumulator", [](Stream& s, int node) {
             return array_of(accumulator_of(s, node).shape, [&](float* out) { s.read_accumulator(node, out); });
         }, "node"_a)

@@ -306,6 +306,7 @@ void Stream::read(int value, float* out) const {
     const Layout layout(v);
     const int64_t n = product(v.shape);
     const float* from = states_[size_t(value)].value.data();
+    if (layout.planar) return kernels().rows->planes(from, layout.pixels, layout.stride, layout.channels, layout.pixels, out);
     for (int64_t i = 0; i < n; ++i) out[i] = from[layout(i)];
 }
 
