@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import sparsetime
+from sparsetime.engine.crossover import measured
 from sparsetime.run.models import Model, ModelError, load_model
 from sparsetime.run.sources import Source, SourceError
 from sparsetime.video.reader import Frames
@@ -65,7 +66,7 @@ def compile_file(
         frames = _calibration_frames(name, model, calibrate)
         # uint8, which compile normalises as the network's `spec` says.
         steps = [torch.from_numpy(frame).permute(2, 0, 1).contiguous() for frame in frames]
-    plan = sparsetime.compile(model.module, example, steps=steps, codec=codec or DEFAULT_CODEC)
+    plan = measured(sparsetime.compile(model.module, example, steps=steps, codec=codec or DEFAULT_CODEC))
     plan.save(out)
     return {
         "plan": str(out),
