@@ -40,6 +40,8 @@ Run a plan over a video, a folder of pictures, a camera or an RTSP address.
 
     sparsetime run delta.plan rtsp://camera.local/stream --frames 1000
 
+    sparsetime run delta.plan street.mp4 --resume-state street.state --save-state street.state
+
 Frames are stretched to the size that the plan was compiled for. Times are of the network alone. With `--compare dense`
 the same network runs densely on the same frames, and two controls are measured beside the stream: the first answer held
 for ever, and the dense network on every k-th frame, with k such that it takes the stream's time. Ctrl-C ends with the
@@ -90,6 +92,12 @@ def run_command(
         Path | None,
         typer.Option(metavar="FILE", help="Video to write: the frames, with what was recomputed drawn over them."),
     ] = None,
+    save_state: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the state at the end, to go on from another time.")
+    ] = None,
+    resume_state: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Go on from a state, at the frame of the video behind it.")
+    ] = None,
     json_file: JsonOption = None,
     debug: DebugOption = False,
 ) -> None:
@@ -97,6 +105,7 @@ def run_command(
     from sparsetime.run.progress import Progress
 
     make_folder_of(json_file)
+    make_folder_of(save_state)
     with CtrlC() as interrupt, Progress() as progress:
         result = run_file(
             plan,
@@ -105,6 +114,8 @@ def run_command(
             compare=compare == "dense",
             frames=frames,
             out_video=out_video,
+            resume_state=resume_state,
+            save_state=save_state,
             progress=progress.frame,
             stop=lambda: interrupt.asked,
         )

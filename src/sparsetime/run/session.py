@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsetime.engine import OpStats, Plan, PlanError
+from sparsetime.engine import OpStats, Plan, PlanError, statefile
 from sparsetime.run.dense import Dense, dense_network
 from sparsetime.run.draw import VideoSink, Work, overlay
 from sparsetime.run.quality import Answer, Distance, Reader
@@ -34,6 +34,8 @@ def run_file(
     compare: bool = False,
     frames: int | None = None,
     out_video: Path | None = None,
+    resume_state: Path | None = None,
+    save_state: Path | None = None,
     progress: Callable[[int, int, float], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
@@ -51,6 +53,9 @@ def run_file(
         compare: with the dense network.
         frames: at most; None for all.
         out_video: file to draw into what was recomputed.
+        resume_state: a state that `save_state` wrote, to go on from: with the video's next frame, where the video is a
+            file or a folder.
+        save_state: file to write the state into at the end, also where `stop` made it.
         progress: called after every frame with the time of the stream and of the dense network (ns), and the density.
         stop: asked before every frame whether to end here.
 
@@ -61,6 +66,7 @@ def run_file(
         PlanError: the plan cannot be read, or takes no pictures.
         SourceError: no frame can be had.
         OutputError: the video cannot be written.
+        StreamError: `resume_state` is no state of this plan.
     """
     plan = Plan.load(plan_file)
     shape = plan.input_shape
@@ -70,14 +76,20 @@ def run_file(
     # Outputs as a list, whatever the network packs them into.
     flat = dataclasses.replace(plan, structure=[{"output": k} for k in range(len(plan.outputs))])
     stream = flat.stream(threads=threads)
+    if resume_state is not None:
+        statefile.load_state(stream, resume_state)
+    first = stream.frames
     tally = Tally(plan)
     dense: Dense | None = None
     reader = Reader(plan)
     comparison: Comparison | None = None
     work = Work(plan) if out_video is not None else None
+    if work is not None and first:
+        work(stream)  # what the next frame is compared with
     with ExitStack() as stack:
         sink = None if out_video is None else stack.enter_context(VideoSink(out_video))
-        for shot in islice(source, frames):
+        start = 0 if source.live else first
+        for shot in islice(source, start, None if frames is None else start + frames):
             if stop is not None and stop():
                 break
             if compare and dense is None:
@@ -93,6 +105,8 @@ def run_file(
                 sink.add(overlay(shot.shown, work(stream), density), source.rate or _FALLBACK_RATE)
             if progress is not None:
                 progress(time_ns, dense_ns, density)
+    if save_state is not None:
+        statefile.save_state(stream, save_state)
     result: dict[str, Any] = {
         "plan": str(plan_file),
         "network": plan.name,
@@ -101,6 +115,7 @@ def run_file(
         "video": source.name,
         "input_size": list(shape[2:]),
         "threads": threads,
+        "first_frame": first,
         "damage": source.damage,
         "stopped": bool(stop is not None and stop()),
         "dense_runtime": None if dense is None else dense.name,
