@@ -45,6 +45,7 @@ METHODS = {
     "spatial_l1": ("spatial_l1", ""),
     "exact": ("delta", EXACT),
     "hold": ("delta", 'codec = "hold"\n'),
+    "hold64": ("delta", 'codec = "hold"\nlevels = 64\n'),  # thresholds half as large
 }
 
 
