@@ -227,7 +227,7 @@ namespace sparsetime {
 extern const Encoders SPARSETIME_ENCODERS;
 extern const FrameKernels SPARSETIME_FRAMES;
 extern const Kernels SPARSETIME_TABLE;
-const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, tile_any, runs, depthwise, depthwise3, &SPARSETIME_ENCODERS,
+const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, GROUP, tile_any, runs, depthwise, depthwise3, &SPARSETIME_ENCODERS,
                                   &SPARSETIME_FRAMES};
 
 }  // namespace sparsetime
