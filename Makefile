@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := constraints/cpu.txt
 READY := $(VENV)/.ready
 
-.PHONY: demo test fuzz lint results clean
+.PHONY: demo test fuzz sanitize bench results lint clean
 
 $(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -26,6 +26,28 @@ test: lint
 # Damaged plan files: each must be an error or a valid plan, and cost no memory.
 fuzz: $(READY)
 	$(BIN)/python tests/helpers/mutations.py 10000
+
+# Native code watched for bad memory accesses, undefined behaviour and data races.
+sanitize: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check cmake ninja 'nanobind>=2.9,<4'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/helpers/sanitize.py
+
+# Streams against the fastest dense runtimes. An hour; on a machine that does nothing else.
+bench: $(READY)
+	$(BIN)/sparsetime bench layers --json runs/bench-layers.json
+	$(BIN)/sparsetime bench network --json runs/bench-network.json
+
+# The figures of docs/results.md. Hours; goes on where it stopped. DATA is the folder of the development videos.
+DATA := ../shared/data
+results: $(READY) bench
+	$(BIN)/python examples/drift.py --seeds 0 1 2 3
+	$(BIN)/python benchmarks/training_step.py --threads 1
+	$(BIN)/python benchmarks/training_step.py --threads 2
+	$(BIN)/python benchmarks/real_video.py run --data $(DATA) --out runs/real
+	$(BIN)/python benchmarks/real_video.py table --out runs/real --json runs/real.json
+	$(BIN)/python benchmarks/trained_stream.py runs/real/uti-mbv2-hold-* --data $(DATA)/ut_interaction \
+	  --threads 1 2 --json runs/stream.json
+	$(BIN)/python benchmarks/long_run.py --data $(DATA) --json runs/long_run.json --svg runs/drift.svg
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -2,11 +2,16 @@
 
 import csv
 import json
+import os
+import pty
 import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -14,7 +19,7 @@ from sparsetime.cli import app
 from sparsetime.train.generated import write_video
 from sparsetime.video import GeneratedClips
 
-COMMANDS = ("demo", "train", "evaluate", "report")
+COMMANDS = ("demo", "train", "evaluate", "report", "compile", "run", "export", "bench layers", "bench network")
 CONTRACT = (
     "accuracy",
     "op_density",
@@ -63,12 +68,12 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    assert all(command in done.stdout for command in COMMANDS)
+    assert all(command.split()[0] in done.stdout for command in COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example_and_json(command: str) -> None:
-    code, out, _ = call(command, "--help")
+    code, out, _ = call(*command.split(), "--help")
     assert code == 0
     assert f"sparsetime {command}" in out.split("Example")[1]
     assert "--json" in out
@@ -181,3 +186,144 @@ def test_debug_shows_where(clips: Path, tmp_path: Path) -> None:
     assert code == 1
     assert "Traceback" in err
     assert "sparsetime: error: run: " in err.splitlines()[-1]
+
+
+RUN_CONTRACT = (
+    *("frames", "fps", "fps_dense", "dense_runtime", "op_density", "state_bytes"),
+    *("quality", "quality_frozen", "quality_frame_skipping", "layers"),
+)
+
+
+@pytest.fixture(scope="module")
+def delta_plan(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plan of a network that was trained for an epoch."""
+    folder = tmp_path_factory.mktemp("plans")
+    code, _, err = call(
+        *("train", "--data", clips, "--model", "small_cnn", "--out", folder / "run", "--epochs", 1),
+        *("--batch-size", 4, "--clip-length", 4, "--quiet", *SMALL),
+    )
+    assert code == 0, err
+    code, out, err = call("compile", folder / "run", "--out", folder / "delta.plan", "--json", folder / "plan.json")
+    assert code == 0, err
+    assert "small_cnn at 64x64, codec exact" in out
+    assert json.loads((folder / "plan.json").read_text())["calibration_frames"] == 0
+    return folder / "delta.plan"
+
+
+def test_compile_and_run(delta_plan: Path, clips: Path, tmp_path: Path) -> None:
+    file = tmp_path / "new" / "run.json"
+    code, out, err = call(
+        *("run", delta_plan, clips / "0.avi", "--compare", "dense", "--threads", 1, "--frames", 5),
+        *("--json", file, "--out-video", tmp_path / "drawn.mp4"),
+    )
+    assert code == 0, err
+    result = json.loads(file.read_text())
+    assert set(RUN_CONTRACT) <= set(result)
+    assert result["frames"] == 5
+    assert 0 < result["op_density"] < 1
+    assert re.search(r"5 frames, \d+\.\d frames/s \(dense \d+\.\d\), operations 0\.\d+", err)
+    assert "argmax_agreement" in out
+    assert (tmp_path / "drawn.mp4").stat().st_size > 0
+
+
+def test_export_to_onnx(delta_plan: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    code, out, err = call(
+        "export", delta_plan, "--to", "onnx", "--out", tmp_path / "delta.onnx", "--json", tmp_path / "j"
+    )
+    assert code == 0, err
+    assert json.loads((tmp_path / "j").read_text())["file_bytes"] == (tmp_path / "delta.onnx").stat().st_size > 10_000
+    assert "small_cnn as onnx" in out
+
+
+def test_export_says_what_a_format_cannot(delta_plan: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nir")
+    code, _, err = call("export", delta_plan, "--to", "nir", "--out", tmp_path / "delta.nir")
+    assert code == 1
+    assert "max_code" in err
+    assert err.count("\n") == 1
+    assert call("export", delta_plan, "--to", "onnx", "--max-code", 3, "--out", tmp_path / "x")[0] == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dense_run_is_calibrated_on_its_own_videos(clips: Path, tmp_path: Path) -> None:
+    common = ["--data", clips, "--model", "small_cnn", "--epochs", 1, "--clip-length", 4, "--quiet", *SMALL]
+    assert call("train", *common, "--method", "dense", "--out", tmp_path / "dense")[0] == 0
+    code, out, err = call("compile", tmp_path / "dense", "--out", tmp_path / "p.plan")
+    assert code == 0, err
+    assert "codec hold" in out
+
+
+def test_a_cut_video_runs_as_far_as_it_goes(delta_plan: Path, clips: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.avi"
+    cut.write_bytes((clips / "0.avi").read_bytes()[:-6000])
+    code, out, err = call("run", delta_plan, cut, "--json", tmp_path / "run.json")
+    result = json.loads((tmp_path / "run.json").read_text())
+    assert code == 1
+    assert 1 <= result["frames"] < 6
+    assert f"frames              {result['frames']}" in out
+    assert "cut off" in "".join(result["damage"])
+    last = err.splitlines()[-1]
+    assert last.startswith(f"sparsetime: error: {cut}: ")
+    assert "cut off" in last
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "absent.plan", "VIDEO"], "absent.plan: no such file"),
+        (["run", "VIDEO", "VIDEO"], "not a whole safetensors file"),
+        (["run", "PLAN", "absent.mp4"], "absent.mp4: there is no such file or folder"),
+        (["run", "PLAN", "rtsp://127.0.0.1:9/x"], "rtsp://127.0.0.1:9/x: .*refused"),
+        (["run", "PLAN", "77"], "camera 77"),
+        (["run", "PLAN", "VIDEO", "--out-video", "x.gif"], "expected a video file"),
+        (["compile", "absent", "--out", "x.plan"], "no such run directory, and no built-in network"),
+        (["compile", "mobilenet_v2", "--out", "x.plan"], "give --weights FILE"),
+        (["compile", "no_package:make", "--out", "x.plan"], "ModuleNotFoundError"),
+    ],
+)
+def test_one_clear_line_from_compile_and_run(
+    delta_plan: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    real = {"PLAN": str(delta_plan), "VIDEO": str(clips / "0.avi")}
+    code, out, err = call(*(real.get(word, word) for word in arguments))
+    assert (code, out) == (1, "")
+    assert len(err.splitlines()) == 1
+    assert err.startswith("sparsetime: error: ")
+    assert re.search(message, err)
+
+
+@pytest.mark.parametrize("size", ["224", "0x4", "4x", "axb", "4x4x4"])
+def test_a_size_that_is_none(size: str) -> None:
+    code, _, err = call("compile", "small_cnn", "--out", "x.plan", "--size", size)
+    assert code == 2
+    assert "expected --size HxW" in err
+
+
+def test_ctrl_c_ends_with_the_figures_so_far(delta_plan: Path, tmp_path: Path) -> None:
+    """A run on a terminal is told to stop once it says that it goes on."""
+    from sparsetime.video import write_video
+
+    video, file = tmp_path / "long.mkv", tmp_path / "run.json"
+    write_video(video, np.zeros((3000, 64, 64, 3), np.uint8))
+    terminal, its_end = pty.openpty()
+    command = [sys.executable, "-m", "sparsetime", "run", str(delta_plan), str(video), "--json", str(file)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=its_end, text=True)
+    os.close(its_end)
+    said = b""
+    while b"frames/s" not in said:
+        said += os.read(terminal, 4096)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    with suppress(OSError):  # how a terminal says that its other end is closed
+        while more := os.read(terminal, 4096):
+            said += more
+    os.close(terminal)
+    assert process.returncode == 0, said
+    assert b"Traceback" not in said
+    assert b"\r" in said.partition(b"frames/s")[0]  # one line, written over itself
+    result = json.loads(file.read_text())
+    assert result["stopped"]
+    assert 1 <= result["frames"] < 3000
+    assert f"frames              {result['frames']} (stopped)" in out

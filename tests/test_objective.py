@@ -239,6 +239,13 @@ def test_calibration_of_a_layer_that_accumulates() -> None:
     assert layer.step.item() == 3.0
 
 
+def test_silence_everywhere_is_an_error() -> None:
+    model = nn.Sequential(DeltaActivation(step=0.125))
+    with pytest.raises(ValueError, match="every layer stayed silent"):
+        sparsetime.calibrate(model, torch.zeros(1, 2, 3))
+    assert model[0].step.item() == 0.125
+
+
 def test_calibration_restores_modes(net: Net, clip: Tensor) -> None:
     model = sparsetime.sparsify(net, clip[:, 0]).train()
     model.get_submodule("second").eval()
@@ -250,11 +257,28 @@ def test_calibration_restores_modes(net: Net, clip: Tensor) -> None:
     assert {name: layer.enabled for name, layer in layers.items()} == {"input": True, "relu": False, "mean": True}
 
 
+def test_a_silent_layer_keeps_its_step(net: Net, clip: Tensor) -> None:
+    with torch.no_grad():
+        net.first.weight.fill_(0.0)
+        net.first.bias.fill_(-1.0)  # type: ignore[union-attr]  # dead behind the ReLU
+    model = sparsetime.sparsify(net, clip[:, 0], step=0.125)
+    with pytest.warns(UserWarning, match="layer 'relu' stayed silent"):
+        sparsetime.calibrate(model, clip, percentile=100, levels=4)
+    layers = sparsetime.delta_layers(model)
+    assert layers["relu"].step.item() == 0.125  # type: ignore[union-attr, operator]
+    assert layers["input"].step.item() == pytest.approx(clip.abs().max().item() / 4)  # type: ignore[union-attr, operator]
+
+
+def test_the_scale_of_lsq_is_in_codes(net: Net, clip: Tensor) -> None:
+    model = sparsetime.sparsify(net, clip[:, 0], rule="lsq")
+    sparsetime.calibrate(model, clip, levels=16)
+    assert [layer.scale.item() for layer in sparsetime.delta_layers(model).values()] == [16.0] * 3
+
+
 @pytest.mark.parametrize(
     ("clips", "words"),
     [
         ([], "no clips were given"),
-        ([torch.zeros(1, 2, 2, 8, 8)], "layer 'input' stayed silent"),
         ([torch.ones(1, 2, 2, 8, 8), torch.full((1, 2, 2, 8, 8), math.nan)], "NaN"),
         ([torch.ones(1, 2, 2, 8, 8), torch.full((1, 2, 2, 8, 8), 3e38)], "layer 'relu': .* not finite"),
     ],

@@ -8,6 +8,7 @@ the range of its activation found by `calibrate`: the weight in front then means
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -71,7 +72,7 @@ def calibrate(model: nn.Module, clips: Tensor | Iterable[Tensor], percentile: fl
     """Set every layer's step (and scale) from data: percentile of its |activation| / levels.
 
     The network runs unquantised while its activations are looked at. Several clips are averaged; one in which a layer
-    is silent does not count for that layer.
+    is silent does not count for that layer. A layer that is silent in all of them keeps its step, with a warning.
 
     Args:
         model: what `sparsify` returned.
@@ -80,8 +81,8 @@ def calibrate(model: nn.Module, clips: Tensor | Iterable[Tensor], percentile: fl
         levels: steps in that range.
 
     Raises:
-        ValueError: no delta layers, no clips, values that are not finite, or a layer that stays silent (named). The
-            steps are then as they were.
+        ValueError: no delta layers, no clips, values that are not finite, a layer that the pass does not reach (named),
+            or silence everywhere. The steps are then as they were.
     """
     layers = _layers(model, "calibrate")
     if isinstance(clips, Tensor):
@@ -127,12 +128,16 @@ def calibrate(model: nn.Module, clips: Tensor | Iterable[Tensor], percentile: fl
             _set(layer, before[name])
     if not count:
         raise ValueError("calibrate: no clips were given")
+    missed = [name for name, values in found.items() if not values and name not in silent]
+    if missed:
+        raise ValueError(f"calibrate: layer {missed[0]!r} was not reached by the forward pass; no step can be found")
+    if not any(found.values()):
+        raise ValueError("calibrate: every layer stayed silent (all zero); give clips in which something is seen")
     for name, values in found.items():
-        if not values:
-            why = "stayed silent (all zero)" if name in silent else "was not reached by the forward pass"
-            raise ValueError(f"calibrate: layer {name!r} {why}; no step can be found for it")
-    for name, layer in layers.items():
-        _set(layer, [torch.stack(values).mean(0) for values in zip(*found[name], strict=True)])
+        if values:
+            _set(layers[name], [torch.stack(parts).mean(0) for parts in zip(*values, strict=True)])
+        else:
+            warnings.warn(f"calibrate: layer {name!r} stayed silent (all zero) and keeps its step", stacklevel=2)
 
 
 def _measured(layer: Layer) -> list[Tensor]:

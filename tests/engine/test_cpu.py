@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +14,7 @@ from hypothesis import strategies as st
 from random_plans import MAP_KINDS, frames, plans
 
 from sparsetime import _native
-from sparsetime.engine import Plan
+from sparsetime.engine import FrameError, InputSpec, Op, Plan
 from sparsetime.engine.cpu import Native
 from sparsetime.engine.reference import Reference
 
@@ -114,3 +118,68 @@ def test_a_still_frame_costs_nothing(plan, seed):
         native.run(frame)
     assert sum(entry.macs for entry in native.stats()) == 0
     assert sum(entry.events for entry in native.stats()) == 0
+
+
+@pytest.mark.parametrize("crossover", [0.0, 1.0])
+def test_a_stated_crossover_changes_the_path_alone(crossover):
+    @examples(25)
+    @given(plans(dyadic=True, kinds=("conv2d",)), st.integers(0, 99))
+    def check(plan, seed):
+        ops = tuple(replace(op, crossover=crossover) if op.kind == "conv2d" else op for op in plan.ops)
+        check_equal(replace(plan, ops=ops), seed)
+
+    check()
+
+
+def camera_plan(channels: int, color: str, codec: str | None) -> Plan:
+    """An input of 20 x 37 and nothing else."""
+    spec = InputSpec((3.0, 5.5, 7.0, 9.0)[:channels], (2.0, 3.0, 7.0, 11.0)[:channels], color)
+    step = np.full(channels, 0.7, np.float32)
+    entry = None if codec is None else {"kind": codec, "tensor": "step"}
+    ops = (Op("input", "input", (), (0,), codec=entry),)
+    return Plan("camera", ((1, channels, 20, 37),), ops, (0,), {"output": 0}, {"step": step} if codec else {}, spec)
+
+
+LAYOUTS: dict[str, Callable[[Any], Any]] = {
+    "pixels": lambda x: x,
+    "planes": lambda x: np.ascontiguousarray(x.transpose(2, 0, 1)),
+    "floats": lambda x: np.ascontiguousarray(x.transpose(2, 0, 1)[None].astype(np.float32)),
+    "float pixels": lambda x: x.astype(np.float32),
+    "part of a larger frame": lambda x: np.pad(x, ((2, 3), (4, 1), (0, 0)))[2:-3, 4:-1],
+    "columns first": np.asfortranarray,
+}
+
+
+@pytest.mark.parametrize("codec", [None, "exact", "hold", "residual"])
+@pytest.mark.parametrize("color", ["rgb", "bgr"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_frames_of_every_layout_equal_the_reference(isa, channels, color, codec):
+    rng = np.random.default_rng(channels)
+    plan = camera_plan(channels, color, codec)
+    native, reference = plan.stream(), plan.stream("reference")
+    video = [rng.integers(0, 256, (20, 37, channels), dtype=np.uint8)]
+    for k in range(11):
+        after = video[-1].copy()
+        y, x, size = int(rng.integers(0, 18)), int(rng.integers(0, 30)), (0, 1, 3, 20)[k % 4]
+        after[y : y + size, x : x + size] = rng.integers(0, 256, after[y : y + size, x : x + size].shape)
+        video.append(after)
+    for name in [*LAYOUTS, "pixels", "planes"]:
+        for frame in video:
+            got, expected = native(LAYOUTS[name](frame)), reference(LAYOUTS[name](frame))
+            np.testing.assert_array_equal(got, expected, err_msg=name)
+            assert native.stats["input"].events == reference.stats["input"].events, name
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("layout", ["floats", "float pixels", "part of a larger frame"])
+def test_a_frame_that_is_not_finite_leaves_the_stream_as_it_was(isa, wrong, layout):
+    plan = camera_plan(3, "rgb", "hold")
+    stream = plan.stream()
+    frame = np.random.default_rng(0).random((20, 37, 3), dtype=np.float32)
+    first = stream(LAYOUTS[layout](frame))
+    bad = frame + 1
+    bad[11, 5, 2] = wrong
+    with pytest.raises(FrameError, match="NaN or infinity"):
+        stream(LAYOUTS[layout](bad))
+    np.testing.assert_array_equal(stream.snapshot()["0.value"], first)
+    np.testing.assert_array_equal(stream(LAYOUTS[layout](frame + 2)), frame.transpose(2, 0, 1)[None] + 2)

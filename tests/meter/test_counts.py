@@ -53,6 +53,9 @@ def counts(**changes: object) -> Counts:
         activations_nonzero=30,
         reference_elements=11,
         weight_bytes=400,
+        buffer_bytes=24,
+        weights=80,
+        weights_zero=20,
         element_bytes=4,
         not_counted={"matmul"},
     )
@@ -112,6 +115,8 @@ def test_neurobench_by_hand() -> None:
     figures = counts().summary()["neurobench"]
     assert figures["ActivationSparsity"] == pytest.approx(0.7)
     assert figures["SynapticOperations"] == {"Effective_MACs": 5.0, "Effective_ACs": 15.0, "Dense": 40.0}
+    assert figures["Footprint"] == 424
+    assert figures["ConnectionSparsity"] == 0.25
 
 
 def test_two_clips_add() -> None:
@@ -174,6 +179,7 @@ def test_nothing_counted_is_none_and_not_zero() -> None:
     for name in ("op_density", "op_density_with_first_frame", "activation_density", "delta_density", "effective_macs"):
         assert figures[name] is None
     assert figures["neurobench"]["ActivationSparsity"] is None
+    assert figures["neurobench"]["ConnectionSparsity"] is None
     assert figures["frames"] == 0
     single = counts(ops={"a": replace(A, frames_later=0, nonzero_later=0, changed_later=0, macs_later=0.0)}).summary()
     assert single["op_density"] is None

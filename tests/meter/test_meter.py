@@ -446,6 +446,29 @@ def test_inputs_of_minus_one_zero_and_one_are_accumulated() -> None:
         assert meter.summary()["acs"] == acs
 
 
+def test_footprint_and_weights_that_are_zero() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.same = nn.Linear(3, 3)
+            self.norm = nn.BatchNorm1d(3)
+            self.last = nn.Linear(3, 2, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.norm(self.same(self.same(x))))
+
+    net = Twice().eval()
+    with torch.no_grad():
+        net.same.weight[0] = 0
+        with Meter(net) as meter:
+            net(torch.ones(2, 3))
+            net(torch.ones(2, 3))
+    figures = meter.summary()["neurobench"]
+    assert figures["ConnectionSparsity"] == 3 / 15  # the weights of `same` count once
+    # Weights and biases; gain, shift, mean, variance; and one int64 counter of batches.
+    assert figures["Footprint"] == (9 + 3 + 6) * 4 + 4 * 3 * 4 + 8
+
+
 def test_synaptic_operations_are_per_sample() -> None:
     net = nn.Linear(3, 5)
     with torch.no_grad(), Meter(net) as meter:

@@ -1,6 +1,9 @@
 """Clamp, quantizer and penalty in one node against the composition of their parts."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsetime import _quantize
+from sparsetime.codec import encode_clip
 from sparsetime.nn import ACTIVATIONS
-from sparsetime.nn._fused import clamp_quantize
+from sparsetime.nn._fused import clamp_hold, clamp_quantize
 from sparsetime.quantize import quantize
 
 PLAIN = {"identity": lambda x: x, "relu": F.relu, "relu6": F.relu6}
@@ -233,19 +237,70 @@ def test_bfloat16_equals_the_composition() -> None:
     assert torch.equal(fused(x, torch.tensor(0.5), "relu", 2)[0], plain(x, torch.tensor(0.5), "relu", 2)[0])
 
 
-def test_threads_divide_the_work() -> None:
-    """Enough numbers for two threads: the same values, the same penalty within rounding."""
-    x = torch.randn(2, 300_007, generator=torch.Generator().manual_seed(0))
-    step = torch.tensor(0.37)
+@pytest.mark.parametrize("shape", [(2, 300_007), (6, 70_001), (9, 5, 40, 41)])
+def test_any_number_of_threads_gives_the_same_bits(shape: tuple[int, ...]) -> None:
+    """Penalty and gradient of the step are sums over everything: their order must not depend on who adds."""
+    frames = 3 if shape[0] % 3 == 0 else 2
     before = torch.get_num_threads()
+    results = []
     try:
-        torch.set_num_threads(2)
-        two, penalty_two = fused(x, step, "relu", 2)
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            x, step = data(shape, torch.float32, torch.contiguous_format), torch.tensor(0.37, requires_grad=True)
+            value, penalty = fused(x, step, "relu", frames)
+            (value.square().sum() + 1e4 * penalty).backward()
+            assert x.grad is not None
+            assert step.grad is not None
+            results.append((value.detach(), penalty.detach(), x.grad, step.grad))
     finally:
         torch.set_num_threads(before)
-    one, penalty_one = fused(x, step, "relu", 2)
-    assert torch.equal(one, two)
-    torch.testing.assert_close(penalty_one, penalty_two)
+    for other in results[1:]:
+        for expected, got in zip(results[0], other, strict=True):
+            assert torch.equal(expected, got)
+
+
+def in_a_process(code: str) -> str:
+    """What a program prints that has a process, and so its threads, to itself."""
+    code = (
+        "import os, torch\nfrom torch.utils.data import DataLoader\nfrom sparsetime.nn._fused import clamp_quantize\n"
+        "torch.set_num_threads(2)\nfused = lambda x: clamp_quantize(x, torch.tensor(0.37), 0.0, 6.0, 2)\n"
+        "tasks = lambda: len(os.listdir('/proc/self/task'))\nx = torch.randn(2, 300_007)\n" + code
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux lists them")
+def test_threads_are_pytorchs_own() -> None:
+    """Two threads work, and PyTorch's next operation starts none: one pool, not two that fight for the cores."""
+    found = in_a_process("n = tasks(); fused(x); m = tasks(); x.exp(); fused(x); print(m - n, tasks() - m)")
+    assert found == "1 0"
+
+
+def test_forked_workers_run_it_after_their_parent_has() -> None:
+    found = in_a_process(
+        "class Data:\n"
+        "    def __len__(self): return 4\n"
+        "    def __getitem__(self, i): return fused(x + i)[1]\n"
+        "here = torch.stack([fused(x + i)[1] for i in range(4)])\n"
+        "there = torch.cat(list(DataLoader(Data(), num_workers=2, multiprocessing_context='fork')))\n"
+        "print(torch.equal(here, there))"
+    )
+    assert found == "True"
+
+
+def test_without_a_parallel_runtime_the_calling_thread_does_it() -> None:
+    code = (
+        "import array, sys, importlib.machinery as m, importlib.util as u\n"
+        f"loader = m.ExtensionFileLoader('_quantize', {_quantize.__file__!r})\n"
+        "q = u.module_from_spec(u.spec_from_loader('_quantize', loader)); loader.exec_module(q)\n"
+        "x = array.array('f', [0.3, 1.2] * 50_000); v = array.array('f', bytes(400_000))\n"
+        "change = q.forward(x.buffer_info()[0], v.buffer_info()[0], 0, 1, 2, 50_000, 0.5, 0.0, 6.0, 2)\n"
+        "print(change, set(v), 'torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "0.0 {0.5, 1.0} False"
 
 
 def test_an_empty_batch() -> None:
@@ -277,3 +332,57 @@ def test_the_comparison_itself_can_fail(wrong: float, monkeypatch: pytest.Monkey
     monkeypatch.setitem(globals(), "fused", broken)
     with pytest.raises(AssertionError):
         compare((6, 3, 5, 7), torch.tensor(0.37), "relu", 3)
+
+
+def plain_hold(x: Tensor, threshold: Tensor, activation: str, frames: int) -> tuple[Tensor, Tensor]:
+    """What `clamp_hold` claims to be."""
+    value = encode_clip(PLAIN[activation](x).unflatten(0, (-1, frames)), None, threshold, "hold")[1]
+    change = torch.diff(value, dim=1).abs().mean() if frames > 1 else x.new_zeros(())
+    return value.flatten(0, 1), change
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("weights", [(1.0, 3.0), (0.0, 3.0), (1.0, 0.0)])
+@pytest.mark.parametrize(
+    ("shape", "frames", "layout"),
+    [
+        ((6, 3, 5, 7), 3, torch.contiguous_format),
+        ((8, 3, 5, 7), 4, torch.channels_last),
+        ((3, 17), 1, torch.contiguous_format),
+        ((6, 4097), 6, torch.contiguous_format),  # a block of the backward pass and one
+        ((2, 4, 65, 67), 2, torch.channels_last),  # several blocks
+    ],
+)
+def test_hold(
+    shape: tuple[int, ...],
+    frames: int,
+    layout: torch.memory_format,
+    weights: tuple[float, float],
+    activation: str,
+    isa: str,
+) -> None:
+    cotangent = torch.randn(shape, generator=torch.Generator().manual_seed(7))
+    results = []
+    for function in (plain_hold, lambda x, q, name, t: clamp_hold(x, q, *ACTIVATIONS[name], t, isa)):
+        x = data(shape, torch.float32, layout)
+        value, penalty = function(x, torch.tensor(-2.5), activation, frames)
+        ((value * cotangent).sum() * weights[0] + penalty * weights[1]).backward()
+        results.append((value.detach(), penalty.detach(), x.grad))
+    (value, penalty, grad), (value_f, penalty_f, grad_f) = results
+    assert torch.equal(value, value_f)
+    if frames > 1 and value.numel() > 100:
+        held = (torch.diff(value.unflatten(0, (-1, frames)), dim=1) == 0).double().mean()
+        assert 0.1 < held < 0.95  # some are sent, some held
+    torch.testing.assert_close(penalty_f, penalty, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(grad_f, grad, rtol=1e-5, atol=1e-6)  # sums over the frames held, in another order
+
+
+def test_hold_by_hand() -> None:
+    x = torch.tensor([[1.0], [1.4], [1.6], [9.0], [-1.0]], requires_grad=True)  # threshold 0.5, ReLU6
+    value, penalty = clamp_hold(x, torch.tensor(0.5), 0.0, 6.0, 5)
+    assert value.flatten().tolist() == [1.0, 1.0, torch.tensor(1.6).item(), 6.0, 0.0]
+    assert penalty.item() == pytest.approx((0.6 + 4.4 + 6.0) / 4)
+    (value * torch.tensor([[1.0], [2.0], [4.0], [8.0], [16.0]])).sum().backward()
+    assert x.grad is not None
+    assert x.grad.flatten().tolist() == [3.0, 0.0, 4.0, 0.0, 0.0]  # the last two lie outside of the clamp

@@ -55,6 +55,7 @@ def small_recipe(clips: Path, **changes: object) -> Recipe:
         "calibration_clips": 2,
         "input_size": (32, 32),
         "lr": 1e-3,
+        "distill": 0.5,
     }
     return Recipe(**{**fields, **changes})  # type: ignore[arg-type]
 

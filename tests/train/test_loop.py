@@ -63,7 +63,9 @@ def test_a_run_of_each_method(method: str, clips: Path, tmp_path: Path) -> None:
     for row in table:
         weight, penalty = float(row["penalty_weight"]), float(row["penalty"])
         assert (penalty > 0) == (weight > 0)
-        assert float(row["train_loss"]) == pytest.approx(float(row["task_loss"]) + weight * penalty)
+        distance = float(row["distance"])
+        assert (distance > 0) == (row["phase"] in ("strong", "weak"))
+        assert float(row["train_loss"]) == pytest.approx(float(row["task_loss"]) + weight * penalty + 0.5 * distance)
         assert 0 < float(row["op_density"]) <= 1
     assert result["epochs"] == 3
     assert result["clips"] == 12

@@ -134,3 +134,27 @@ def test_unreadable_files(tmp_path: Path) -> None:
             (tmp_path / name).write_text(content)
         with pytest.raises(RecipeError, match=message):
             read_recipe(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "codec", "levels", "penalty"),
+    [
+        ({"weights": "w.npz"}, "hold", 32, 10.0),
+        ({"weights": "w.npz", "codec": "exact"}, "exact", 16, 40.0),
+        ({"weights": "w.npz", "start": "vanilla"}, "exact", 16, 40.0),
+        ({}, "exact", 16, 40.0),
+        ({"codec": "hold", "levels": 7, "penalty": 3.0}, "hold", 7, 3.0),
+        ({"method": "spatial_l1", "weights": "w.npz"}, "hold", 16, 100.0),  # a codec that it does not use
+    ],
+)
+def test_what_the_codec_brings_with_it(changes: dict[str, object], codec: str, levels: int, penalty: float) -> None:
+    recipe = resolve(Recipe("small_cnn", "clips", **changes), trained=True)  # type: ignore[arg-type]
+    assert (recipe.codec, recipe.levels, recipe.penalty) == (codec, levels, penalty)
+
+
+def test_a_codec_is_read_from_plain_data() -> None:
+    data = {"network": "small_cnn", "data": "clips", "codec": "hold"}
+    assert from_dict(data).codec == "hold"
+    assert from_dict({**data, "codec": None}).codec is None
+    with pytest.raises(RecipeError, match="key 'codec': expected one of 'exact', 'hold', 'residual', got 'x'"):
+        from_dict({**data, "codec": "x"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,7 @@ def _entry(plan: Plan, op: Op) -> dict[str, Any]:
         "codec": ("", "", -_INFINITY, _INFINITY)
         if codec is None
         else (codec["kind"], codec["tensor"], codec.get("low", -_INFINITY), codec.get("high", _INFINITY)),
+        "crossover": -1.0 if op.crossover is None else op.crossover,
         "opaque": [plan.value_type(op, k) != "float32" for k in range(len(op.outputs))],
     }
 
@@ -82,7 +84,8 @@ class Native:
 
     Args:
         plan: what to run. Islands need PyTorch.
-        threads: how many threads share a frame.
+        threads: how many threads share a frame; no more than the cores that this process may use, since waiting
+            threads would take them from those that compute.
     """
 
     def __init__(self, plan: Plan, threads: int = 1) -> None:
@@ -91,7 +94,10 @@ class Native:
         self._program = _native.program(
             [list(shape) for shape in plan.values], [_entry(plan, op) for op in plan.ops], list(plan.outputs), tensors
         )
-        self._stream = _native.Stream(self._program, threads, _call_weakly(self._island) if plan.islands else None)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._stream = _native.Stream(
+            self._program, min(threads, cores), _call_weakly(self._island) if plan.islands else None
+        )
         if plan.input is not None:
             self._stream.set_camera(plan.input.mean, plan.input.std)
         self._opaque: dict[int, Tensor] = {}  # values of other types than float32, which only islands read
@@ -124,7 +130,11 @@ class Native:
             frame = coloured(frame, self._plan.input)
         if not self._stream.run(frame if frame.ndim == 4 else np.ascontiguousarray(frame)):
             raise FrameError.not_finite()
-        return [self._stream.value(value) for value in self._plan.outputs]
+        # numpy's own memory: large arrays lie on large pages, which matters for maps as large as the frame.
+        outputs = [np.empty(self._plan.values[value], np.float32) for value in self._plan.outputs]
+        for value, output in zip(self._plan.outputs, outputs, strict=True):
+            self._stream.read(value, output)
+        return outputs
 
     def reset(self) -> None:
         self._stream.reset()

@@ -74,7 +74,7 @@ class FrameReader:
         return normalised(self.checked(frame), self._spec)
 
     def checked(self, frame: Any) -> Array:
-        """The frame as an array of the plan's input shape, float32 or still uint8 and RGB; a view where the layout allows.
+        """The frame in the plan's input shape, float32 or still uint8 and RGB; a view where the layout allows.
 
         Raises:
             FrameError: another shape or another data type.

@@ -78,7 +78,8 @@ class Counts:
         clips: clips seen.
         activations, activations_nonzero: outputs of activation functions, and how many are not zero.
         reference_elements: last values sent, per stream.
-        weight_bytes: parameters.
+        weight_bytes, buffer_bytes: parameters, and what else a checkpoint holds.
+        weights, weights_zero: weights of the operations (those of a shared one once), and how many are zero.
         element_bytes: size of one number of state.
         not_counted: names of operations with multiplications that are in no count.
     """
@@ -90,6 +91,9 @@ class Counts:
     activations_nonzero: int = 0
     reference_elements: int = 0
     weight_bytes: int = 0
+    buffer_bytes: int = 0
+    weights: int = 0
+    weights_zero: int = 0
     element_bytes: int = 4
     not_counted: set[str] = field(default_factory=set)
 
@@ -112,6 +116,9 @@ class Counts:
             activations_nonzero=self.activations_nonzero + other.activations_nonzero,
             reference_elements=model.reference_elements,
             weight_bytes=model.weight_bytes,
+            buffer_bytes=model.buffer_bytes,
+            weights=model.weights,
+            weights_zero=model.weights_zero,
             element_bytes=model.element_bytes,
             not_counted=self.not_counted | other.not_counted,
         )
@@ -199,9 +206,13 @@ class Counts:
 
         ActivationSparsity: zeros / elements over the outputs of all activation functions and all samples.
         SynapticOperations: per sample; operations on inputs and weights that are not zero, Dense with those that are.
+        Footprint: bytes of parameters and buffers. What a stream keeps is `state_bytes`, and not in it.
+        ConnectionSparsity: zeros / weights of the operations.
         """
         density = _share(self.activations_nonzero, self.activations)
         return {
+            "Footprint": self.weight_bytes + self.buffer_bytes,
+            "ConnectionSparsity": _share(self.weights_zero, self.weights),
             "ActivationSparsity": None if density is None else 1 - density,
             "SynapticOperations": {
                 "Effective_MACs": _share(sum(op.nb_macs for op in self.ops.values()), frames),

@@ -15,9 +15,9 @@ from sparsetime.meter.counts import Counts, OpCounts, Skips
 from sparsetime.nn import DeltaActivation
 from sparsetime.watch import LinearCall, OpNames, WatchLinear
 
-__all__ = ["Meter"]
+__all__ = ["ACTIVATIONS", "Meter"]
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     F.relu,
     F.relu_,
     F.relu6,
@@ -48,6 +48,7 @@ _ACTIVATIONS = {
     Tensor.sigmoid,
     Tensor.tanh,
 }
+"""Functions whose outputs are activations."""
 
 
 class Meter:
@@ -93,6 +94,7 @@ class Meter:
         self._names = OpNames(root)
         self._fanouts: dict[tuple[str, tuple[int, ...], LinearOp], Tensor] = {}
         self._references: dict[int, int] = {}
+        self._weights: dict[str, tuple[int, int]] = {}  # by operation: how many, and how many are zero
         self._handles: list[Any] = []
         self._watch: WatchLinear | None = None
 
@@ -140,6 +142,7 @@ class Meter:
         self._inside = 0
         self.counts.clips += clips
         self.counts.weight_bytes = sum(p.numel() * p.element_size() for p in self._model.parameters())
+        self.counts.buffer_bytes = sum(b.numel() * b.element_size() for b in self._model.buffers())
         self.counts.element_bytes = x.element_size() if x.is_floating_point() else 4
 
     def _on_linear(self, call: LinearCall) -> None:
@@ -181,6 +184,12 @@ class Meter:
         )
         ops = self.counts.ops
         ops[name] = ops[name] + counts if name in ops else counts
+        self._count_weights(name.partition("#")[0], call.weight)
+
+    def _count_weights(self, name: str, weight: Tensor) -> None:
+        if name not in self._weights:
+            self._weights[name] = (weight.numel(), weight.numel() - int(torch.count_nonzero(weight)))
+            self.counts.weights, self.counts.weights_zero = map(sum, zip(*self._weights.values(), strict=True))
 
     def _fanout(self, name: str, call: LinearCall, frame: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Fan-out of all weights, and of those that are not zero."""
@@ -193,7 +202,7 @@ class Meter:
         return full, fanout(call.op, frame, call.weight).to(call.x.device)
 
     def _on_output(self, function: Any, output: Any) -> None:
-        if function in _ACTIVATIONS and isinstance(output, Tensor) and not self._inside:
+        if function in ACTIVATIONS and isinstance(output, Tensor) and not self._inside:
             self._count_activation(output)
 
     def _enter_delta_layer(self, layer: DeltaActivation, args: tuple[Any, ...]) -> None:

@@ -49,7 +49,7 @@ Conv::Conv(Shape in_, Shape out_, Axis rows, Axis columns, int groups, bool tran
     pointwise_ = rows_.taps == 1 && columns_.taps == 1 && rows_.den == 1 && rows_.num == 1 && columns_.den == 1 && columns_.num == 1 &&
                  in.pixels() == out.pixels() && rows_.shift[0] == 0 && columns_.shift[0] == 0;
     pack(weight, transposed);
-    zeros_.assign(size_t(std::max(in.stride(), LANE)), 0.0f);
+    zeros_.assign(size_t(std::max(in.stride() * (depthwise_ ? DEPTHWISE3_COLUMNS : 1), LANE)), 0.0f);
     const auto fan = [](const Axis& a) {
         std::vector<int32_t> reached(size_t(a.in), 0);
         for (int32_t s : a.source)
@@ -81,12 +81,14 @@ void Conv::pack(const float* weight, bool transposed) {
         return;
     }
     const int blocks = (O + width_ - 1) / width_;
-    for (int b = 0; b < blocks; b += k.tile_vectors) {
-        const int vectors = std::min(k.tile_vectors, blocks - b);
+    const int panels = (blocks + k.tile_vectors - 1) / k.tile_vectors;  // of nearly one size: thin ones waste registers
+    for (int p = 0, b = 0; p < panels; ++p) {
+        const int vectors = blocks * (p + 1) / panels - b;
         panels_.push_back(vectors);
         for (int t = 0; t < taps; ++t)
             for (int c = 0; c < C; ++c)
                 for (int j = 0; j < vectors * width_; ++j) tile_.push_back(at(b * width_ + j, c, t));
+        b += vectors;
     }
 
     if (pointwise_ && size_t(C) * out.stride() <= FUSED_FLOATS) {
@@ -212,8 +214,10 @@ void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, i
     const int sums = round_up(out.channels, LANE);
     const int limit = k.tile_pixels;
     // Large weights pass by once a chunk: the larger they are, the longer the chunk.
-    const int wanted = tile_.size() * sizeof(float) <= 512 * 1024 ? 16 * limit : 64 * limit;
-    const int chunk = std::max(limit, std::min(wanted, 128 * 1024 / sums / limit * limit));
+    // Where all fit the first cache, sums should too.
+    const size_t bytes = tile_.size() * sizeof(float);
+    const int wanted = bytes <= 512 * 1024 ? 16 * limit : 64 * limit;
+    const int chunk = std::max(limit, std::min(wanted, (bytes <= 24 * 1024 ? 5 : 128) * 1024 / sums / limit * limit));
     float* sum = sized(ws.sum, size_t(chunk) * sums);
     int32_t* at = sized(ws.at, size_t(chunk));
     for (int i = 0; i < chunk; ++i) at[i] = i * sums;
@@ -224,11 +228,12 @@ void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, i
     const float* zeros = zeros_.data();
     const float* inputs[MAX_TILE];
     float* outputs[MAX_TILE];
-    // Few channels: one long segment, of a copy of the receptive field, instead of many short ones.
+    // Few channels: a row of the kernel is one segment, since its pixels lie side by side; where some lie outside, of a copy.
     const bool patches = C <= NARROW && taps > 1;
     const int patch = taps * C;
     float* patched = patches ? sized(ws.patches, size_t(chunk) * patch) : nullptr;
-    const int depth_chunk = patches ? patch : std::min(C, 768);
+    const int terms = patches ? kw * C : C;  // of a segment
+    const int depth_chunk = std::min(terms, 768);
 
     for (int start = 0; start < count; start += chunk) {
         const int n = std::min(chunk, count - start);
@@ -257,24 +262,23 @@ void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, i
             if (patches) {
                 for (int i = 0; i < m; ++i) {
                     float* to = patched + size_t(from + i) * patch;
-                    ptr[i] = to;
-                    for (int ky = 0; ky < kh; ++ky) {
+                    const bool beside = !mask && rx[i][0] >= 0 && rx[i][kw - 1] == rx[i][0] + kw - 1;
+                    for (int ky = 0; ky < kh; ++ky, to += kw * C) {
                         const int y = ry[i][ky];
-                        if (y >= 0 && !mask && rx[i][0] >= 0 && rx[i][kw - 1] == rx[i][0] + kw - 1) {
-                            const float* a = rows + (ptrdiff_t(y) * in.width + rx[i][0]) * C;
-                            for (int j = 0; j < kw * C; ++j) to[j] = a[j];
-                            to += kw * C;
+                        if (y >= 0 && beside) {
+                            ptr[ky * m + i] = rows + (ptrdiff_t(y) * in.width + rx[i][0]) * C;
                             continue;
                         }
-                        for (int kx = 0; kx < kw; ++kx, to += C) {
+                        ptr[ky * m + i] = to;
+                        for (int kx = 0; kx < kw; ++kx) {
                             const ptrdiff_t p = ptrdiff_t(y) * in.width + rx[i][kx];
                             const bool live = (y | rx[i][kx]) >= 0 && (!mask || mask[p]);
-                            for (int c = 0; c < C; ++c) to[c] = live ? rows[p * C + c] : 0.0f;
+                            for (int c = 0; c < C; ++c) to[kx * C + c] = live ? rows[p * C + c] : 0.0f;
                         }
                     }
                 }
-                seg[0] = 1;
-                seg[1] = 0;
+                seg[0] = kh;
+                for (int ky = 0; ky < kh; ++ky) seg[1 + ky] = ky * kw;
                 continue;
             }
             for (int ky = 0; ky < kh; ++ky)
@@ -297,10 +301,10 @@ void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, i
         int column = 0;
         for (int vectors : panels_) {
             const int wide = vectors * width_;
-            const int tap_step = std::max(1, PANEL_FLOATS / (depth_chunk * wide));
+            const int tap_step = patches ? taps : std::max(1, PANEL_FLOATS / (depth_chunk * wide));
             bool accumulate = false;
-            for (int c = 0; c < (patches ? patch : C); c += depth_chunk) {
-                const int depth = patches ? patch : std::min(depth_chunk, C - c);
+            for (int c = 0; c < terms; c += depth_chunk) {
+                const int depth = std::min(depth_chunk, terms - c);
                 for (int t = 0; t < taps; t += tap_step) {
                     for (int g = 0; g < groups; ++g) {
                         const int from = int(int64_t(n) * g / groups), m = int(int64_t(n) * (g + 1) / groups) - from;
@@ -312,9 +316,6 @@ void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, i
                             weights[e - s] = panel + (size_t(seg[1 + e]) * C + c) * wide;
                         if (e == s && accumulate) continue;
                         for (int i = 0; i < m; ++i) outputs[i] = sum + size_t(from + i) * sums + column;
-                        // What the sums will meet comes from afar: asked for now, it is there when they are done.
-                        if (!accumulate)
-                            for (int i = 0; i < m; ++i) fetch(sink, list[start + from + i], column, std::min(column + wide, sink.stride));
                         const TileArgs args{e - s, pointers + size_t(g) * taps * limit + size_t(s) * m, weights, depth,
                                             outputs, c, accumulate};
                         k.tile(m, vectors, args);
@@ -348,38 +349,42 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
     std::vector<float*>& outs = ws.outputs;
     if (int(outs.size()) < chunk) outs.resize(size_t(chunk));
     const int step = columns_.den;
-    const bool runs = kh == 3 && kw == 3 && columns_.num == 1 && step <= 2 && columns_.shift[0] - columns_.shift[1] == 1;
-    const float** columns = sized(ws.columns, size_t(3) * (size_t(chunk) * step + 3));
+    const bool runs = !mask && kh == 3 && kw == 3 && columns_.num == 1 && step <= 2 && columns_.shift[0] - columns_.shift[1] == 1;
     for (int start = 0; start < count; start += chunk) {
         const int n = std::min(chunk, count - start);
-        for (int i = 0; i < n; ++i) fetch(sink, list[start + i], 0, stride);
         int loose = 0;  // pixels for the general kernel
+        const auto general = [&](int i) {
+            const int p = list[start + i];
+            const int32_t *ry = &rows_.source[size_t(p / out.width) * kh], *rx = &columns_.source[size_t(p % out.width) * kw];
+            const float** ptr = pointers + size_t(loose) * taps;
+            for (int ky = 0; ky < kh; ++ky)
+                for (int kx = 0; kx < kw; ++kx) {
+                    const ptrdiff_t q = ptrdiff_t(ry[ky]) * in.width + rx[kx];
+                    *ptr++ = (ry[ky] | rx[kx]) >= 0 && (!mask || mask[q]) ? rows + q * stride : zeros;
+                }
+            outs[size_t(loose++)] = sum + size_t(i) * stride;
+        };
         for (int i = 0; i < n;) {
             const int p = list[start + i], y = p / out.width, x = p % out.width;
             const int32_t* ry = &rows_.source[size_t(y) * kh];
-            int length = 1;
-            while (i + length < n && list[start + i + length] == p + length && x + length < out.width) ++length;
-            if (runs && length >= 3) {
-                const int first = x * step - columns_.shift[0], last = first + (length - 1) * step + 3;
-                for (int r = 0; r < 3; ++r) {
-                    const ptrdiff_t row = ptrdiff_t(ry[r]) * in.width;
-                    const float** to = columns + r;
-                    for (int c = first; c < last; ++c, to += 3)
-                        *to = ry[r] >= 0 && c >= 0 && c < in.width && (!mask || mask[row + c]) ? rows + (row + c) * stride : zeros;
-                }
-                k.depthwise3({length, step, columns, tile_.data(), stride, sum + size_t(i) * stride});
-            } else {
-                for (int j = 0; j < length; ++j, ++loose) {
-                    const int32_t* rx = &columns_.source[size_t(x + j) * kw];
-                    const float** ptr = pointers + size_t(loose) * taps;
-                    for (int ky = 0; ky < kh; ++ky)
-                        for (int kx = 0; kx < kw; ++kx) {
-                            const ptrdiff_t q = ptrdiff_t(ry[ky]) * in.width + rx[kx];
-                            *ptr++ = (ry[ky] | rx[kx]) >= 0 && (!mask || mask[q]) ? rows + q * stride : zeros;
-                        }
-                    outs[size_t(loose)] = sum + size_t(i + j) * stride;
-                }
+            const int first = x * step - columns_.shift[0];
+            if (!runs || first < 0) {
+                general(i++);
+                continue;
             }
+            const int room = std::min({n - i, out.width - x, in.width - first < 3 ? 0 : (in.width - first - 3) / step + 1});
+            int length = 0;
+            while (length < room && list[start + i + length] == p + length) ++length;
+            if (!length) {
+                general(i++);
+                continue;
+            }
+            Depthwise3Args args{length, step, {}, {}, tile_.data(), stride, sum + size_t(i) * stride};
+            for (int r = 0; r < 3; ++r) {
+                args.rows[r] = ry[r] >= 0 ? rows + (ptrdiff_t(ry[r]) * in.width + first) * stride : zeros;
+                args.advance[r] = ry[r] >= 0 ? stride : 0;
+            }
+            k.depthwise3(args);
             i += length;
         }
         if (loose) k.depthwise({loose, taps, pointers, tile_.data(), stride, outs.data()});

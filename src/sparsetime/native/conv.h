@@ -66,7 +66,7 @@ struct Workspace {
     Floats patches;
     Floats scratch;  // zero between uses
     std::vector<int32_t> bound, span, at, list;
-    std::vector<const float*> pointers, weights, columns;
+    std::vector<const float*> pointers, weights;
     std::vector<int32_t> segments;
     std::vector<float*> outputs;
     std::vector<uint8_t> bytes;

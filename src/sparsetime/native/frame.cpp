@@ -27,7 +27,7 @@ template <Encode E>
 void compare_of(FrameArgs& all) {
     FrameArgs f = all;  // a copy that no store can alias
     const int C = f.channels;
-    const uint64_t whole = (uint64_t(1) << C) - 1;
+    const uint64_t whole = (uint64_t(1) << C) - 1, all_lanes = ~uint64_t(0) >> (64 - VL * C);
     for (int i = 0; i < f.pixels; i += VL) {
         const int pixels = f.pixels - i < VL ? f.pixels - i : VL;
         const int elements = pixels * C;
@@ -65,6 +65,17 @@ void compare_of(FrameArgs& all) {
         if (pixels < VL) {
             if (elements < 64) lanes &= (uint64_t(1) << elements) - 1;
             for (int l = 0; l < elements; ++l) f.value[ptrdiff_t(i) * C + l] = v_pad[l];
+        }
+        // A new picture: all pixels changed, and nobody takes deltas from so many.
+        if (!f.rows && !f.place && elements == VL * C && lanes == all_lanes) {
+            for (int p = 0; p < VL; ++p) {
+                f.active[f.active_count + p] = f.first + i + p;
+                f.tally[f.active_count + p] = C;
+                f.mask[f.first + i + p] = 1;
+            }
+            f.active_count += VL;
+            f.events += VL * C;
+            continue;
         }
         while (lanes) {
             const int p = __builtin_ctzll(lanes) / C;

@@ -184,35 +184,41 @@ void depthwise(const DepthwiseArgs& d) {
 // P outputs side by side share columns of inputs and all weights. Channels are the inner loop: inputs are then read in the order in
 // which they lie, which is what brings them near in time.
 template <int S, int P>
-void depthwise3_tile(const Depthwise3Args& d, const float* const* a, float* to) {
+void depthwise3_tile(const Depthwise3Args& d, const float* const (&row)[3], float* to) {
     constexpr int COLUMNS = (P - 1) * S + 3;
-    const float* x[COLUMNS][3];
-    for (int j = 0; j < COLUMNS; ++j)
-        for (int y = 0; y < 3; ++y) x[j][y] = a[3 * j + y];
     const ptrdiff_t stride = d.stride;
     for (ptrdiff_t c = 0; c < stride; c += VL) {
-        const float* w = d.w + c;
         Vec sum[P] = {};
+        const float* w = d.w + c;
+#pragma GCC unroll 1
         for (int y = 0; y < 3; ++y, w += 3 * stride) {
+            const float* in = row[y] + c;
             const Vec w0 = load(w), w1 = load(w + stride), w2 = load(w + 2 * stride);
-            Vec row[COLUMNS];
-            for (int j = 0; j < COLUMNS; ++j) row[j] = load(x[j][y] + c);
-            for (int i = 0; i < P; ++i) sum[i] += row[i * S] * w0;
-            for (int i = 0; i < P; ++i) sum[i] += row[i * S + 1] * w1;
-            for (int i = 0; i < P; ++i) sum[i] += row[i * S + 2] * w2;
+            Vec x[COLUMNS];
+            for (int j = 0; j < COLUMNS; ++j, in += stride) x[j] = load(in);
+            for (int i = 0; i < P; ++i) sum[i] += x[i * S] * w0;
+            for (int i = 0; i < P; ++i) sum[i] += x[i * S + 1] * w1;
+            for (int i = 0; i < P; ++i) sum[i] += x[i * S + 2] * w2;
         }
-        for (int i = 0; i < P; ++i) store(to + i * stride + c, sum[i]);
+        float* out = to + c;
+        for (int i = 0; i < P; ++i, out += stride) store(out, sum[i]);
     }
 }
 
 template <int S>
 void depthwise3_of(const Depthwise3Args& d) {
-    constexpr int P = S == 1 ? 4 : 3;
-    const float* const* a = d.a;
+    constexpr int P = 4;
+    const float* row[3] = {d.rows[0], d.rows[1], d.rows[2]};
     float* out = d.out;
-    int i = 0;
-    for (; i + P <= d.pixels; i += P, a += 3 * P * S, out += P * ptrdiff_t(d.stride)) depthwise3_tile<S, P>(d, a, out);
-    for (; i < d.pixels; ++i, a += 3 * S, out += d.stride) depthwise3_tile<S, 1>(d, a, out);
+    const auto step = [&](int pixels) {
+        for (int y = 0; y < 3; ++y) row[y] += pixels * S * ptrdiff_t(d.advance[y]);
+        out += pixels * ptrdiff_t(d.stride);
+    };
+    int left = d.pixels;
+    for (; left >= P; left -= P, step(P)) depthwise3_tile<S, P>(d, row, out);
+    if (left == 3) depthwise3_tile<S, 3>(d, row, out);
+    if (left == 2) depthwise3_tile<S, 2>(d, row, out);
+    if (left == 1) depthwise3_tile<S, 1>(d, row, out);
 }
 
 void depthwise3(const Depthwise3Args& d) {
@@ -226,8 +232,9 @@ namespace sparsetime {
 
 extern const Encoders SPARSETIME_ENCODERS;
 extern const FrameKernels SPARSETIME_FRAMES;
+extern const RowKernels SPARSETIME_ROWS;
 extern const Kernels SPARSETIME_TABLE;
 const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, GROUP, tile_any, runs, depthwise, depthwise3, &SPARSETIME_ENCODERS,
-                                  &SPARSETIME_FRAMES};
+                                  &SPARSETIME_FRAMES,        &SPARSETIME_ROWS};
 
 }  // namespace sparsetime

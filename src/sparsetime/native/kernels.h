@@ -59,14 +59,18 @@ struct DepthwiseArgs {
     float* const* out;      // [pixels]
 };
 
-// Depthwise 3x3 of outputs next to each other in a row: output i reads input columns i * step + {0, 1, 2}, each three pixels.
+constexpr int DEPTHWISE3_COLUMNS = 9;  // most that one step of `depthwise3` reads
+
+// Depthwise 3x3 of outputs next to each other in a row, whose columns all lie inside the map: output i reads input columns
+// i * step + {0, 1, 2}.
 struct Depthwise3Args {
     int pixels;
-    int step;               // 1 or 2
-    const float* const* a;  // [columns][3]: input rows, zeros where there is no input
-    const float* w;         // [9][stride]
+    int step;                // 1 or 2
+    const float* rows[3];    // first input pixel of each row
+    int advance[3];          // floats from pixel to pixel: stride, or 0 for a row of DEPTHWISE3_COLUMNS zero pixels outside the map
+    const float* w;          // [9][stride]
     int stride;
-    float* out;             // [pixels][stride]
+    float* out;              // [pixels][stride]
 };
 
 // Pixels of a frame against the value that was sent: maps of at most NARROW channels, without padding, so flat arrays.
@@ -150,6 +154,19 @@ struct Encoders {
                               uint32_t* place, float* change);
 };
 
+// On rows of n channels.
+struct RowKernels {
+    void (*add)(const float* x, float w, float* sum, int n);  // sum += w x
+    void (*blend)(const float* const* x, const float* w, int rows, float* sum, int n);     // sum = sum_k w[k] x[k]
+    void (*combine)(const float* x, float a, const float* y, float b, float* sum, int n);  // sum = a x + b y
+    void (*multiply)(const float* x, const float* y, float* sum, int n);
+    void (*divide)(float divisor, float* sum, int n);
+    void (*maximum)(const float* x, float* sum, int n);
+    void (*pick)(const float* x, const int32_t* index, float* sum, int n);  // 0 where index is below 0
+    // Rows of `stride` floats as planes, `plane` floats from one to the next.
+    void (*planes)(const float* x, int pixels, int stride, int channels, int plane, float* out);
+};
+
 struct Kernels {
     const char* name;
     int width;         // floats in a vector
@@ -162,6 +179,7 @@ struct Kernels {
     void (*depthwise3)(const Depthwise3Args&);
     const Encoders* encoders;
     const FrameKernels* frames;
+    const RowKernels* rows;
 };
 
 // The table in use: the best this machine has, or the one named by SPARSETIME_ISA.

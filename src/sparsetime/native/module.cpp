@@ -127,6 +127,7 @@ std::shared_ptr<Program> make_program(const std::vector<std::vector<int64_t>>& s
         spec.low = nb::cast<float>(codec[2]);
         spec.high = nb::cast<float>(codec[3]);
         spec.opaque = nb::cast<std::vector<bool>>(op["opaque"]);
+        spec.crossover = nb::cast<double>(op["crossover"]);
         specs.push_back(std::move(spec));
     }
     return std::make_shared<Program>(shapes, specs, outputs);
@@ -280,6 +281,10 @@ NB_MODULE(_native, m) {
         .def("value", [](const Stream& s, int value) {
             return array_of(value_of(s, value).shape, [&](float* out) { s.read(value, out); });
         }, "value"_a)
+        .def("read", [](const Stream& s, int value, nb::ndarray<float, nb::c_contig, nb::device::cpu> array) {
+            checked(value_of(s, value), Flat(array));
+            s.read(value, array.data());
+        }, "value"_a, "array"_a.noconvert(), "Copies a value to an array of its shape.")
         .def("accumulator", [](Stream& s, int node) {
             return array_of(accumulator_of(s, node).shape, [&](float* out) { s.read_accumulator(node, out); });
         }, "node"_a)

@@ -127,7 +127,8 @@ void Stream::move(const Node& node) {
         if (dense) return s.value.data() + size_t(p) * stride;
         return s.change.mask[p] ? s.change.rows + size_t(p) * stride : nullptr;
     };
-    const int C = out.channels;
+    const int C = out.channels, N = C <= NARROW ? C : round_up(C, LANE);  // with the padding: whole vectors
+    const RowKernels& kernel = *kernels().rows;
     switch (node.kind) {
         case Kind::affine:
             return rows(node, y, list, n, dense, [&](const int32_t* pixel, int count, float* sum, int stride) {
@@ -145,8 +146,7 @@ void Stream::move(const Node& node) {
             return rows(node, y, list, n, dense, [&](const int32_t* pixel, int count, float* sum, int stride) {
                 for (int i = 0; i < count; ++i, sum += stride) {
                     const float *a = row(0, pixel[i]), *b = row(1, pixel[i]);
-                    if (a && b)
-                        for (int c = 0; c < C; ++c) sum[c] = node.first * a[c] + node.second * b[c];
+                    if (a && b) kernel.combine(a, node.first, b, node.second, sum, N);
                     else if (a)
                         for (int c = 0; c < C; ++c) sum[c] = node.first * a[c];
                     else
@@ -179,7 +179,7 @@ void Stream::move(const Node& node) {
             return rows(node, y, list, n, dense, [&](const int32_t* pixel, int count, float* sum, int stride) {
                 for (int i = 0; i < count; ++i, sum += stride) {
                     const float* x = row(0, pixel[i]);
-                    for (int c = 0; c < C; ++c) sum[c] = node.index[size_t(c)] < 0 ? 0.0f : x[node.index[size_t(c)]];
+                    kernel.pick(x, node.index.data(), sum, C);
                 }
             });
         case Kind::gather: {
@@ -201,28 +201,37 @@ void Stream::move(const Node& node) {
                 const int width = program_->values[size_t(node.inputs[0])].map.width;
                 for (int i = 0; i < count; ++i, sum += stride) {
                     const size_t oy = size_t(pixel[i] / out.width), ox = size_t(pixel[i] % out.width);
-                    for (int c = 0; c < C; ++c) sum[c] = 0.0f;
+                    for (int c = 0; c < N; ++c) sum[c] = 0.0f;
                     for (int iy = node.rows[2 * oy]; iy < node.rows[2 * oy + 1]; ++iy)
                         for (int ix = node.columns[2 * ox]; ix < node.columns[2 * ox + 1]; ++ix)
-                            if (const float* x = row(0, iy * width + ix))
-                                for (int c = 0; c < C; ++c) sum[c] += x[c];
-                    const float divisor = node.divisor[size_t(pixel[i])];
-                    for (int c = 0; c < C; ++c) sum[c] /= divisor;
+                            if (const float* x = row(0, iy * width + ix)) kernel.add(x, 1.0f, sum, N);
+                    kernel.divide(node.divisor[size_t(pixel[i])], sum, N);
                 }
             });
         default:  // resize
             return rows(node, y, list, n, dense, [&](const int32_t* pixel, int count, float* sum, int stride) {
                 const int width = program_->values[size_t(node.inputs[0])].map.width;
+                constexpr int TAPS = 16;
+                const float* from[TAPS];
+                float weights[TAPS];
                 for (int i = 0; i < count; ++i, sum += stride) {
                     const size_t oy = size_t(pixel[i] / out.width), ox = size_t(pixel[i] % out.width);
-                    for (int c = 0; c < C; ++c) sum[c] = 0.0f;
+                    int taps = 0;
                     for (size_t a = oy * size_t(node.row_taps); a < (oy + 1) * size_t(node.row_taps); ++a)
                         for (size_t b = ox * size_t(node.column_taps); b < (ox + 1) * size_t(node.column_taps); ++b) {
                             const float w = node.row_weights[a] * node.column_weights[b];
                             const float* x = w == 0.0f ? nullptr : row(0, node.rows[a] * width + node.columns[b]);
-                            if (x)
-                                for (int c = 0; c < C; ++c) sum[c] += w * x[c];
+                            if (!x) continue;
+                            from[taps] = x;
+                            weights[taps++] = w;
+                            if (taps < TAPS) continue;
+                            // More than bicubic ones go in pieces; the sum so far is one of the rows.
+                            kernel.blend(from, weights, taps, sum, N);
+                            from[0] = sum;
+                            weights[0] = 1.0f;
+                            taps = 1;
                         }
+                    kernel.blend(from, weights, taps, sum, N);
                 }
             });
     }
@@ -235,7 +244,8 @@ void Stream::recompute(const Node& node) {
     const int n = dense_ ? out.pixels() : touched(node);
     const int32_t* list = dense_ ? all_.data() : list_.data();
     if (n == 0) return clear(y);
-    const int C = out.channels;
+    const int C = out.channels, N = C <= NARROW ? C : round_up(C, LANE);  // with the padding: whole vectors
+    const RowKernels& kernel = *kernels().rows;
     const float* a = states_[size_t(node.inputs[0])].value.data();
     const Shape& in = program_->values[size_t(node.inputs[0])].map;
     if (node.kind == Kind::identity)
@@ -248,18 +258,18 @@ void Stream::recompute(const Node& node) {
         return rows(node, y, list, n, true, [&](const int32_t* pixel, int count, float* sum, int stride) {
             for (int i = 0; i < count; ++i, sum += stride) {
                 const float *p = a + size_t(pixel[i]) * in.stride(), *q = b + (one ? 0 : size_t(pixel[i]) * in.stride());
-                for (int c = 0; c < C; ++c) sum[c] = p[c] * q[c];
+                kernel.multiply(p, q, sum, N);
             }
         });
     }
     return rows(node, y, list, n, true, [&](const int32_t* pixel, int count, float* sum, int stride) {
         for (int i = 0; i < count; ++i, sum += stride) {
             const size_t oy = size_t(pixel[i] / out.width), ox = size_t(pixel[i] % out.width);
-            for (int c = 0; c < C; ++c) sum[c] = -std::numeric_limits<float>::infinity();
+            for (int c = 0; c < N; ++c) sum[c] = -std::numeric_limits<float>::infinity();
             for (int iy = node.rows[2 * oy]; iy < node.rows[2 * oy + 1]; iy += node.row_step)
                 for (int ix = node.columns[2 * ox]; ix < node.columns[2 * ox + 1]; ix += node.column_step) {
                     const float* x = a + (size_t(iy) * in.width + ix) * in.stride();
-                    for (int c = 0; c < C; ++c) sum[c] = x[c] > sum[c] ? x[c] : sum[c];
+                    kernel.maximum(x, sum, N);
                 }
         }
     });

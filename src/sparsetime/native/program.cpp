@@ -95,6 +95,7 @@ void Program::add(const OpSpec& spec) {
     n.name = spec.name;
     n.inputs = spec.inputs;
     n.outputs = spec.outputs;
+    n.crossover = spec.crossover;
     const bool island = spec.kind == "island";
     if ((spec.kind == "input") != (number == 0)) refuse(spec, "the first operation, and only it, is the input");
     if (spec.outputs.empty() || (!island && spec.outputs.size() != 1)) refuse(spec, "wrong number of outputs");

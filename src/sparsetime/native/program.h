@@ -34,6 +34,7 @@ struct OpSpec {
     TensorView step;
     float low, high;
     std::vector<bool> opaque;  // islands: outputs that only islands read
+    double crossover = -1;     // density above which the dense path is cheaper; below 0: not measured
 };
 
 enum class Kind {
@@ -78,6 +79,7 @@ struct Node {
     Floats bias, step;
     bool step_map = false;
     std::unique_ptr<Conv> conv;
+    double crossover;
     // affine
     Floats scale, shift;
     bool scale_map = false, shift_map = false;

@@ -6,7 +6,6 @@
 namespace sparsetime {
 namespace {
 
-constexpr std::size_t kBlock = 16384;  // floats; a block of all frames of a clip stays in the second-level cache
 constexpr std::size_t kLanes = 16;
 
 inline float sign(float x) { return static_cast<float>(x > 0.f) - static_cast<float>(x < 0.f); }
@@ -69,19 +68,14 @@ double change_block(const float* __restrict now, const float* __restrict before,
     return total(lanes);
 }
 
-double forward(const float* x, float* value, std::uint8_t* inside, Clips shape, std::size_t first, std::size_t last, float q,
-               float low, float high) {
+double forward(const float* x, float* value, std::uint8_t* inside, Clips shape, Block block, float q, float low, float high) {
     double change = 0;
-    for (std::size_t clip = 0; clip < shape.clips; ++clip)
-        for (std::size_t at = first; at < last; at += kBlock) {
-            const std::size_t n = last - at < kBlock ? last - at : kBlock;
-            for (std::size_t t = 0; t < shape.frames; ++t) {
-                const std::size_t offset = (clip * shape.frames + t) * shape.elements + at;
-                quantize_block(x + offset, value + offset, n, q, low, high);
-                if (inside) inside_block(x + offset, inside + offset, n, low, high);
-                if (t) change += change_block(value + offset, value + offset - shape.elements, n);
-            }
-        }
+    for (std::size_t t = 0; t < shape.frames; ++t) {
+        const std::size_t offset = (block.clip * shape.frames + t) * shape.elements + block.first;
+        quantize_block(x + offset, value + offset, block.count, q, low, high);
+        if (inside) inside_block(x + offset, inside + offset, block.count, low, high);
+        if (t) change += change_block(value + offset, value + offset - shape.elements, block.count);
+    }
     return change;
 }
 
@@ -114,38 +108,87 @@ double backward_block(const float* grad, const float* v, const float* before, co
     return product;
 }
 
-using Block = double (*)(const float*, const float*, const float*, const float*, const std::uint8_t*, float*, std::size_t,
-                         float);
+using BackwardBlock = double (*)(const float*, const float*, const float*, const float*, const std::uint8_t*, float*,
+                                 std::size_t, float);
 
 template <bool GRAD, bool INSIDE>
-Block pick(bool before, bool after) {
+BackwardBlock pick(bool before, bool after) {
     if (before) return after ? backward_block<GRAD, INSIDE, true, true> : backward_block<GRAD, INSIDE, true, false>;
     return after ? backward_block<GRAD, INSIDE, false, true> : backward_block<GRAD, INSIDE, false, false>;
 }
 
-double backward(const float* grad, const float* value, const std::uint8_t* inside, float* out, Clips shape,
-                std::size_t first, std::size_t last, float weight) {
+double backward(const float* grad, const float* value, const std::uint8_t* inside, float* out, Clips shape, Block block,
+                float weight) {
     double product = 0;
-    for (std::size_t clip = 0; clip < shape.clips; ++clip)
-        for (std::size_t at = first; at < last; at += kBlock) {
-            const std::size_t n = last - at < kBlock ? last - at : kBlock;
-            for (std::size_t t = 0; t < shape.frames; ++t) {
-                const std::size_t offset = (clip * shape.frames + t) * shape.elements + at;
-                const float* v = value + offset;
-                const bool before = weight != 0.f && t > 0, after = weight != 0.f && t + 1 < shape.frames;
-                const Block block = grad ? (inside ? pick<true, true>(before, after) : pick<true, false>(before, after))
-                                         : (inside ? pick<false, true>(before, after) : pick<false, false>(before, after));
-                product += block(grad ? grad + offset : nullptr, v, before ? v - shape.elements : nullptr,
-                                 after ? v + shape.elements : nullptr, inside ? inside + offset : nullptr, out + offset, n,
-                                 weight);
-            }
-        }
+    for (std::size_t t = 0; t < shape.frames; ++t) {
+        const std::size_t offset = (block.clip * shape.frames + t) * shape.elements + block.first;
+        const float* v = value + offset;
+        const bool before = weight != 0.f && t > 0, after = weight != 0.f && t + 1 < shape.frames;
+        const BackwardBlock run = grad ? (inside ? pick<true, true>(before, after) : pick<true, false>(before, after))
+                                       : (inside ? pick<false, true>(before, after) : pick<false, false>(before, after));
+        product += run(grad ? grad + offset : nullptr, v, before ? v - shape.elements : nullptr,
+                       after ? v + shape.elements : nullptr, inside ? inside + offset : nullptr, out + offset, block.count,
+                       weight);
+    }
     return product;
+}
+
+constexpr std::size_t kCarry = 4096;  // floats of a block whose gradients are carried backwards in time
+
+void hold_block(const float* __restrict x, const float* __restrict before, float* __restrict v,
+                std::uint8_t* __restrict flags, std::size_t n, float theta, float low, float high) {
+    for (std::size_t j = 0; j < n; ++j) {
+        float a = x[j] < low ? low : x[j];
+        a = a > high ? high : a;
+        const bool sent = !before || __builtin_fabsf(a - before[j]) > theta;
+        v[j] = sent ? a : before[j];
+        flags[j] = static_cast<std::uint8_t>(((x[j] > low) & (x[j] < high)) | (sent ? kSent : 0));
+    }
+}
+
+double hold_forward(const float* x, float* value, std::uint8_t* flags, Clips shape, Block block, float theta, float low,
+                    float high) {
+    double change = 0;
+    for (std::size_t t = 0; t < shape.frames; ++t) {
+        const std::size_t offset = (block.clip * shape.frames + t) * shape.elements + block.first;
+        float* v = value + offset;
+        const float* before = t ? v - shape.elements : nullptr;
+        hold_block(x + offset, before, v, flags + offset, block.count, theta, low, high);
+        if (t) change += change_block(v, before, block.count);
+    }
+    return change;
+}
+
+void carry_block(const std::uint8_t* __restrict flags, float* __restrict carry, float* __restrict out, std::size_t n) {
+    for (std::size_t j = 0; j < n; ++j) {
+        const float g = carry[j] + out[j];
+        const bool sent = flags[j] & kSent;
+        out[j] = sent && (flags[j] & kInside) ? g : 0.f;
+        carry[j] = sent ? 0.f : g;
+    }
+}
+
+void hold_backward(const float* grad, const float* value, const std::uint8_t* flags, float* out, Clips shape, Block block,
+                   float weight) {
+    float carry[kCarry];
+    for (std::size_t start = 0; start < block.count; start += kCarry) {
+        const std::size_t n = block.count - start < kCarry ? block.count - start : kCarry;
+        for (std::size_t j = 0; j < n; ++j) carry[j] = 0.f;
+        for (std::size_t t = shape.frames; t-- > 0;) {
+            const std::size_t offset = (block.clip * shape.frames + t) * shape.elements + block.first + start;
+            const float* v = value + offset;
+            const bool before = weight != 0.f && t > 0, after = weight != 0.f && t + 1 < shape.frames;
+            const BackwardBlock run = grad ? pick<true, false>(before, after) : pick<false, false>(before, after);
+            run(grad ? grad + offset : nullptr, v, before ? v - shape.elements : nullptr,
+                after ? v + shape.elements : nullptr, nullptr, out + offset, n, weight);
+            carry_block(flags + offset, carry, out + offset, n);
+        }
+    }
 }
 
 }  // namespace
 
 extern const QuantizeTable SPARSETIME_TABLE;
-const QuantizeTable SPARSETIME_TABLE = {SPARSETIME_NAME, forward, backward};
+const QuantizeTable SPARSETIME_TABLE = {SPARSETIME_NAME, forward, backward, hold_forward, hold_backward};
 
 }  // namespace sparsetime

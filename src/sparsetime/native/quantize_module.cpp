@@ -5,9 +5,9 @@
 
 #include <cstdlib>
 #include <string>
-#include <thread>
 #include <vector>
 
+#include "openmp.h"
 #include "quantize.h"
 
 namespace nb = nanobind;
@@ -35,27 +35,24 @@ const QuantizeTable& table(const std::string& isa) {
     throw nb::value_error(("no instruction set " + isa + " on this machine").c_str());
 }
 
-// Below this many numbers a thread costs more than it saves.
-constexpr std::size_t kWorthAThread = 1 << 18;
+constexpr std::size_t kBlock = 16384;        // elements
+constexpr std::size_t kWorthThreads = 1 << 15;  // numbers; with fewer, two threads are no faster than one
 
-// Sum of part(first, last) over the elements of a frame, divided among threads.
+// Sum of part(block) over all blocks. Blocks and their order depend on the shape alone, so that any number of threads gives
+// the same bits.
 template <typename Part>
-double divided(const Clips& shape, std::size_t threads, const Part& part) {
-    const std::size_t all = shape.clips * shape.frames * shape.elements;
-    const std::size_t worth = all / kWorthAThread + 1;
-    if (threads > worth) threads = worth;
-    if (threads <= 1) return part(std::size_t{0}, shape.elements);
-    const std::size_t share = (shape.elements / threads + 15) / 16 * 16;
-    std::vector<double> sums(threads, 0.0);
-    std::vector<std::thread> others;
-    auto run = [&](std::size_t i) {
-        const std::size_t first = i * share < shape.elements ? i * share : shape.elements;
-        const std::size_t last = i + 1 == threads || first + share > shape.elements ? shape.elements : first + share;
-        sums[i] = part(first, last);
+double total(const Clips& shape, std::size_t threads, const Part& part) {
+    const std::size_t blocks = (shape.elements + kBlock - 1) / kBlock;
+    const auto edge = [&](std::size_t i) {
+        const std::size_t at = (shape.elements * i / blocks + 15) / 16 * 16;
+        return at < shape.elements ? at : shape.elements;
     };
-    for (std::size_t i = 1; i < threads; ++i) others.emplace_back(run, i);
-    run(0);
-    for (std::thread& other : others) other.join();
+    std::vector<double> sums(shape.clips * blocks, 0.0);
+    if (shape.clips * shape.frames * shape.elements < kWorthThreads) threads = 1;
+    parallel(sums.size(), threads, [&](std::size_t i) {
+        const std::size_t first = edge(i % blocks);
+        sums[i] = part(Block{i / blocks, first, edge(i % blocks + 1) - first});
+    });
     double sum = 0;
     for (double s : sums) sum += s;
     return sum;
@@ -81,9 +78,8 @@ NB_MODULE(_quantize, m) {
             const QuantizeTable& kernels = table(isa);
             nb::gil_scoped_release release;
             const Clips shape{clips, frames, elements};
-            return divided(shape, threads, [&](std::size_t first, std::size_t last) {
-                return kernels.forward(at<float>(x), at<float>(value), at<std::uint8_t>(inside), shape, first, last, q, low,
-                                       high);
+            return total(shape, threads, [&](Block block) {
+                return kernels.forward(at<float>(x), at<float>(value), at<std::uint8_t>(inside), shape, block, q, low, high);
             });
         },
         nb::arg("x"), nb::arg("value"), nb::arg("inside"), nb::arg("clips"), nb::arg("frames"), nb::arg("elements"),
@@ -95,11 +91,40 @@ NB_MODULE(_quantize, m) {
             const QuantizeTable& kernels = table(isa);
             nb::gil_scoped_release release;
             const Clips shape{clips, frames, elements};
-            return divided(shape, threads, [&](std::size_t first, std::size_t last) {
+            return total(shape, threads, [&](Block block) {
                 return kernels.backward(at<float>(grad), at<float>(value), at<std::uint8_t>(inside), at<float>(out), shape,
-                                        first, last, weight);
+                                        block, weight);
             });
         },
         nb::arg("grad"), nb::arg("value"), nb::arg("inside"), nb::arg("out"), nb::arg("clips"), nb::arg("frames"),
+        nb::arg("elements"), nb::arg("weight"), nb::arg("threads"), nb::arg("isa") = "");
+    m.def(
+        "hold_forward",
+        [](std::uintptr_t x, std::uintptr_t value, std::uintptr_t flags, std::size_t clips, std::size_t frames,
+           std::size_t elements, float theta, float low, float high, std::size_t threads, const std::string& isa) {
+            const QuantizeTable& kernels = table(isa);
+            nb::gil_scoped_release release;
+            const Clips shape{clips, frames, elements};
+            return total(shape, threads, [&](Block block) {
+                return kernels.hold_forward(at<float>(x), at<float>(value), at<std::uint8_t>(flags), shape, block, theta, low,
+                                            high);
+            });
+        },
+        nb::arg("x"), nb::arg("value"), nb::arg("flags"), nb::arg("clips"), nb::arg("frames"), nb::arg("elements"),
+        nb::arg("theta"), nb::arg("low"), nb::arg("high"), nb::arg("threads"), nb::arg("isa") = "");
+    m.def(
+        "hold_backward",
+        [](std::uintptr_t grad, std::uintptr_t value, std::uintptr_t flags, std::uintptr_t out, std::size_t clips,
+           std::size_t frames, std::size_t elements, float weight, std::size_t threads, const std::string& isa) {
+            const QuantizeTable& kernels = table(isa);
+            nb::gil_scoped_release release;
+            const Clips shape{clips, frames, elements};
+            total(shape, threads, [&](Block block) {
+                kernels.hold_backward(at<float>(grad), at<float>(value), at<std::uint8_t>(flags), at<float>(out), shape, block,
+                                      weight);
+                return 0.0;
+            });
+        },
+        nb::arg("grad"), nb::arg("value"), nb::arg("flags"), nb::arg("out"), nb::arg("clips"), nb::arg("frames"),
         nb::arg("elements"), nb::arg("weight"), nb::arg("threads"), nb::arg("isa") = "");
 }

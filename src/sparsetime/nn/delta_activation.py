@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsetime.codec import Codec, CodecState, check_state, encode, encode_clip
-from sparsetime.nn._fused import clamp_quantize
+from sparsetime.nn._fused import clamp_hold, clamp_quantize, native
 from sparsetime.nn._penalised import Penalised
 from sparsetime.quantize import (
     FLOOR,
@@ -137,9 +137,12 @@ class DeltaActivation(Penalised):
             raise ValueError(f"DeltaActivation: {x.shape[0]} frames do not divide into clips of {frames}")
         x = self._add_bias(self._accumulate(x, frames))
         sent = None
-        if self.enabled and self._fuses:
+        if self.enabled and self._fuses(x):
             low, high = ACTIVATIONS[self.activation]  # type: ignore[index]
-            value, penalty = clamp_quantize(x, self._checked_step(), low, high, frames if self._penalised else 1)
+            if self.codec == "hold":
+                value, penalty = clamp_hold(x, self._checked_step(), low, high, frames)
+            else:
+                value, penalty = clamp_quantize(x, self._checked_step(), low, high, frames if self._penalised else 1)
             self.penalty = penalty if self._penalised and frames > 1 else None
         else:
             value, sent = self._plain(self._activate(x), frames)
@@ -172,7 +175,9 @@ class DeltaActivation(Penalised):
         return (codec.reference.clone() if self.output == "value" else delta), DeltaState(sigma, codec)
 
     def calibrate(self, x: Tensor, percentile: float = 99.0, levels: int = 16, frames: int = 1) -> None:
-        """Set the steps from data: percentile of |activation| / levels (see `step_from_data`).
+        """Set the steps from data: percentile of |activation| / levels (see `step_from_data`), and the scale.
+
+        The scale is the range in what the penalty measures: the percentile, or `levels` where codes are penalised.
 
         Args:
             x: inputs of this layer, (M, C, H, W) or (M, F).
@@ -181,15 +186,21 @@ class DeltaActivation(Penalised):
         with torch.no_grad():
             a = self._activate(self._add_bias(self._accumulate(x, frames)))
             self.step.copy_(step_from_data(a, self.granularity, percentile, levels))
-            self.scale.copy_(step_from_data(a, "layer", percentile, 1))
+            self.scale.copy_(
+                torch.tensor(float(levels)) if self.rule == "lsq" else step_from_data(a, "layer", percentile, 1)
+            )
 
     @property
     def _penalised(self) -> bool:
         return self.training and torch.is_grad_enabled()
 
-    @property
-    def _fuses(self) -> bool:
-        return isinstance(self.activation, str) and self.pool is None and self.codec == "exact" and self.rule == "dal"
+    def _fuses(self, x: Tensor) -> bool:
+        if not isinstance(self.activation, str) or self.pool is not None:
+            return False
+        # The deltas of `hold` are made with the values, and are those that `encode` makes.
+        return (self.codec == "exact" and self.rule == "dal") or (
+            self.codec == "hold" and self.output == "value" and native(x, self.step)
+        )
 
     def _checked_step(self) -> Tensor:
         if self.step.device.type == "cpu":  # elsewhere the check would wait for the device at every layer

@@ -40,7 +40,7 @@ def run_demo(out: Path, *, machine: Machine, tell: Callable[[str], None]) -> dic
     results = {}
     for method, penalty in PENALTY.items():
         tell(f"training {method}: {EPOCHS} epochs more")
-        recipe = START.replace(method=method, penalty=penalty, weights=str(out / "start"), epochs=EPOCHS)
+        recipe = START.replace(method=method, penalty=penalty, weights=str(out / "start"), epochs=EPOCHS, codec="exact")
         train(recipe, out / method, machine=machine, overwrite=True)
         results[method] = evaluate(out / method, GENERATED, "test", threads=machine.threads)
     return results

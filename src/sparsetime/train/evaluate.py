@@ -40,7 +40,8 @@ def evaluate(
 
     Every video goes through the network in consecutive windows that do not overlap. Its class is the arg-max of the
     mean of the probabilities over all its frames. The first frame of each window is computed dense; `op_density` leaves
-    it out.
+    it out. `accuracy_frozen` is the control: each window's first answer stands for the whole window, so a network for
+    which it is the same has labels that need no more than a frame now and then.
 
     Args:
         run: directory of a finished run.
@@ -82,6 +83,7 @@ def evaluate(
     model = model.to(target, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     sums = torch.zeros(len(windows.clips), len(classes), dtype=torch.float64)
+    frozen = torch.zeros_like(sums)
     total: Meter | None = None
     done = 0
     with torch.inference_mode():
@@ -90,7 +92,9 @@ def evaluate(
             with Meter(model.model, frames=length) as meter:
                 for item in DataLoader(Subset(windows, indices), batch_size=1):
                     logits = model(item["clip"].to(target))
-                    sums.index_add_(0, item["video"], logits.double().softmax(-1).sum(1).cpu())
+                    p = logits.double().softmax(-1).cpu()
+                    sums.index_add_(0, item["video"], p.sum(1))
+                    frozen.index_add_(0, item["video"], p[:, 0] * length)
                     done += 1
                     if progress is not None:
                         progress(done, len(windows))
@@ -100,6 +104,7 @@ def evaluate(
     figures["windows"] = figures.pop("clips")
     result = figures | summarise(windows, sums, classes)
     result |= {
+        "accuracy_frozen": summarise(windows, frozen, classes)["accuracy"],
         "split": split,
         "method": recipe.method,
         "network": recipe.network,

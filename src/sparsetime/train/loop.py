@@ -28,6 +28,7 @@ from sparsetime.train.errors import CheckpointError, TrainingError
 from sparsetime.train.files import write_atomic
 from sparsetime.train.model import ClipClassifier, log_mean_softmax
 from sparsetime.train.recipe import Recipe, Span, schedule
+from sparsetime.train.teacher import Teacher
 
 COLUMNS = (
     "epoch",
@@ -37,6 +38,7 @@ COLUMNS = (
     "train_loss",
     "task_loss",
     "penalty",
+    "distance",
     "train_accuracy",
     "val_accuracy",
     "op_density",
@@ -131,6 +133,7 @@ class Loop:
         optimizer = make_optimizer(model.model, recipe, str(model.model.classifier_name))
         self.wrapped, self.optimizer = fabric.setup(self.model, optimizer)
         self.sparse = recipe.method != "dense"
+        self.teacher: Teacher | None = None
 
     @property
     def epochs_done(self) -> int:
@@ -167,9 +170,12 @@ class Loop:
     def _enter(self, span: Span, epoch: int, sample: Tensor) -> None:
         if not self.sparse:
             return
+        if span.quantize and self.recipe.distill and self.teacher is None:
+            self.teacher = self._make_teacher()
         if span.quantize and epoch == next(s.first for s in self.spans if s.quantize):
             x = self.model.spec.normalise(sample.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
             clips = x.unflatten(0, sample.shape[:2])
+            assert self.recipe.levels is not None, "resolve(recipe) puts it in"
             sparsetime.calibrate(
                 self.model.model, clips.split(1), percentile=self.recipe.percentile, levels=self.recipe.levels
             )
@@ -178,11 +184,14 @@ class Loop:
                     group["peak_lr"] = step_rate(group["params"][0], self.recipe.step_lr)
         sparsetime.enable(self.model.model, span.quantize)
 
+    def _make_teacher(self) -> Teacher:
+        return Teacher(self.model, f"model.{self.model.model.classifier_name}")
+
     def _epoch(self, span: Span, epoch: int, loader: PhaseLoader, watch: Watch) -> Row:
         started = time.perf_counter()
         seed_epoch(self.recipe.seed, epoch, self.fabric.global_rank)
         self.wrapped.train()
-        sums = torch.zeros(4, dtype=torch.float64)  # clips, task loss, penalty, right
+        sums = torch.zeros(5, dtype=torch.float64)  # clips, task loss, penalty, distance, right
         for step, batch in enumerate(loader.epoch(epoch)):
             progress = epoch + step / len(loader)
             for group in self.optimizer.param_groups:
@@ -193,7 +202,8 @@ class Loop:
             log_p = log_mean_softmax(self.wrapped(clip))
             task = F.nll_loss(log_p, label)
             penalty = sparsetime.penalty(self.model.model) if span.penalty else task.new_zeros(())
-            loss = task + span.penalty * penalty
+            distance = self.teacher.distance(clip) if self.teacher and span.quantize else task.new_zeros(())
+            loss = task + span.penalty * penalty + (self.recipe.distill or 0.0) * distance
             if not torch.isfinite(loss):
                 raise TrainingError(
                     f"the loss is {loss.item()} (task {task.item()}, penalty {penalty.item()}) in epoch {epoch}, step "
@@ -206,17 +216,19 @@ class Loop:
             self.optimizer.step()
             right = (log_p.argmax(1) == label).sum()
             n = len(label)
-            sums += torch.stack([right.new_tensor(n), task * n, penalty * n, right]).detach().double().cpu()
+            parts = [right.new_tensor(n), task * n, penalty * n, distance * n, right]
+            sums += torch.stack(parts).detach().double().cpu()
             watch.batch(epoch, step + 1, len(loader), loss.item())
-        clips, task_sum, penalty_sum, right_sum = self._total(sums).tolist()
+        clips, task_sum, penalty_sum, distance_sum, right_sum = self._total(sums).tolist()
         return {
             "epoch": epoch,
             "phase": span.name,
             "lr": resolved_rates(self.recipe)[0] * span.lr * lr_factor(self.recipe, self.spans, epoch),
             "penalty_weight": span.penalty,
-            "train_loss": (task_sum + span.penalty * penalty_sum) / clips,
+            "train_loss": (task_sum + span.penalty * penalty_sum + (self.recipe.distill or 0.0) * distance_sum) / clips,
             "task_loss": task_sum / clips,
             "penalty": penalty_sum / clips,
+            "distance": distance_sum / clips,
             "train_accuracy": right_sum / clips,
             "val_accuracy": self._validate(),
             "op_density": None,
@@ -280,6 +292,7 @@ class Loop:
             "model": self.model.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rows": self.rows,
+            "teacher": self.teacher.model.state_dict() if self.teacher else None,
         }
         torch.save(content, buffer)
         try:
@@ -301,6 +314,9 @@ class Loop:
             content = torch.load(path, map_location="cpu", weights_only=True)
             self.model.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
+            if content["teacher"] is not None:
+                self.teacher = self._make_teacher()
+                self.teacher.model.load_state_dict(content["teacher"])
             self.rows = list(content["rows"])
         except (RuntimeError, ValueError, KeyError, EOFError, TypeError) as error:
             raise CheckpointError(f"checkpoint {path} cannot be used: {error}. Start anew with --overwrite") from error

@@ -53,6 +53,7 @@ def make_sparse(network: Network, recipe: Recipe) -> nn.Module:
     if recipe.method == "dense":
         return network
     layer: Literal["delta", "spatial_l1"] = recipe.method
+    assert recipe.codec is not None, "resolve(recipe) puts it in"
     model = sparsetime.sparsify(
         network,
         torch.zeros(1, 3, *network.spec.input_size),

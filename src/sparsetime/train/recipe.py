@@ -52,6 +52,8 @@ class Recipe:
         phases: in order; when empty, ``resolve`` puts in those of the method (``default_phases``).
         epochs: of all phases together.
         penalty: weight of the strong phase, unit-free; None for the method's own (``DEFAULT_PENALTY``).
+        distill: weight of the distance from the network before it was made sparse, see ``sparsetime.train.teacher``;
+            None for 1 where that network was trained before, else 0.
         clip_length: frames in a training clip, T.
         batch_size: clips in a batch, over all processes.
         seed: of weights, clips, order and augmentation.
@@ -66,11 +68,14 @@ class Recipe:
         weight_decay: of the weights; the steps have none.
         warmup: share of the run over which the learning rate rises; it then falls as a cosine.
         clip_gradient: largest norm of the gradient; 0 leaves it as it is.
-        levels, percentile: a step starts at (percentile of the layer's activation) / levels.
+        levels, percentile: a step starts at (percentile of the layer's activation) / levels; levels None for 16, and 32
+            with the codec ``hold``, whose error reaches a whole step.
         calibration_clips: training clips from which the steps are set.
         freeze_input_step: keep the step of the input as calibrated; trained with a small penalty it shrinks to
             nothing, and the camera's noise then makes the first layer dense.
-        rule, granularity, codec: of the quantizer, see ``sparsetime.sparsify``.
+        rule, granularity: of the quantizer, see ``sparsetime.sparsify``.
+        codec: None for ``hold`` on top of trained weights, ``exact`` from scratch. Noise flips codes at their edges, so
+            ``exact`` has to move the whole network before little changes; ``hold`` is still from the start.
         include, exclude: name patterns of the layers that become sparse.
         input_size: (H, W) for the network, None for its own.
         precision: ``32`` or ``bf16-mixed``.
@@ -89,6 +94,7 @@ class Recipe:
     phases: tuple[Phase, ...] = ()
     epochs: int = 40
     penalty: float | None = None
+    distill: float | None = None
     clip_length: int = 4
     batch_size: int = 4
     seed: int = 0
@@ -102,13 +108,13 @@ class Recipe:
     weight_decay: float = 0.0
     warmup: float = 0.05
     clip_gradient: float = 1.0
-    levels: int = 16
+    levels: int | None = None
     percentile: float = 99.0
     calibration_clips: int = 8
     freeze_input_step: bool = True
     rule: Literal["dal", "lsq", "fixed"] = "dal"
     granularity: Literal["layer", "channel", "neuron"] = "layer"
-    codec: Literal["exact", "hold", "residual"] = "exact"
+    codec: Literal["exact", "hold", "residual"] | None = None
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     input_size: tuple[int, int] | None = None
@@ -127,7 +133,9 @@ class Recipe:
 
 
 #: Weight of the penalty in the strong phase.
-DEFAULT_PENALTY: dict[str, float] = {"dense": 0.0, "spatial_l1": 50.0, "delta": 40.0}
+DEFAULT_PENALTY: dict[str, float] = {"dense": 0.0, "spatial_l1": 100.0, "delta": 40.0}
+#: With the codec ``hold``: the thresholds say what is sent, the penalty no more than nudges.
+HOLD_PENALTY = 10.0
 
 
 def default_phases(method: Method, *, warm_up: bool) -> tuple[Phase, ...]:
@@ -143,14 +151,12 @@ def default_phases(method: Method, *, warm_up: bool) -> tuple[Phase, ...]:
     if method == "dense":
         return (Phase("dense", penalty=0.0),)
     front = (Phase("warm-up", 0.4, penalty=0.0, quantize=False),) if warm_up else ()
-    # The penalty reshapes the whole network, which takes larger steps than learning a classifier on trained features.
-    rate = 2.5
-    weak = Phase("weak", 0.2, penalty=0.25, clip_length=0.5, batch_size=2.0, lr=rate)
-    return (*front, Phase("strong", 0.4, lr=rate), weak)
+    weak = Phase("weak", 0.2, penalty=0.25, clip_length=0.5, batch_size=2.0)
+    return (*front, Phase("strong", 0.4), weak)
 
 
 def resolve(recipe: Recipe, *, trained: bool) -> Recipe:
-    """Put in what the recipe leaves to the method: phases and penalty.
+    """Put in what the recipe leaves to the method: phases, penalty, rates, codec, levels, distillation.
 
     Args:
         recipe: as written.
@@ -160,10 +166,18 @@ def resolve(recipe: Recipe, *, trained: bool) -> Recipe:
     warm_up = recipe.start == "refinement" and not trained
     lr = recipe.lr or (1e-3 if recipe.weights is None else 2e-4)
     fresh_head = recipe.weights is not None and not trained
+    refined = recipe.weights is not None and recipe.start == "refinement"
+    codec = recipe.codec or ("hold" if refined else "exact")
+    hold = recipe.method == "delta" and codec == "hold"
+    penalty = HOLD_PENALTY if hold else DEFAULT_PENALTY[recipe.method]
+    distill = 1.0 if refined and recipe.method != "dense" else 0.0
     return recipe.replace(
         phases=recipe.phases or default_phases(recipe.method, warm_up=warm_up),
-        penalty=DEFAULT_PENALTY[recipe.method] if recipe.penalty is None else recipe.penalty,
+        penalty=penalty if recipe.penalty is None else recipe.penalty,
         lr=lr,
+        distill=distill if recipe.distill is None else recipe.distill,
+        codec=codec,
+        levels=(32 if hold else 16) if recipe.levels is None else recipe.levels,
         head_lr=lr * (10 if fresh_head else 1) if recipe.head_lr is None else recipe.head_lr,
     )
 
@@ -286,7 +300,7 @@ def _build(kind: type[Any], data: dict[str, Any], where: str) -> Any:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """The value as the annotated type: lists become tuples, integers floats; anything else is refused."""
     origin, args = typing.get_origin(hint), get_args(hint)
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):  # Literal[...] | None is the latter
         if value is None and type(None) in args:
             return None
         return _convert(next(arg for arg in args if arg is not type(None)), value, where)
@@ -322,14 +336,15 @@ def _check(recipe: Recipe) -> None:
         "batch_size",
         "stride",
         "frames_per_video",
-        "levels",
         "calibration_clips",
     ):
         if not getattr(recipe, name) > 0:
             raise RecipeError(f"recipe: {name} must be more than 0, got {getattr(recipe, name)}")
-    if recipe.lr is not None and not recipe.lr > 0:
-        raise RecipeError(f"recipe: lr must be more than 0, got {recipe.lr}")
-    for name in ("penalty", "step_lr", "head_lr", "weight_decay", "clip_gradient", "patience", "seed"):
+    for name in ("lr", "levels"):
+        value = getattr(recipe, name)
+        if value is not None and not value > 0:
+            raise RecipeError(f"recipe: {name} must be more than 0, got {value}")
+    for name in ("penalty", "distill", "step_lr", "head_lr", "weight_decay", "clip_gradient", "patience", "seed"):
         if not (getattr(recipe, name) or 0) >= 0:
             raise RecipeError(f"recipe: {name} must be 0 or more, got {getattr(recipe, name)}")
     for name in ("validate", "warmup"):

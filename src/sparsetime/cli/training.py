@@ -1,104 +1,22 @@
-"""The command line: `sparsetime demo | train | evaluate | report`.
+"""Commands that train and measure: train, evaluate, report, demo."""
 
-Nothing heavy is imported before a command runs, so that `--help` is quick.
-"""
-
-import functools
 import os
-import sys
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec
+from typing import Annotated, Literal
 
 import typer
 
-P = ParamSpec("P")
-
-app = typer.Typer(
-    name="sparsetime",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
+from sparsetime.cli.common import (
+    AcceleratorOption,
+    DebugOption,
+    JsonOption,
+    ThreadsOption,
+    WorkersOption,
+    finish,
+    guarded,
+    say,
 )
-
-JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON to FILE.")]
-DebugOption = Annotated[
-    bool, typer.Option("--debug", envvar="SPARSETIME_DEBUG", help="Show where an error comes from.")
-]
-AcceleratorOption = Annotated[
-    Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="auto takes a GPU where there is one.")
-]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of PyTorch.  [default: its own]")]
-WorkersOption = Annotated[int, typer.Option(min=0, metavar="N", help="Processes that decode and load clips.")]
-
-
-def guarded(command: Callable[P, None]) -> Callable[P, None]:
-    """End with one line on stderr and a code: 1 for an error, 130 for Ctrl-C."""
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except KeyboardInterrupt:
-            again = (
-                ". Give the same command again to go on from the last whole epoch"
-                if command.__name__ == "train"
-                else ""
-            )
-            say(f"sparsetime: stopped{again}")
-            raise typer.Exit(130) from None
-        except (typer.Exit, typer.BadParameter):
-            raise
-        except Exception as error:
-            if kwargs.get("debug"):
-                traceback.print_exc()
-            say(f"sparsetime: error: {one_line(error)}")
-            raise typer.Exit(1) from None
-
-    return run
-
-
-def say(text: str) -> None:
-    """A line on stderr; stdout is for results."""
-    print(text, file=sys.stderr)
-
-
-def one_line(error: Exception) -> str:
-    """An error as one line. Errors of this package speak for themselves, others are named."""
-    text = " ".join(str(error).split()) or "no message"
-    return text if type(error).__module__.startswith("sparsetime") else f"{type(error).__name__}: {text}"
-
-
-def finish(result: dict[str, Any], file: Path | None) -> None:
-    """Write a result to the --json file."""
-    if file is not None:
-        from sparsetime.train.files import write_json
-
-        write_json(file, result)
-
-
-HELP = """
-Train video networks so that little changes from frame to frame, measure it, show it.
-
-**Examples**
-
-    sparsetime demo
-
-    sparsetime train --data clips --model mobilenet_v1_025 --weights imagenet.npz --method delta --out runs/delta
-
-    sparsetime evaluate runs/delta --data clips --split test
-
-    sparsetime report runs/delta --out report.html
-"""
-
-
-@app.callback(help=HELP)
-def options() -> None:
-    """What all commands share: nothing."""
-
 
 TRAIN_EXAMPLES = """
 Train a network on a folder of labelled videos and write a run directory.
@@ -140,7 +58,6 @@ The whole way in under three minutes: make clips, train three networks, measure 
 """
 
 
-@app.command(help=TRAIN_EXAMPLES)
 @guarded
 def train(
     data: Annotated[str | None, typer.Option(metavar="DIR", help="Folder of the data set.")] = None,
@@ -232,7 +149,6 @@ def train(
         print(f"{result['run']}: {result['epochs']} epochs, training accuracy {result['train_accuracy']:.3f}")
 
 
-@app.command(help=EVALUATE_EXAMPLES)
 @guarded
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a finished run.")],
@@ -263,7 +179,6 @@ def evaluate(
         say(f"left out {broken['file']}: {broken['reason']}")
 
 
-@app.command(help=REPORT_EXAMPLES)
 @guarded
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Directories of runs.")],
@@ -278,7 +193,6 @@ def report(
     print(out)
 
 
-@app.command(help=DEMO_EXAMPLES)
 @guarded
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for runs and report.")] = Path("runs/demo"),
@@ -307,6 +221,9 @@ def demo(
     print(f"report: {page}  ({time.perf_counter() - started:.0f} s in all)")
 
 
-def main() -> None:
-    """Entry point of the command line."""
-    app()
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command(help=TRAIN_EXAMPLES)(train)
+    app.command(help=EVALUATE_EXAMPLES)(evaluate)
+    app.command(help=REPORT_EXAMPLES)(report)
+    app.command(help=DEMO_EXAMPLES)(demo)

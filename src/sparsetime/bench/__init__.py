@@ -1,0 +1,1 @@
+"""Benchmarks against the fastest dense runtimes. What is measured, and how, stands in docs/results.md."""

@@ -1,0 +1,80 @@
+"""What the commands share: options, and how they end."""
+
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, ParamSpec
+
+import typer
+
+P = ParamSpec("P")
+
+JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON to FILE.")]
+DebugOption = Annotated[
+    bool, typer.Option("--debug", envvar="SPARSETIME_DEBUG", help="Show where an error comes from.")
+]
+AcceleratorOption = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="auto takes a GPU where there is one.")
+]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of PyTorch.  [default: its own]")]
+WorkersOption = Annotated[int, typer.Option(min=0, metavar="N", help="Processes that decode and load clips.")]
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """End with one line on stderr and a code: 1 for an error, 130 for Ctrl-C."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            again = (
+                ". Give the same command again to go on from the last whole epoch"
+                if command.__name__ == "train"
+                else ""
+            )
+            say(f"sparsetime: stopped{again}")
+            raise typer.Exit(130) from None
+        except (typer.Exit, typer.BadParameter):
+            raise
+        except Exception as error:
+            if kwargs.get("debug"):
+                traceback.print_exc()
+            say(f"sparsetime: error: {one_line(error)}")
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def say(text: str) -> None:
+    """A line on stderr; stdout is for results."""
+    print(text, file=sys.stderr)
+
+
+def one_line(error: Exception) -> str:
+    """An error as one line. Errors of this package speak for themselves, others are named."""
+    text = " ".join(str(error).split()) or "no message"
+    return text if type(error).__module__.startswith("sparsetime") else f"{type(error).__name__}: {text}"
+
+
+def make_folder_of(file: Path | None) -> None:
+    """Make the folder of a --json file, so that what cannot be written is known before the work is done."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+
+
+def finish(result: dict[str, Any], file: Path | None) -> None:
+    """Write a result to the --json file, whole or not at all."""
+    if file is None:
+        return
+    make_folder_of(file)
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        part.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,199 @@
+"""Commands around plans: compile, run."""
+
+import re
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+import typer
+
+from sparsetime.cli.common import DebugOption, JsonOption, finish, guarded, make_folder_of, say
+
+COMPILE_EXAMPLES = """
+Compile a network to a plan: one file of plain data that `sparsetime run` runs.
+
+**Examples**
+
+    sparsetime compile runs/delta --out delta.plan
+
+    sparsetime compile mobilenet_v2 --weights imagenet.npz --calibrate street.mp4 --out mobilenet.plan
+
+    sparsetime compile mypackage.networks:detector --size 256x320 --calibrate street.mp4 --out detector.plan
+
+MODEL is the run directory of `sparsetime train`, a built-in network with `--weights`, or `package.module:function`, a
+function that returns a torch module in which `spec.mean` and `spec.std` (0..255 units, per channel) say how frames are
+normalised; without them it is given RGB values of 0 to 255. A run of the method delta brings its steps. All others need
+a short clip to find them (the training videos of a run will do), and get the codec `hold` unless one is given.
+"""
+
+RUN_EXAMPLES = """
+Run a plan over a video, a folder of pictures, a camera or an RTSP address.
+
+**Examples**
+
+    sparsetime run delta.plan street.mp4 --compare dense --json figures.json
+
+    sparsetime run delta.plan frames/ --out-video recomputed.mp4
+
+    sparsetime run delta.plan 0 --threads 2
+
+    sparsetime run delta.plan rtsp://camera.local/stream --frames 1000
+
+    sparsetime run delta.plan street.mp4 --resume-state street.state --save-state street.state
+
+Frames are stretched to the size that the plan was compiled for. Times are of the network alone. With `--compare dense`
+the same network runs densely on the same frames, and two controls are measured beside the stream: the first answer held
+for ever, and the dense network on every k-th frame, with k such that it takes the stream's time. Ctrl-C ends with the
+figures so far. Where some frames do not decode, the others are run, the damage is named, and the exit status is 1.
+"""
+
+
+def compile_command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run directory, network or package.module:function.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.plan", help="Plan to write.")],
+    weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Weights of a built-in network.")] = None,
+    calibrate: Annotated[
+        str | None, typer.Option(metavar="VIDEO", help="Short clip without labels to find the steps of a network on.")
+    ] = None,
+    codec: Annotated[
+        Literal["exact", "hold", "residual"] | None,
+        typer.Option(help="How changes are sent.  [default: the run's; hold for a plain network]"),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Size of the network's input, height first.  [default: its own]")
+    ] = None,
+    json_file: JsonOption = None,
+    debug: DebugOption = False,
+) -> None:
+    from sparsetime.run.planning import compile_file
+
+    make_folder_of(json_file)
+    result = compile_file(model, out, weights=weights, calibrate=calibrate, codec=codec, size=parse_size(size))
+    finish(result, json_file)
+    if not result["normalised"]:
+        say("the network says no mean and std in its `spec`: it will be given RGB values of 0 to 255")
+    for island in result["islands"]:
+        say(f"dense island: {island['name']} ({island['operator']}, {island['at']}) will be computed by PyTorch")
+    height, width = result["input_size"]
+    print(
+        f"{out}: {result['network']} at {height}x{width}, codec {result['codec']}, {result['operations']} operations, "
+        f"{result['dense_macs'] / 1e6:.0f} million multiply-accumulates a frame, {result['file_bytes'] / 1e6:.1f} MB"
+    )
+
+
+def run_command(
+    plan: Annotated[Path, typer.Argument(metavar="FILE.plan", help="Plan written by `sparsetime compile`.")],
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="File, folder of pictures, camera number or rtsp://.")],
+    threads: Annotated[int, typer.Option(min=1, metavar="N", help="Threads of the network.")] = 1,
+    compare: Annotated[Literal["dense"] | None, typer.Option(help="Run this network beside the stream.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N frames.")] = None,
+    out_video: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Video to write: the frames, with what was recomputed drawn over them."),
+    ] = None,
+    save_state: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the state at the end, to go on from another time.")
+    ] = None,
+    resume_state: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Go on from a state, at the frame of the video behind it.")
+    ] = None,
+    json_file: JsonOption = None,
+    debug: DebugOption = False,
+) -> None:
+    from sparsetime.run import run_file
+    from sparsetime.run.progress import Progress
+
+    make_folder_of(json_file)
+    make_folder_of(save_state)
+    with CtrlC() as interrupt, Progress() as progress:
+        result = run_file(
+            plan,
+            video,
+            threads=threads,
+            compare=compare == "dense",
+            frames=frames,
+            out_video=out_video,
+            resume_state=resume_state,
+            save_state=save_state,
+            progress=progress.frame,
+            stop=lambda: interrupt.asked,
+        )
+    finish(result, json_file)
+    for line in summary(result):
+        print(line)
+    if result["damage"]:
+        say(f"sparsetime: error: {result['video']}: {'; '.join(result['damage'])}. The other frames were run")
+        raise typer.Exit(1)
+
+
+class CtrlC:
+    """While this context is open Ctrl-C asks to end after the frame; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> "CtrlC":
+        self._before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """(H, W) of `HxW`.
+
+    >>> parse_size("256x320")
+    (256, 320)
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if found is None:
+        raise typer.BadParameter(f"expected --size HxW, such as 224x224, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def summary(result: dict[str, Any]) -> list[str]:
+    """What `run` prints."""
+
+    def number(x: float | None, form: str) -> str:
+        return "none" if x is None else format(x, form)
+
+    stopped = " (stopped)" if result["stopped"] else ""
+    lines = [
+        f"frames              {result['frames']}{stopped}",
+        f"speed               {number(result['fps'], '.1f')} frames/s",
+        f"operations          {number(result['op_density'], '.3f')}  of the dense ones, first frame out",
+        f"  with first frame  {number(result['op_density_with_first_frame'], '.3f')}",
+        f"state               {result['state_bytes'] / 1e6:.1f} MB, weights {result['weight_bytes'] / 1e6:.1f} MB",
+    ]
+    lines += [
+        f"dense island        {island['name']} ({island['operator']}): {island['time_share']:.0%} of the time"
+        for island in result["islands"]
+    ]
+    if result["dense_runtime"] is None:
+        return lines
+    lines[1] += (
+        f", dense {number(result['fps_dense'], '.1f')} ({result['dense_runtime']}): {number(result['speedup'], '.2f')}x"
+    )
+    skipping = result["quality_frame_skipping"]
+    every = "never again" if skipping["every"] is None else f"every {skipping['every']:.1f}"
+    lines.append(f"{'distance to dense':19s} {'stream':>12s} {'frozen':>12s} {every:>12s}")
+    for key in result["quality"]:
+        figures = (result[q][key] for q in ("quality", "quality_frozen", "quality_frame_skipping"))
+        form = "d" if isinstance(result["quality"][key], int) else ".4f"
+        lines.append(f"  {key:17s} " + " ".join(f"{number(x, form):>12s}" for x in figures))
+    return lines
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command("compile", help=COMPILE_EXAMPLES)(guarded(compile_command))
+    app.command("run", help=RUN_EXAMPLES)(guarded(run_command))

@@ -1,0 +1,166 @@
+"""What was recomputed, drawn over the frames of a video.
+
+The colour at a place is the share of the network's multiply-accumulates that its changes asked for in this frame:
+
+    density(p) = sum over convolutions of the operations of events at p / sum of those of all elements at p
+
+with p a cell of a grid over the input; the events of a layer with a coarser map spread over the cells that they cover.
+The bar at the bottom is the operation density of the whole frame, which counts a layer in full where so much changed
+that it was computed densely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsetime.engine.fanout import position_fanout
+from sparsetime.engine.plan import Plan
+from sparsetime.engine.stream import Stream
+from sparsetime.video.reader import Frames, import_av
+
+__all__ = ["OutputError", "VideoSink", "Work", "overlay"]
+
+Array = NDArray[Any]
+_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov")
+_CELLS = 64  # along the longer side of the grid
+_COLOUR = np.asarray([255, 96, 0], np.float32)  # orange: rare in pictures, seen by the colour-blind
+_FULL = 0.5  # density that is drawn in full colour
+_BAR = 6  # pixels
+
+
+def _shares(cells: int, extent: int) -> NDArray[np.float32]:
+    """(cells, extent): the share of each of `extent` positions that lies in each cell. Columns add up to 1."""
+    edges = np.arange(cells + 1) / cells * extent
+    place = np.arange(extent)
+    low, high = np.maximum(edges[:-1, None], place), np.minimum(edges[1:, None], place + 1)
+    return np.asarray((high - low).clip(min=0), np.float32)
+
+
+class Work:
+    """Follows a stream and says where in the picture it computed.
+
+    Args:
+        plan: of the stream; frames are (1, C, H, W).
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        height, width = plan.input_shape[2:]
+        scale = _CELLS / max(height, width)
+        self.grid = max(1, min(height, round(height * scale))), max(1, min(width, round(width * scale)))
+        maker = {value: (number, k, op) for number, op in enumerate(plan.ops) for k, value in enumerate(op.outputs)}
+        self._layers: list[tuple[str, Array, Array, Array]] = []
+        self._all = np.zeros(self.grid, np.float32)
+        for op in plan.ops:
+            if op.kind not in ("conv2d", "conv_transpose2d"):
+                continue
+            number, k, source = maker[op.inputs[0]]
+            name = f"{number}.value" if len(source.outputs) == 1 else f"{number}.value.{k}"
+            x = plan.values[op.inputs[0]]
+            fanout = position_fanout(op, x, plan.values[op.output], plan.need(op, "weight").shape).astype(np.float32)
+            rows, columns = _shares(self.grid[0], x[2]), _shares(self.grid[1], x[3])
+            self._layers.append((name, fanout, rows, columns))
+            self._all += rows @ (fanout * x[1]) @ columns.T
+        self._before: Mapping[str, Array] = {}
+
+    def __call__(self, stream: Stream) -> NDArray[np.float32]:
+        """Density of the operations of the last frame by place, `grid` cells, 0..1; all 1 after the first frame.
+
+        Copies the whole state of the stream, which costs more than a frame.
+        """
+        state = stream.snapshot()
+        done = np.zeros(self.grid, np.float32)
+        for name, fanout, rows, columns in self._layers:
+            x = state[name]
+            events = np.full(x.shape[2:], x.shape[1], np.float32)
+            if self._before:
+                events = (x != self._before[name])[0].sum(axis=0, dtype=np.float32)
+            done += rows @ (events * fanout) @ columns.T
+        self._before = state
+        return np.asarray(done / np.maximum(self._all, np.finfo(np.float32).tiny), np.float32)
+
+
+def overlay(frame: Frames, work: NDArray[np.float32], density: float) -> Frames:
+    """A frame with what was recomputed drawn over it: still places grey, the others in colour and tinted.
+
+    Args:
+        frame: (H, W, 3) uint8 RGB.
+        work: density of operations by place, (h, w), 0..1.
+        density: of the whole frame.
+
+    Returns:
+        (H, W, 3), even numbers of rows and columns, as video codecs want them.
+    """
+    height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
+    rows, columns = np.arange(height) * work.shape[0] // height, np.arange(width) * work.shape[1] // width
+    local = work[rows][:, columns, None].clip(0, 1)
+    picture = frame[:height, :width].astype(np.float32)
+    grey = picture.mean(axis=2, keepdims=True) * 0.7
+    seen = (local / _FULL).clip(max=1)
+    drawn = grey + seen * (0.6 * picture + 0.4 * _COLOUR - grey)
+    drawn[height - _BAR :] = 32
+    drawn[height - _BAR :, : round(width * min(density, 1.0))] = _COLOUR
+    return np.asarray(drawn, np.uint8)
+
+
+class OutputError(ValueError):
+    """A video cannot be written."""
+
+
+class VideoSink:
+    """A video file that frames are added to; it is made with the first one. Use as a context manager.
+
+    Args:
+        path: file to write, `.mp4`, `.mkv`, `.avi` or `.mov`.
+
+    Raises:
+        OutputError: another suffix, or no such folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if path.suffix.lower() not in _SUFFIXES:
+            raise OutputError(f"{path}: expected a video file to write, one of {', '.join(_SUFFIXES)}")
+        if not path.absolute().parent.is_dir():
+            raise OutputError(f"{path}: there is no folder {path.parent}")
+        self._path = path
+        self._av = import_av()
+        self._container: Any = None
+        self._stream: Any = None
+
+    def __enter__(self) -> VideoSink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._container is not None:
+            self._container.mux(self._stream.encode(None))
+            self._container.close()
+
+    def add(self, frame: Frames, rate: float) -> None:
+        """Append a frame.
+
+        Args:
+            frame: (H, W, 3) uint8 RGB; scaled to the size of the first one.
+            rate: frames a second; the first frame's counts.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        image = self._av.VideoFrame.from_ndarray(frame, format="rgb24")
+        try:
+            if self._container is None:
+                self._open(image.height, image.width, rate)
+            self._container.mux(self._stream.encode(image.reformat(self._stream.width, self._stream.height)))
+        except self._av.error.FFmpegError as error:
+            raise OutputError(f"{self._path}: cannot be written: {error.strerror}") from error
+
+    def _open(self, height: int, width: int, rate: float) -> None:
+        container = self._av.open(f"file:{self._path}", "w")
+        codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
+        self._stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001))
+        self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "yuv420p"
+        self._container = container

@@ -1,0 +1,326 @@
+"""One video through one plan: timed, measured, and compared with the dense network."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsetime.engine import OpStats, Plan, PlanError, statefile
+from sparsetime.run.dense import Dense, dense_network
+from sparsetime.run.draw import VideoSink, Work, overlay
+from sparsetime.run.quality import Answer, Distance, Reader
+from sparsetime.run.sources import Source
+
+__all__ = ["Skipping", "Tally", "run_file"]
+
+Array = NDArray[Any]
+_FALLBACK_RATE = 25.0  # frames a second of a drawn video whose source states none
+
+
+def run_file(
+    plan_file: Path | str,
+    video: str,
+    *,
+    threads: int = 1,
+    compare: bool = False,
+    frames: int | None = None,
+    out_video: Path | None = None,
+    resume_state: Path | None = None,
+    save_state: Path | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """Run a plan over a video.
+
+    Only the network is timed: from the uint8 frame at the network's size to its outputs, decoding, resizing and drawing
+    left out. With `compare` the dense network runs on the same frames, in turn with the stream, and the answers are
+    compared (`sparsetime.run.quality`). The first frame is dense by nature; times, densities and distances leave
+    it out, where a second one comes.
+
+    Args:
+        plan_file: written by `Plan.save`; takes pictures of three channels.
+        video: see `Source`.
+        threads: of the stream, and of the dense network.
+        compare: with the dense network.
+        frames: at most; None for all.
+        out_video: file to draw into what was recomputed.
+        resume_state: a state that `save_state` wrote, to go on from: with the video's next frame, where the video is a
+            file or a folder.
+        save_state: file to write the state into at the end, also where `stop` made it.
+        progress: called after every frame with the time of the stream and of the dense network (ns), and the density.
+        stop: asked before every frame whether to end here.
+
+    Returns:
+        JSON-able figures. `damage` names what could not be decoded; `docs/run.md` has the others.
+
+    Raises:
+        PlanError: the plan cannot be read, or takes no pictures.
+        SourceError: no frame can be had.
+        OutputError: the video cannot be written.
+        StreamError: `resume_state` is no state of this plan.
+    """
+    plan = Plan.load(plan_file)
+    shape = plan.input_shape
+    if len(shape) != 4 or shape[1] != 3:
+        raise PlanError(f"{plan_file}: the network takes frames of shape {shape}; videos have three channels")
+    source = Source(video, (shape[2], shape[3]), show=out_video is not None)
+    # Outputs as a list, whatever the network packs them into.
+    flat = dataclasses.replace(plan, structure=[{"output": k} for k in range(len(plan.outputs))])
+    stream = flat.stream(threads=threads)
+    if resume_state is not None:
+        statefile.load_state(stream, resume_state)
+    first = stream.frames
+    tally = Tally(plan)
+    dense: Dense | None = None
+    reader = Reader(plan)
+    comparison: Comparison | None = None
+    work = Work(plan) if out_video is not None else None
+    if work is not None and first:
+        work(stream)  # what the next frame is compared with
+    with ExitStack() as stack:
+        sink = None if out_video is None else stack.enter_context(VideoSink(out_video))
+        start = 0 if source.live else first
+        for shot in islice(source, start, None if frames is None else start + frames):
+            if stop is not None and stop():
+                break
+            if compare and dense is None:
+                dense = dense_network(plan, shot.picture, threads)
+                comparison = Comparison(reader)
+            outputs, time_ns, expected, dense_ns = _both(stream, dense, shot.picture, dense_first=tally.frames % 2 == 1)
+            stats = stream.stats
+            tally.add(stats, time_ns, dense_ns)
+            if comparison is not None:
+                comparison.add(reader(outputs), reader(expected), time_ns, dense_ns)
+            density = tally.last_density
+            if sink is not None and work is not None and shot.shown is not None:
+                sink.add(overlay(shot.shown, work(stream), density), source.rate or _FALLBACK_RATE)
+            if progress is not None:
+                progress(time_ns, dense_ns, density)
+    if save_state is not None:
+        statefile.save_state(stream, save_state)
+    result: dict[str, Any] = {
+        "plan": str(plan_file),
+        "network": plan.name,
+        "producer": plan.producer,
+        "codecs": sorted({op.codec["kind"] for op in plan.ops if op.codec is not None}),
+        "video": source.name,
+        "input_size": list(shape[2:]),
+        "threads": threads,
+        "first_frame": first,
+        "damage": source.damage,
+        "stopped": bool(stop is not None and stop()),
+        "dense_runtime": None if dense is None else dense.name,
+        "task": reader.task,
+    }
+    result |= tally.summary()
+    result |= Comparison.nothing() if comparison is None else comparison.summary()
+    return result | {"state_bytes": stream.state_bytes, "weight_bytes": plan.weight_bytes, "layers": tally.layers()}
+
+
+def _both(
+    stream: Any, dense: Dense | None, frame: Array, *, dense_first: bool
+) -> tuple[list[Array], int, list[Array], int]:
+    """Outputs and time (ns) of the stream and of the dense network. They take turns in who meets the frame first."""
+    expected: list[Array] = []
+    before = after = 0
+    if dense is not None and dense_first:
+        expected, before = _timed(dense.run, frame)
+    outputs, time_ns = _timed(stream, frame)
+    if dense is not None and not dense_first:
+        expected, after = _timed(dense.run, frame)
+    return outputs, time_ns, expected, before + after
+
+
+def _timed(call: Callable[[Array], list[Array]], frame: Array) -> tuple[list[Array], int]:
+    start = time.perf_counter_ns()
+    outputs = call(frame)
+    return outputs, time.perf_counter_ns() - start
+
+
+class Skipping:
+    """When frame skipping computes a frame, if it is to take the time that the stream takes.
+
+    After the first frame, which both compute, it may compute n of the frames so far, n = floor(frames * time of the
+    stream / time of the dense network): every k-th frame with k = time of the dense network / time of the stream, as
+    measured so far.
+    """
+
+    def __init__(self) -> None:
+        self.frames = self.computed = 0
+        self._time_ns = self._dense_ns = 0
+
+    def computes(self, time_ns: int, dense_ns: int) -> bool:
+        """Whether it computes the next frame, which took the stream and the dense network so long."""
+        self.frames += 1
+        self._time_ns += time_ns
+        self._dense_ns += dense_ns
+        if self.computed + 1 > self.frames * self._time_ns / max(self._dense_ns, 1):
+            return False
+        self.computed += 1
+        return True
+
+    @property
+    def every(self) -> float | None:
+        """k; None where no frame was computed but the first."""
+        return self.frames / self.computed if self.computed else None
+
+    @property
+    def time_share(self) -> float | None:
+        """Time that it took over the time that the stream took; near 1 where there were enough frames to divide."""
+        return self.computed * self._dense_ns / (self.frames * self._time_ns) if self._time_ns else None
+
+
+class Comparison:
+    """Distances to the dense network: of the stream, and of the two controls.
+
+    frozen: the dense answer to the first frame for ever. Frame skipping: see `Skipping`.
+
+    Args:
+        reader: whose task says which distances there are.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self._stream, self._frozen, self._skipped = (Distance(reader.task) for _ in range(3))
+        self._skipping = Skipping()
+        self._first: Answer | None = None
+        self._held: Answer | None = None
+
+    def add(self, answer: Answer, dense: Answer, time_ns: int, dense_ns: int) -> None:
+        """Count one frame; the first is only the start."""
+        if self._first is None or self._held is None:
+            self._first = self._held = dense
+            return
+        if self._skipping.computes(time_ns, dense_ns):
+            self._held = dense
+        self._stream.add(answer, dense)
+        self._frozen.add(self._first, dense)
+        self._skipped.add(self._held, dense)
+
+    def summary(self) -> dict[str, Any]:
+        """The three distances."""
+        skipping = {"every": self._skipping.every, "time_share": self._skipping.time_share}
+        return {
+            "quality": self._stream.summary(),
+            "quality_frozen": self._frozen.summary(),
+            "quality_frame_skipping": skipping | self._skipped.summary(),
+        }
+
+    @staticmethod
+    def nothing() -> dict[str, Any]:
+        """The same keys where nothing was compared."""
+        return {"quality": None, "quality_frozen": None, "quality_frame_skipping": None}
+
+
+class Tally:
+    """Times and counts of a stream, frame by frame.
+
+    Args:
+        plan: of the stream.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._times: list[int] = []
+        self._dense_times: list[int] = []
+        self._first_macs = 0
+        self._dense_macs = max(plan.dense_macs, 1)
+        # Columns: events in, events, macs, time_ns, frames on the dense path. The first frame is left out.
+        self._sums = np.zeros((len(plan.ops), 5), np.int64)
+        self.last_density = 0.0
+
+    @property
+    def frames(self) -> int:
+        """Frames counted."""
+        return len(self._times)
+
+    def add(self, stats: Mapping[str, OpStats], time_ns: int, dense_ns: int) -> None:
+        """Count one frame; dense_ns is 0 where the dense network did not run."""
+        rows = np.asarray([[s.events_in, s.events, s.macs, s.time_ns, s.path == "dense"] for s in stats.values()])
+        macs = int(rows[:, 2].sum())
+        self.last_density = macs / self._dense_macs
+        if self._times:
+            self._sums += rows
+        else:
+            self._first_macs = macs
+        self._times.append(time_ns)
+        if dense_ns:
+            self._dense_times.append(dense_ns)
+
+    def summary(self) -> dict[str, Any]:
+        """Times and densities of the whole network."""
+        frames, rest = self.frames, self.frames - 1
+        macs = int(self._sums[:, 2].sum())
+        fps, fps_dense = _rate(self._times), _rate(self._dense_times)
+        ratios = [dense / own for dense, own in zip(_rest(self._dense_times), _rest(self._times), strict=False)]
+        return {
+            "frames": frames,
+            "fps": fps,
+            "fps_dense": fps_dense,
+            "speedup": fps / fps_dense if fps and fps_dense else None,
+            "speedup_median": statistics.median(ratios) if ratios else None,
+            "time_ms": _percentiles(self._times),
+            "time_dense_ms": _percentiles(self._dense_times),
+            "op_density": macs / (rest * self._dense_macs) if rest > 0 else None,
+            "op_density_with_first_frame": (macs + self._first_macs) / (frames * self._dense_macs) if frames else None,
+            "dense_macs": self._plan.dense_macs,
+            "islands": self._islands(),
+        }
+
+    def _islands(self) -> list[dict[str, Any]]:
+        total = max(int(self._sums[:, 3].sum()), 1)
+        return [
+            {"name": op.name, "operator": op.attributes["target"], "time_share": int(sums[3]) / total}
+            for op, sums in zip(self._plan.ops, self._sums, strict=True)
+            if op.kind == "island"
+        ]
+
+    def layers(self) -> list[dict[str, Any]]:
+        """What each operation did in a mean frame, the first left out."""
+        rest = max(self.frames - 1, 1)
+        found = []
+        for op, (events_in, events, macs, time_ns, dense) in zip(self._plan.ops, self._sums.tolist(), strict=True):
+            dense_macs = self._plan.op_macs(op)
+            elements = sum(int(np.prod(self._plan.values[value])) for value in op.outputs)
+            found.append(
+                {
+                    "name": op.name,
+                    "kind": op.kind,
+                    "codec": None if op.codec is None else op.codec["kind"],
+                    "dense_macs": dense_macs,
+                    "effective_macs": macs / rest,
+                    "op_density": macs / (rest * dense_macs) if dense_macs else None,
+                    "events_in": events_in / rest,
+                    "events": events / rest,
+                    "delta_density": events / (rest * elements),
+                    "time_ms": time_ns / rest / 1e6,
+                    "dense_path": dense / rest,
+                }
+            )
+        return found
+
+
+def _rest(times: list[int]) -> list[int]:
+    """Without the first frame, where there are others."""
+    return times[1:] or times
+
+
+def _rate(times: list[int]) -> float | None:
+    """Frames a second."""
+    rest = _rest(times)
+    return 1e9 * len(rest) / sum(rest) if rest else None
+
+
+def _percentiles(times: list[int]) -> dict[str, float] | None:
+    if not times:
+        return None
+    middle, high = np.percentile(_rest(times), [50, 95]) / 1e6
+    return {"first": times[0] / 1e6, "median": float(middle), "p95": float(high)}

@@ -1,0 +1,143 @@
+// Two streams of one program in two threads, each with a pool of two, for ThreadSanitizer: without Python, whose interpreter
+// it cannot see into. All numbers are small integers, so that every order of the sums gives the same bits.
+
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "program.h"
+
+using namespace sparsetime;
+
+namespace {
+
+constexpr int CHANNELS = 3, HEIGHT = 24, WIDTH = 40, FRAMES = 40;
+
+// Tensors stay where they are while a program is made of them.
+struct Network {
+    std::vector<std::vector<int64_t>> shapes;
+    std::vector<OpSpec> ops;
+    std::vector<std::unique_ptr<std::vector<float>>> floats;
+    std::vector<std::unique_ptr<std::vector<int32_t>>> integers;
+    std::mt19937 random{1};
+
+    TensorView tensor(std::vector<int64_t> shape, int low, int high) {
+        TensorView view;
+        view.shape = std::move(shape);
+        auto data = std::make_unique<std::vector<float>>(size_t(view.size()));
+        for (float& x : *data) x = float(std::uniform_int_distribution<int>(low, high)(random));
+        view.floats = data->data();
+        floats.push_back(std::move(data));
+        return view;
+    }
+    TensorView table(std::vector<int64_t> shape, std::vector<int32_t> data) {
+        TensorView view;
+        view.shape = std::move(shape);
+        integers.push_back(std::make_unique<std::vector<int32_t>>(std::move(data)));
+        view.integers = integers.back()->data();
+        return view;
+    }
+    // Appends an operation; returns the number of its value.
+    int add(const std::string& kind, std::vector<int> inputs, std::vector<int64_t> shape, Act act, const std::string& codec,
+            float step) {
+        OpSpec op{};
+        op.kind = kind;
+        op.name = kind + std::to_string(ops.size());
+        op.inputs = std::move(inputs);
+        op.outputs = {int(shapes.size())};
+        op.act = act;
+        op.act_a = 0;
+        op.act_b = 6;
+        op.codec = codec;
+        op.low = -1e9f;
+        op.high = 1e9f;
+        op.opaque = {false};
+        if (!codec.empty()) {
+            op.step = tensor({1}, 1, 1);
+            floats.back()->front() = step;
+        }
+        shapes.push_back(std::move(shape));
+        ops.push_back(std::move(op));
+        return ops.back().outputs[0];
+    }
+    int convolution(std::vector<int> inputs, int out, int kernel, int stride, int groups, const std::string& codec) {
+        const std::vector<int64_t> x = shapes[size_t(inputs[0])];
+        const int64_t before = kernel / 2, height = (x[2] - 1) / stride + 1, width = (x[3] - 1) / stride + 1;
+        const int value = add("conv2d", std::move(inputs), {1, out, height, width}, Act::clamp, codec, 2);
+        OpSpec& op = ops.back();
+        const double p = double(before);
+        op.numbers = {{"stride", {double(stride), double(stride)}}, {"padding", {p, p, p, p}}, {"dilation", {1, 1}},
+                      {"groups", {double(groups)}}};
+        op.tensors["weight"] = tensor({out, x[1] / groups, kernel, kernel}, -1, 1);
+        op.tensors["bias"] = tensor({out}, -3, 3);
+        return value;
+    }
+};
+
+std::shared_ptr<const Program> make() {
+    Network n;
+    const int image = n.add("input", {}, {1, CHANNELS, HEIGHT, WIDTH}, Act::none, "exact", 2);
+    const int stem = n.convolution({image}, 32, 3, 1, 1, "exact");
+    const int depthwise = n.convolution({stem}, 32, 3, 1, 32, "hold");
+    const int joined = n.convolution({depthwise, stem}, 32, 1, 1, 1, "residual");
+    const int pooled = n.add("max_pool2d", {joined}, {1, 32, HEIGHT / 2, WIDTH / 2}, Act::none, "", 1);
+    std::vector<int32_t> rows, columns;
+    for (int i = 0; i < HEIGHT / 2; ++i) rows.insert(rows.end(), {2 * i, 2 * i + 2});
+    for (int i = 0; i < WIDTH / 2; ++i) columns.insert(columns.end(), {2 * i, 2 * i + 2});
+    n.ops.back().tensors["rows"] = n.table({HEIGHT / 2, 2}, rows);
+    n.ops.back().tensors["columns"] = n.table({WIDTH / 2, 2}, columns);
+    n.ops.back().numbers["dilation"] = {1, 1};
+    const int last = n.convolution({pooled}, 48, 3, 2, 1, "exact");
+    const int doubled = n.add("add", {last, last}, n.shapes[size_t(last)], Act::none, "", 1);
+    n.ops.back().numbers["coefficients"] = {1, 1};
+    return std::make_shared<Program>(n.shapes, n.ops, std::vector<int>{doubled});
+}
+
+// Of a moving block on noise that changes here and there; every tenth frame is new everywhere.
+std::vector<float> frame_of(int seed, int t) {
+    std::vector<float> frame(size_t(CHANNELS) * HEIGHT * WIDTH);
+    std::mt19937 ground(unsigned(seed + t / 10)), noise(unsigned(1000 * seed + t));
+    for (float& x : frame) x = float(int(ground() % 16));
+    for (int i = 0; i < 40; ++i) frame[noise() % frame.size()] = float(int(noise() % 16));
+    for (int c = 0; c < CHANNELS; ++c)
+        for (int y = 5; y < 12; ++y)
+            for (int x = t % 30; x < t % 30 + 6; ++x) frame[size_t((c * HEIGHT + y) * WIDTH + x)] = 20;
+    return frame;
+}
+
+std::vector<float> play(const std::shared_ptr<const Program>& program, int seed, int threads) {
+    Stream stream(program, threads, [](int) {});
+    const Value& out = program->values[size_t(program->outputs[0])];
+    const size_t size = size_t(out.map.pixels()) * size_t(out.map.channels);
+    std::vector<float> all(size * FRAMES);
+    for (int t = 0; t < FRAMES; ++t) {
+        if (t == 25) stream.refresh();
+        const std::vector<float> frame = frame_of(seed, t);
+        stream.run({frame.data(), HEIGHT * WIDTH, WIDTH, 1});
+        stream.read(program->outputs[0], all.data() + size * size_t(t));
+    }
+    return all;
+}
+
+}  // namespace
+
+int main() {
+    const auto program = make();
+    const std::vector<float> expected[2] = {play(program, 7, 1), play(program, 8, 1)};
+    std::vector<float> found[2];
+    std::thread other([&] { found[1] = play(program, 8, 2); });
+    found[0] = play(program, 7, 2);
+    other.join();
+    size_t moving = 0;
+    for (size_t i = 0; i < found[0].size(); ++i) moving += found[0][i] != found[1][i];
+    if (found[0] != expected[0] || found[1] != expected[1] || moving == 0) {
+        std::puts("streams: outputs differ from those of one thread, or nothing happened");
+        return 1;
+    }
+    std::printf("streams: %d frames each, %zu of %zu outputs differ between the two\n", FRAMES, moving, found[0].size());
+    return 0;
+}

@@ -1,0 +1,100 @@
+"""Streams in several Python threads: the native engine does not hold the interpreter's lock."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from sparsetime.engine import Op, Plan
+from sparsetime.engine.cpu import Native
+
+
+@pytest.fixture
+def unhurried() -> Iterator[None]:
+    """A thread gives the lock away only where it says so, not because its time is over."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(30)
+    yield
+    sys.setswitchinterval(before)
+
+
+def convolution(size: int, channels: int) -> Plan:
+    rng = np.random.default_rng(0)
+    tensors = {
+        "step": np.asarray([0.25], np.float32),
+        "weight": rng.standard_normal((channels, channels, 3, 3)).astype(np.float32),
+    }
+    attributes = {"stride": [1, 1], "padding": [1, 1, 1, 1], "dilation": [1, 1], "groups": 1}
+    shape = (1, channels, size, size)
+    ops = (
+        Op("input", "input", (), (0,), codec={"kind": "exact", "tensor": "step"}),
+        Op("conv2d", "conv", (0,), (1,), attributes, {"weight": "weight"}, {"kind": "relu"}),
+    )
+    return Plan("convolution", (shape, shape), ops, (1,), {"output": 0}, tensors)
+
+
+def frames(plan: Plan, count: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(1)
+    return [rng.standard_normal(plan.input_shape).astype(np.float32) for _ in range(count)]
+
+
+def test_a_stream_goes_on_while_another_is_inside_a_long_call(unhurried: None) -> None:
+    large, small = convolution(96, 192), convolution(6, 8)
+    long_frame, short_frames = frames(large, 1)[0], frames(small, 8)
+    expected = Native(large).run(long_frame)[0]
+    alone = Native(small)
+    wanted = [alone.run(frame)[0] for frame in short_frames]
+
+    done = 0
+    gained: list[int] = []
+    results: list[np.ndarray] = []
+
+    def work() -> None:
+        native = Native(large)
+        for _ in range(50):  # a busy machine may not let the other thread run in the first call
+            native.reset()
+            before = done
+            output = native.run(long_frame)[0]
+            gained.append(done - before)
+            results.append(output)
+            if gained[-1]:
+                break
+
+    worker = threading.Thread(target=work)
+    native = Native(small)
+    found = []
+    worker.start()
+    while worker.is_alive():
+        found.append(native.run(short_frames[done % 8])[0])
+        done += 1
+        if done % 8 == 0:
+            native.reset()
+    worker.join()
+    assert gained[-1] > 0
+    np.testing.assert_array_equal(results[-1], expected)
+    for output, right in zip(found, wanted * (len(found) // 8 + 1), strict=False):
+        np.testing.assert_array_equal(output, right)
+
+
+def test_many_streams_of_one_plan_do_not_disturb_each_other() -> None:
+    plan = convolution(17, 24)
+    clips = [frames(plan, 12)[::-1] if i % 2 else frames(plan, 12) for i in range(4)]
+
+    def play(clip: list[np.ndarray]) -> list[np.ndarray]:
+        stream = plan.stream(threads=2)
+        return [stream(frame) for frame in clip]
+
+    expected = [play(clip) for clip in clips]
+    found: dict[int, list[np.ndarray]] = {}
+    workers = [threading.Thread(target=lambda i=i: found.update({i: play(clips[i])})) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for i, outputs in enumerate(expected):
+        for right, output in zip(outputs, found[i], strict=True):
+            np.testing.assert_array_equal(output, right)

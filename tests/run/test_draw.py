@@ -1,0 +1,120 @@
+"""What was recomputed, where it was, and the file that shows it."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import sparsetime
+from sparsetime.engine import Plan
+from sparsetime.run import run_file
+from sparsetime.run.draw import OutputError, VideoSink, Work, _shares, overlay
+
+from .conftest import moving_square
+
+
+@pytest.mark.parametrize(("cells", "extent"), [(4, 4), (4, 8), (8, 4), (3, 7), (7, 3), (1, 5), (5, 1)])
+def test_shares_lose_nothing(cells: int, extent: int) -> None:
+    shares = _shares(cells, extent)
+    np.testing.assert_allclose(shares.sum(axis=0), 1, rtol=1e-6)
+    assert shares.shape == (cells, extent)
+
+
+def test_shares_by_hand() -> None:
+    np.testing.assert_allclose(_shares(2, 3), [[1, 0.5, 0], [0, 0.5, 1]])
+    np.testing.assert_allclose(_shares(4, 2), [[0.5, 0], [0.5, 0], [0, 0.5], [0, 0.5]])
+
+
+def test_work_is_where_the_change_is() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)).eval()
+    plan = sparsetime.compile(network, torch.zeros(1, 3, 16, 24), steps=0.0, codec="hold")
+    stream, work = plan.stream(), Work(plan)
+    frame = np.random.default_rng(0).standard_normal((1, 3, 16, 24)).astype(np.float32)
+    stream(frame)
+    assert (work(stream) > 0.999).all()
+    stream(frame)
+    assert not work(stream).any()
+    frame = frame.copy()
+    frame[0, :, 2:4, 3:5] += 9
+    stream(frame)
+    found = work(stream)
+    assert found.shape == work.grid == (16, 24)
+    assert (found[2:4, 3:5] > 0.4).all()  # all of the first layer's, and what a rectifier lets through to the second
+    assert found[1, 2:6].any()
+    assert not found[5:].any()
+    assert not found[:, 6:].any()
+    # Weighted with the operations of each place it is the density of the frame, where nothing took the dense path.
+    if all(s.path == "sparse" for s in stream.stats.values() if s.macs):
+        weights = work._all / work._all.sum()
+        assert (found * weights).sum() == pytest.approx(stream.op_density, rel=1e-4)
+
+
+def test_overlay() -> None:
+    frame = np.zeros((21, 31, 3), np.uint8)
+    frame[..., 2] = 200
+    work = np.asarray([[0.0, 1.0]], np.float32)
+    drawn = overlay(frame, work, 0.5)
+    assert (drawn.shape, drawn.dtype) == ((20, 30, 3), np.uint8)
+    left, right = drawn[0, 0].tolist(), drawn[0, -1].tolist()
+    assert left[0] == left[1] == left[2]  # grey where nothing was done
+    assert right[0] > 90 > right[1]  # orange over what is there
+    assert right[2] == 120
+    assert drawn[-1, 7].tolist() == [255, 96, 0]  # the bar reaches to half of the width
+    assert drawn[-1, 22].tolist() == [32, 32, 32]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+def test_a_video_is_written(small_plan: Path, square: Path, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"out{suffix}"
+    result = run_file(small_plan, str(square), out_video=path)
+    with av.open(str(path)) as container:
+        pictures = [f.to_ndarray(format="rgb24").astype(int) for f in container.decode(video=0)]
+        assert container.streams.video[0].average_rate == 20
+    assert len(pictures) == result["frames"] == 10
+    assert pictures[0].shape == (48, 64, 3)
+    # The first frame is drawn in full colour, later ones are grey far from the square.
+    still = pictures[9][30:40, 2:8]
+    assert np.abs(still.max(axis=-1) - still.min(axis=-1)).mean() < 12
+    first = pictures[0][30:40, 2:8]
+    assert (first.max(axis=-1) - first.min(axis=-1)).mean() > 40
+
+
+def test_drawing_changes_no_figure(small_plan: Path, square: Path, tmp_path: Path) -> None:
+    plain, drawn = run_file(small_plan, str(square)), run_file(small_plan, str(square), out_video=tmp_path / "o.mkv")
+    assert plain["op_density"] == drawn["op_density"]
+
+
+@pytest.mark.parametrize(("name", "message"), [("o.txt", "expected a video file"), ("no/o.mp4", "there is no folder")])
+def test_a_target_that_cannot_be_is_found_before_the_run(
+    small_plan: Path, square: Path, tmp_path: Path, name: str, message: str
+) -> None:
+    with pytest.raises(OutputError, match=message):
+        run_file(small_plan, str(square), out_video=tmp_path / name, progress=lambda *_: pytest.fail("too late"))
+
+
+def test_frames_of_several_sizes(tmp_path: Path) -> None:
+    with VideoSink(tmp_path / "o.mkv") as sink:
+        sink.add(moving_square(1, 48, 64)[0], 25)
+        sink.add(moving_square(1, 24, 32)[0], 25)
+    with av.open(str(tmp_path / "o.mkv")) as container:
+        assert [(f.height, f.width) for f in container.decode(video=0)] == [(48, 64)] * 2
+
+
+def test_layers_of_islands_have_a_place_too(tmp_path: Path, square: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3, 2), nn.Conv2d(2, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(torch.topk(self.a(x), 2, dim=1).values)
+
+    plan = sparsetime.compile(Net().eval(), torch.zeros(1, 3, 24, 32), steps=0.5)
+    assert plan.islands
+    plan.save(tmp_path / "p.plan")
+    run_file(tmp_path / "p.plan", str(square), frames=3, out_video=tmp_path / "o.mp4")
+    assert Plan.load(tmp_path / "p.plan").name == "Net"
