@@ -81,7 +81,10 @@ inline Vec erf_gelu(Vec x) {
 template <Act A>
 inline Vec activate(Vec x, Act act, float a, float b) {
     if constexpr (A == Act::none) return x;
-    if constexpr (A == Act::clamp) return min(max(x, splat(a)), splat(b));
+    if constexpr (A == Act::clamp) {
+        x = max(x, splat(a));
+        return b < __builtin_inff() ? min(x, splat(b)) : x;
+    }
     switch (act) {
         case Act::leaky_relu: return x > 0.0f ? x : x * a;
         case Act::hardswish: return x * min(max(x + 3.0f, Vec{}), splat(6.0f)) / 6.0f;

@@ -9,7 +9,9 @@ namespace sparsetime {
 namespace {
 
 constexpr int STRIP_FLOATS = 80 * 1024;  // scratch of one strip of rows, kept in the second cache
-constexpr int RUN_FLOATS = 18 * 1024;    // weights that one sweep over a strip keeps near
+constexpr int RUN_FLOATS = 9 * 1024;     // weights that one sweep over a strip keeps in the first cache
+constexpr int RUN_EVENTS = 8;            // a run of fewer costs more than weights that come from the second cache
+constexpr size_t FUSED_FLOATS = 128 * 1024;  // weights of a 1x1 convolution that every pixel may pass through
 constexpr int GAP = 8;                   // empty pixels that are cheaper to skip than to pass
 constexpr int PANEL_FLOATS = 48 * 1024;  // weights that one sweep over a chunk of pixels keeps in the second cache
 
@@ -89,10 +91,15 @@ void Conv::pack(const float* weight, bool transposed) {
         b += vectors;
     }
 
-    // As many channels a block as keep its weights near.
-    block_shift_ = 5;
-    while (block_shift_ < in.shift() && (width_ * 9 << (block_shift_ + 1)) <= RUN_FLOATS) ++block_shift_;
-    channel_blocks_ = (C + (1 << block_shift_) - 1) >> block_shift_;
+    if (pointwise_ && size_t(C) * out.stride() <= FUSED_FLOATS) {
+        int group = k.group;
+        for (int b = 0; b < blocks; b += group) {
+            while (group > blocks - b) group /= 2;
+            for (int c = 0; c < C; ++c)
+                for (int j = 0; j < group * width_; ++j) fused_.push_back(at(b * width_ + j, c, 0));
+        }
+        return;
+    }
 
     // Offsets of taps from the base output, by phase of the input's place.
     row_low_ = column_low_ = 1 << 20;
@@ -137,7 +144,7 @@ void Conv::pack(const float* weight, bool transposed) {
         }
 }
 
-size_t Conv::weight_bytes() const { return (tile_.size() + scatter_.size()) * sizeof(float); }
+size_t Conv::weight_bytes() const { return (tile_.size() + scatter_.size() + fused_.size()) * sizeof(float); }
 
 int Conv::touched(const Change& change, uint8_t* mask, int32_t* list, Workspace& ws) const {
     const int n = out.pixels();
@@ -154,8 +161,7 @@ int Conv::touched(const Change& change, uint8_t* mask, int32_t* list, Workspace&
     std::memset(mask, 0, size_t(n));
     uint8_t* any = sized(ws.bytes, size_t(in.height + in.width));
     uint8_t* line = any + in.height;
-    std::memset(any, 0, size_t(in.height));
-    for (int i = 0; i < change.active_count; ++i) any[change.active[i] / in.width] = 1;
+    for (int y = 0; y < in.height; ++y) any[y] = std::memchr(change.mask + size_t(y) * in.width, 1, size_t(in.width)) != nullptr;
     for (int y = 0; y < out.height; ++y) {
         const int32_t* source = &rows_.source[size_t(y) * rows_.taps];
         bool hit = false;
@@ -402,8 +408,39 @@ void Conv::pixels(const Change& change, const int32_t* list, int count, FinishAr
     else gather(change.rows, change.mask, list, count, sink, ws);
 }
 
+// Every output has one input pixel: its sums stay in registers until they are finished.
+void Conv::elements_fused(const Change& change, int first, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
+    int32_t* bound = sized(ws.bound, size_t(count) + 1);
+    const int64_t start = std::lower_bound(change.place, change.place + change.events, uint32_t(uint64_t(first) * in.width << in.shift())) - change.place;
+    const int32_t* active = std::lower_bound(change.active, change.active + change.active_count, first * in.width);
+    const int32_t* tally = change.tally + (active - change.active);
+    const int32_t* const active_end = change.active + change.active_count;
+    bound[0] = 0;
+    // A residual may touch outputs that no event reaches.
+    for (int i = 0; i < count; ++i) {
+        const bool own = active < active_end && *active == list[i];
+        bound[i + 1] = bound[i] + (own ? *tally : 0);
+        active += own;
+        tally += own;
+    }
+    sink.pixels = count;
+    sink.pixel = list;
+    kernels_->encoders->finish_events(sink, {change.place + start, change.change + start, (1u << in.shift()) - 1, bound, fused_.data(), in.channels});
+}
+
+// A run is what one pixel sends in one block of 1 << shift channels: as few channels as keep their weights near, unless runs would
+// be too short.
+int Conv::run_shift(const Change& change) const {
+    int shift = 5;
+    while (shift < in.shift() && ((width_ * 9 << (shift + 1)) <= RUN_FLOATS ||
+                                  change.events << shift < int64_t(change.active_count) * in.channels * RUN_EVENTS))
+        ++shift;
+    return shift;
+}
+
 void Conv::elements(const Change& change, int first, int last, const int32_t* list, int count, FinishArgs& sink,
                     Workspace& ws) const {
+    if (!fused_.empty()) return elements_fused(change, first, list, count, sink, ws);
     const Kernels& k = *kernels_;
     const int blocks = (out.channels + width_ - 1) / width_;
     const int phases_y = rows_.phases(), phases_x = columns_.phases();
@@ -418,11 +455,12 @@ void Conv::elements(const Change& change, int first, int last, const int32_t* li
     const int strip_rows = std::min(std::max(halo ? 2 : 1, fit), rows_.base(in.height - 1) + 1);
     const int in_rows = std::max(1, rows_.num == 1 ? strip_rows * rows_.den : strip_rows / rows_.num);
     const int scratch_rows = rows_.base(in_rows) + 2 + halo + 1;  // one spare, always zero
-    const int region = scratch_rows * wide;
+    const int region = scratch_rows * wide | 1;  // odd: blocks do not fall on the same lines of a cache
     const size_t scratch_size = size_t(region) * blocks * width_;
     if (ws.scratch.size() < scratch_size) ws.scratch.resize(scratch_size, 0.0f);
     float* scratch = ws.scratch.data();
-    const int keys_x = in.width * channel_blocks_;  // runs in a row of inputs
+    const int block_shift = run_shift(change), channel_blocks = (in.channels + (1 << block_shift) - 1) >> block_shift;
+    const int keys_x = in.width * channel_blocks;  // runs in a row of inputs
     int32_t* bound = sized(ws.bound, size_t(in_rows) * keys_x + 1);
     int32_t* spans = sized(ws.span, size_t(in_rows) * (in.width + 2));  // by row: count, then (from, to) pairs
     const int batch = out.width * scratch_rows;
@@ -451,11 +489,11 @@ void Conv::elements(const Change& change, int first, int last, const int32_t* li
             const int32_t* from = list + taken;
             int n = 0;
             while (n < batch && taken < count && list[taken] < row * out.width) {
-                const int y = list[taken] / out.width, x = list[taken] % out.width;
-                ++taken;
+                const int y = list[taken] / out.width, end = std::min((y + 1) * out.width, row * out.width);
                 // A residual may touch outputs that no event reaches: they find zeros in the spare last row.
                 const int r = sums && y >= top && y < top + scratch_rows ? y - top : scratch_rows - 1;
-                at[n++] = (r * wide + x + left) * width_;
+                const int start = r * wide + left - y * out.width;
+                for (; n < batch && taken < count && list[taken] < end; ++taken) at[n++] = (start + list[taken]) * width_;
             }
             sink.pixels = n;
             sink.pixel = from;
@@ -477,11 +515,11 @@ void Conv::elements(const Change& change, int first, int last, const int32_t* li
             std::memset(bound, 0, (size_t(keys) + 1) * sizeof(int32_t));
             const uint32_t* place = change.place + event;
             const int n = int(event_end - event);
-            if (channel_blocks_ == 1)
+            if (channel_blocks == 1)
                 for (int e = 0; e < n; ++e) bound[(place[e] >> shift) - base + 1] = e + 1;
             else
                 for (int e = 0; e < n; ++e)
-                    bound[((place[e] >> shift) - base) * uint32_t(channel_blocks_) + ((place[e] & channel_mask) >> block_shift_) + 1] =
+                    bound[((place[e] >> shift) - base) * uint32_t(channel_blocks) + ((place[e] & channel_mask) >> block_shift) + 1] =
                         e + 1;
             for (int i = 0, end = 0; i <= keys; ++i) bound[i] = end = std::max(end, bound[i]);
             for (int y = y0; y < y1; ++y) {
@@ -500,7 +538,7 @@ void Conv::elements(const Change& change, int first, int last, const int32_t* li
                 for (int s = 0; s < p.slots; ++s)
                     slots[s] = (p.row[s] * wide + p.column[s] + (p.first_block + s % p.vectors) * region) * width_;
                 const int py = p.phase / phases_x, px = p.phase % phases_x;
-                for (int block = 0; block < channel_blocks_; ++block)
+                for (int block = 0; block < channel_blocks; ++block)
                     for (int y = y0 + (phases_y + py - y0 % phases_y) % phases_y; y < y1; y += phases_y) {
                         const int32_t* span = spans + size_t(y - y0) * (in.width + 2);
                         float* row = scratch + ptrdiff_t((rows_.base(y) - top) * wide + left) * width_;
@@ -509,7 +547,7 @@ void Conv::elements(const Change& change, int first, int last, const int32_t* li
                             const int runs = (span[2 + 2 * i] - from + phases_x - 1) / phases_x;
                             if (runs <= 0) continue;
                             k.runs({place, change.change + event, channel_mask, runs,
-                                    bound + (y - y0) * keys_x + from * channel_blocks_ + block, phases_x * channel_blocks_,
+                                    bound + (y - y0) * keys_x + from * channel_blocks + block, phases_x * channel_blocks,
                                     scatter_.data() + p.w, slots, p.slots, columns_.num * width_,
                                     row + ptrdiff_t(columns_.base(from)) * width_});
                         }
@@ -567,10 +605,11 @@ PathTimes Conv::estimate(const Change& change, int touched) const {
     const bool narrow = in.channels <= NARROW;
     const double fetch = taps * (narrow ? 0.3 * in.channels : 1.2);
     const double vectors = (out.channels + LANE - 1) / LANE;
+    const int shift = run_shift(change), channel_blocks = (in.channels + (1 << shift) - 1) >> shift;
     const double passes = double(passes_.size()) / (rows_.phases() * columns_.phases());
     return {n * (work + fetch), n * ((narrow ? 1.0 : group) * work * 1.05 + fetch * (narrow ? 3.0 : 1.0)),
-            double(change.events) * reach * vectors * (in.channels <= 64 ? 0.17 : 0.25) + double(change.active_count) * channel_blocks_ * passes * 5.0 +
-                double(in.pixels()) * channel_blocks_ * 1.5 + n * vectors * 0.6};
+            double(change.events) * reach * vectors * (in.channels <= 64 ? 0.17 : 0.25) + double(change.active_count) * channel_blocks * passes * 5.0 +
+                double(in.pixels()) * channel_blocks * 1.5 + n * vectors * 0.6};
 }
 
 int64_t Conv::macs(const Change& change) const {

@@ -110,6 +110,8 @@ class Conv {
     };
     void pack(const float* weight, bool transposed);
     void gather(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
+    int run_shift(const Change& in) const;
+    void elements_fused(const Change& in, int first, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
     void gather_depthwise(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink,
                           Workspace& ws) const;
 
@@ -123,8 +125,8 @@ class Conv {
     Floats tile_;    // [panel][tap][channel][panel width]
     std::vector<int> panels_;    // vectors in each panel
     Floats scatter_;
+    Floats fused_;   // [group of vectors][channel][vectors], 1x1 only and then instead of scatter_
     std::vector<Pass> passes_;
-    int channel_blocks_ = 1, block_shift_ = 0;  // blocks of 1 << block_shift_ channels, for runs
     Floats zeros_;
     int64_t dense_macs_ = 0;
     int row_low_, row_high_, column_low_, column_high_;  // outputs that taps reach beside the base: base + [low, high]

@@ -12,149 +12,186 @@ using namespace sparsetime;
 
 // ---- from sums to events ------------------------------------------------------------------------------------------------
 
+template <class T, T V>
+struct Choice {
+    static constexpr T value = V;
+};
+
 inline Int iota() {
     Int v;
     for (int i = 0; i < VL; ++i) v[i] = i;
     return v;
 }
 
-#if defined(__AVX512F__)
-using Lanes = __mmask16;
-inline Lanes nonzero(Vec d) { return _mm512_cmp_ps_mask(d, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
-inline int append(Lanes m, Int place, Vec d, uint32_t* places, float* changes) {
-    // Compressing into a register and storing whole vectors: compressing stores are microcoded on some machines.
-    _mm512_storeu_si512(places, _mm512_maskz_compress_epi32(m, reinterpret_cast<__m512i>(place)));
-    _mm512_storeu_ps(changes, _mm512_maskz_compress_ps(m, d));
-    return __builtin_popcount(m);
+// Channels in groups of as many vectors as registers allow, the rest in ever smaller ones: group(vectors, first channel).
+// Conv::pack arranges weights in the same way.
+template <int B = GROUP, class Group>
+[[gnu::always_inline]] inline void for_groups(int channels, const Group& group, int c = 0) {
+    for (; (channels - c + VL - 1) / VL >= B; c += B * VL) group(Choice<int, B>{}, c);
+    if constexpr (B > 1) for_groups<B / 2>(channels, group, c);
 }
+
+// One truth a lane, as the instruction set keeps it, and as bits.
+#if defined(__AVX512F__)
+using Mask = __mmask16;
+inline Vec choose(Mask m, Vec a, Vec b) { return _mm512_mask_blend_ps(m, b, a); }
+inline Mask above(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+inline Mask differ(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
+inline Mask first(int n) { return Mask((1u << n) - 1); }
+inline Mask both(Mask a, Mask b) { return a & b; }
+inline unsigned lanes(Mask m) { return m; }
 #else
-using Lanes = unsigned;
-inline Lanes nonzero(Vec d) {
-    const Int m = d != 0.0f;
+using Mask = Int;
+inline Vec choose(Mask m, Vec a, Vec b) { return m ? a : b; }
+inline Mask above(Vec a, Vec b) { return a > b; }
+inline Mask differ(Vec a, Vec b) { return a != b; }
+inline Mask first(int n) { return iota() < n; }
+inline Mask both(Mask a, Mask b) { return a & b; }
+inline unsigned lanes(Mask m) {
 #if defined(__AVX2__)
     return unsigned(_mm256_movemask_ps(reinterpret_cast<__m256>(m)));
 #else
-    unsigned lanes = 0;
-    for (int i = 0; i < VL; ++i) lanes |= unsigned(m[i] & 1) << i;
-    return lanes;
+    unsigned bits = 0;
+    for (int i = 0; i < VL; ++i) bits |= unsigned(m[i] & 1) << i;
+    return bits;
 #endif
 }
-inline int append(Lanes m, Int place, Vec d, uint32_t* places, float* changes) {
+#endif
+
+// Appends the events of one vector of changes. What is written behind the last is written over by the next.
+inline int append(unsigned lanes, uint32_t first, Vec d, uint32_t* places, float* changes) {
+#if defined(__AVX512F__)
+    // Compressing into a register and storing whole vectors: compressing stores are microcoded on some machines.
+    const __m512i lane = _mm512_maskz_compress_epi32(Mask(lanes), reinterpret_cast<__m512i>(iota()));
+    _mm512_storeu_si512(places, _mm512_add_epi32(lane, _mm512_set1_epi32(int(first))));
+    _mm512_storeu_ps(changes, _mm512_permutexvar_ps(lane, d));
+    return __builtin_popcount(lanes);
+#else
     int n = 0;
-    for (; m; m &= m - 1, ++n) {
-        const int i = __builtin_ctz(m);
-        places[n] = uint32_t(place[i]);
+    for (; lanes; lanes &= lanes - 1, ++n) {
+        const int i = __builtin_ctz(lanes);
+        places[n] = first + uint32_t(i);
         changes[n] = d[i];
     }
     return n;
-}
 #endif
+}
 
-// Appends the events of `blocks` vectors of changes, whose nonzero lanes are the bits of `lanes`.
-inline int append_group(uint64_t lanes, const Vec* d, int blocks, uint32_t first, uint32_t* places, float* changes) {
+// How many events a group of vectors has cannot be foreseen, and a branch that is not costs more than FEW events: so many are
+// written without asking.
+constexpr int FEW = 4;
+
+// Appends the events of `B` vectors of changes, whose nonzero lanes are the bits of `lanes`.
+template <int B>
+[[gnu::always_inline]] inline int append_group(uint64_t lanes, const Vec* d, uint32_t first, uint32_t* places, float* changes) {
     const int total = __builtin_popcountll(lanes);
 #if defined(__AVX512F__)
-    if (total > 16) {
-        Int where = iota() + int32_t(first);
-        for (int b = 0, n = 0; b < blocks; ++b, where += VL, lanes >>= VL)
-            n += append(Lanes(lanes), where, d[b], places + n, changes + n);
+    if (total > FEW) {
+        for (int b = 0, n = 0; b < B; ++b, first += VL, lanes >>= VL)
+            n += append(unsigned(lanes) & 0xffff, first, d[b], places + n, changes + n);
         return total;
     }
 #endif
-    float lane[64];
-    for (int b = 0; b < blocks; ++b) store(lane + b * VL, d[b]);
-    for (int n = 0; lanes; lanes &= lanes - 1, ++n) {
-        const int i = __builtin_ctzll(lanes);
+    float lane[B * VL];
+    for (int b = 0; b < B; ++b) store(lane + b * VL, d[b]);
+    const auto write = [&](int n) {
+        const int i = __builtin_ctzll(lanes | uint64_t(1) << (B * VL - 1));
         places[n] = first + uint32_t(i);
         changes[n] = lane[i];
-    }
+        lanes &= lanes - 1;
+    };
+    for (int n = 0; n < FEW; ++n) write(n);
+    for (int n = FEW; n < total; ++n) write(n);
     return total;
 }
 
-// `B` vectors of one pixel from channel c on; returns how many changed. Values are written only where some did: at low density
-// most of them stay, and a line that is not written need not go back to memory.
+// Where the state of one pixel is.
+struct Pixel {
+    const float* extra;
+    float* z;
+    float* value;
+    const float* step;
+    float* row;
+    uint32_t place;
+    ptrdiff_t later;  // floats to the state of a pixel that will soon be wanted
+};
+
+// `B` vectors of one pixel from channel c on, of which `valid` channels exist; s are their sums. Returns how many changed. Values are
+// written only where some did: at low density most of them stay, and a line that is not written need not go back to memory.
 template <Act A, Encode E, int B>
-inline int finish_group(const FinishArgs& f, float* sum, const float* extra, float* z, float* value, const float* step, float* row,
-                        int c, uint32_t place, int64_t event, bool last) {
-    Vec d[B], to[B];
-    uint64_t lanes = 0;
-    for (int b = 0; b < B; ++b, sum += f.block) {
-        const int i = c + b * VL;
-        Vec s = load(sum);
-        if (extra) s += load(extra + i);
-        if (f.clear) store(sum, Vec{});
-        const Vec v = load(value + i);
-        if constexpr (E == Encode::linear) {
-            to[b] = f.replace ? load(f.bias + i) + s : v + s;
-            d[b] = f.replace ? to[b] - v : s;
-        } else {
-            const Vec next = (f.replace ? load(f.bias + i) : load(z + i)) + s;
-            if (z) store(z + i, next);
-            const Vec y = activate<A>(next, f.act, f.act_a, f.act_b);
-            if constexpr (E == Encode::exact) {
-                const Vec q = load(step + i);
-                to[b] = q * round_even(min(max(y / q, splat(f.low)), splat(f.high)));
-                d[b] = to[b] - v;
-            } else if constexpr (E == Encode::residual) {
-                const Vec q = load(step + i);
-                to[b] = v + q * truncate((y - v) / q);
-                d[b] = to[b] - v;
-            } else if constexpr (E == Encode::hold) {
-                const Vec raw = y - v;
-                const Vec magnitude = bits(bits(raw) & 0x7fffffff);
-                const Int sent = magnitude > load(step + i);
-                d[b] = bits(bits(raw) & sent);
-                to[b] = sent ? y : v;
-            } else {
-                to[b] = y;
-                d[b] = y - v;
-            }
-        }
-        if (last && b == B - 1) {
-            const Int valid = iota() < f.channels - i;
-            d[b] = bits(bits(d[b]) & valid);
-            to[b] = bits(bits(to[b]) & valid);
-        }
-        lanes |= uint64_t(nonzero(d[b])) << (b * VL);
+[[gnu::always_inline]] inline int finish_group(const FinishArgs& f, const Pixel& p, Vec (&s)[B], int c, int valid, int64_t event) {
+    Vec d[B], to[B], v[B];
+    Mask sent[B];
+    for (int b = 0; b < B; ++b) {
+        v[b] = load(p.value + c + b * VL);
+        if (b * VL % LANE) continue;
+        // Accumulators and values come from afar: ask for those of a later pixel now.
+        if (E != Encode::linear) __builtin_prefetch(p.z + p.later + c + b * VL, 1);
+        __builtin_prefetch(p.value + p.later + c + b * VL, 1);
     }
-    if (row)
-        for (int b = 0; b < B; ++b) store(row + c + b * VL, d[b]);
-    if (E != Encode::linear && !lanes) return 0;
-    for (int b = 0; b < B; ++b) store(value + c + b * VL, to[b]);
-    if (f.place) return append_group(lanes, d, B, place + uint32_t(c), f.place + event, f.change + event);
-    return __builtin_popcountll(lanes);
+    if (p.extra)
+        for (int b = 0; b < B; ++b) s[b] += load(p.extra + c + b * VL);
+    if (f.replace)
+        for (int b = 0; b < B; ++b) s[b] += load(f.bias + c + b * VL);
+    else if (E != Encode::linear)
+        for (int b = 0; b < B; ++b) s[b] += load(p.z + c + b * VL);
+    if (E != Encode::linear && f.z)
+        for (int b = 0; b < B; ++b) store(p.z + c + b * VL, s[b]);
+    for (int b = 0; b < B; ++b) {
+        const Vec y = activate<A>(s[b], f.act, f.act_a, f.act_b);
+        to[b] = y;
+        if constexpr (E == Encode::linear) {
+            if (!f.replace) to[b] = v[b] + y;
+            d[b] = f.replace ? y - v[b] : y;
+        } else if constexpr (E == Encode::exact) {
+            const Vec q = load(p.step + c + b * VL);
+            to[b] = q * round_even(min(max(y / q, splat(f.low)), splat(f.high)));
+            d[b] = to[b] - v[b];
+        } else if constexpr (E == Encode::residual) {
+            const Vec q = load(p.step + c + b * VL);
+            to[b] = v[b] + q * truncate((y - v[b]) / q);
+            d[b] = to[b] - v[b];
+        } else {
+            d[b] = y - v[b];
+        }
+        if constexpr (E == Encode::hold) sent[b] = above(bits(bits(d[b]) & 0x7fffffff), load(p.step + c + b * VL));
+        else sent[b] = differ(d[b], Vec{});
+    }
+    if (valid < B * VL) sent[B - 1] = both(sent[B - 1], first(valid - (B - 1) * VL));
+    uint64_t all = 0;
+    for (int b = 0; b < B; ++b) all |= uint64_t(lanes(sent[b])) << (b * VL);
+    if (p.row)
+        for (int b = 0; b < B; ++b) store(p.row + c + b * VL, choose(sent[b], d[b], Vec{}));
+    if (!all) return 0;
+    for (int b = 0; b < B; ++b) store(p.value + c + b * VL, choose(sent[b], to[b], v[b]));
+    if (f.place) return append_group<B>(all, d, p.place + uint32_t(c), f.place + event, f.change + event);
+    return __builtin_popcountll(all);
 }
 
-template <Act A, Encode E>
-void finish_rows(FinishArgs& all) {
-    FinishArgs f = all;  // a copy that no store can alias
-    constexpr int GROUP = 64 / VL;
-    const int blocks = (f.channels + VL - 1) / VL;
-    const bool ragged = f.channels % VL != 0;
+// sums(i, c, s) gives the sums of the pixel at place i of the list, from channel c on.
+template <Act A, Encode E, class Sums>
+inline void finish_pixels(FinishArgs& all, const Sums& from) {
+    FinishArgs f = all;  // copies that no store can alias
+    const Sums sums = from;
     const int ahead = 1 + 512 / f.stride;
     int64_t events = f.events;
     for (int i = 0; i < f.pixels; ++i) {
-        const ptrdiff_t p = f.pixel[i];
-        float* sum = f.sum + f.at[i];
-        float* value = f.value + p * f.stride;
-        float* z = f.z ? f.z + p * f.stride : nullptr;
-        float* row = f.rows ? f.rows + p * f.stride : nullptr;
-        const float* step = f.step_map ? f.step + p * f.stride : f.step;
-        const uint32_t place = uint32_t(p) << f.shift;
-        const float* extra = f.extra && (!f.extra_mask || f.extra_mask[p]) ? f.extra + p * f.stride : nullptr;
+        const ptrdiff_t p = f.pixel[i], at = p * f.stride;
+        const ptrdiff_t later = f.pixel[i + ahead < f.pixels ? i + ahead : f.pixels - 1];
+        const Pixel pixel{f.extra && (!f.extra_mask || f.extra_mask[p]) ? f.extra + at : nullptr,
+                          f.z ? f.z + at : nullptr,
+                          f.value + at,
+                          f.step_map ? f.step + at : f.step,
+                          f.rows ? f.rows + at : nullptr,
+                          uint32_t(p) << f.shift,
+                          (later - p) * f.stride};
         const int64_t before = events;
-        // Accumulators and values come from the third cache: ask for those of a later pixel now.
-        const ptrdiff_t later = ptrdiff_t(f.pixel[i + ahead < f.pixels ? i + ahead : f.pixels - 1]) * f.stride;
-        for (int c = 0; c < f.stride; c += 16) {
-            if (f.z) __builtin_prefetch(f.z + later + c, 1);
-            __builtin_prefetch(f.value + later + c, 1);
-        }
-        int b = 0;
-        for (; b + GROUP <= blocks - ragged; b += GROUP)
-            events += finish_group<A, E, GROUP>(f, sum + b * f.block, extra, z, value, step, row, b * VL, place, events, false);
-        for (; b < blocks; ++b)
-            events += finish_group<A, E, 1>(f, sum + b * f.block, extra, z, value, step, row, b * VL, place, events,
-                                            ragged && b == blocks - 1);
+        const auto group = [&](auto vectors, int c) __attribute__((always_inline)) {
+            Vec s[vectors.value];
+            sums(i, c, s);
+            events += finish_group<A, E>(f, pixel, s, c, f.channels - c, events);
+        };
+        for_groups(f.channels, group);
         f.active[f.active_count] = int32_t(p);
         f.tally[f.active_count] = int32_t(events - before);
         f.active_count += events != before;
@@ -162,6 +199,44 @@ void finish_rows(FinishArgs& all) {
     }
     all.active_count = f.active_count;
     all.events = events;
+}
+
+template <Act A, Encode E>
+void finish_rows(FinishArgs& f) {
+    finish_pixels<A, E>(f, [sum = f.sum, at = f.at, block = f.block, clear = f.clear](int i, int c, auto& s) __attribute__((always_inline)) {
+        float* from = sum + at[i] + c / VL * block;
+        constexpr int B = sizeof(s) / sizeof(Vec);
+        for (int b = 0; b < B; ++b) s[b] = load(from + b * block);
+        if (clear)
+            for (int b = 0; b < B; ++b) store(from + b * block, Vec{});
+    });
+}
+
+// Sums of a pixel's own events, in registers.
+template <Act A, Encode E>
+void finish_events(FinishArgs& f, const EventArgs& args) {
+    finish_pixels<A, E>(f, [e = args](int i, int c, auto& s) __attribute__((always_inline)) {
+        constexpr int B = sizeof(s) / sizeof(Vec);
+        const float* w = e.w + ptrdiff_t(c) * e.depth;
+        Vec more[B] = {};  // a second set hides the latency of an addition
+        for (Vec& x : s) x = Vec{};
+        int n = e.bound[i];
+        const int end = e.bound[i + 1];
+        for (; n + 2 <= end; n += 2) {
+            const float *a = w + ptrdiff_t(e.place[n] & e.channel_mask) * (B * VL), *b = w + ptrdiff_t(e.place[n + 1] & e.channel_mask) * (B * VL);
+            const Vec x = splat(e.change[n]), y = splat(e.change[n + 1]);
+            for (int v = 0; v < B; ++v) {
+                s[v] = fma(x, load(a + v * VL), s[v]);
+                more[v] = fma(y, load(b + v * VL), more[v]);
+            }
+        }
+        if (n < end) {
+            const float* a = w + ptrdiff_t(e.place[n] & e.channel_mask) * (B * VL);
+            const Vec x = splat(e.change[n]);
+            for (int v = 0; v < B; ++v) s[v] = fma(x, load(a + v * VL), s[v]);
+        }
+        for (int v = 0; v < B; ++v) s[v] += more[v];
+    });
 }
 
 // Maps of at most NARROW channels are not padded to vectors: one channel at a time.
@@ -216,35 +291,33 @@ void finish_narrow(FinishArgs& f) {
     }
 }
 
-template <Encode E>
-void finish_encode(FinishArgs& f) {
-    if (f.stride % LANE) return finish_narrow<E>(f);
-    if (f.act == Act::none) return finish_rows<Act::none, E>(f);
-    if (f.act == Act::clamp) return finish_rows<Act::clamp, E>(f);
-    return finish_rows<Act::leaky_relu, E>(f);  // stands for all that are chosen at run time
+// Calls body with activation and codec as types' values.
+template <class Body>
+void by_codec(const FinishArgs& f, const Body& body) {
+    const auto act = [&](auto encode) {
+        if (f.act == Act::none) return body(Choice<Act, Act::none>{}, encode);
+        if (f.act == Act::clamp) return body(Choice<Act, Act::clamp>{}, encode);
+        return body(Choice<Act, Act::leaky_relu>{}, encode);  // stands for all that are chosen at run time
+    };
+    switch (f.encode) {
+        case Encode::linear: return body(Choice<Act, Act::none>{}, Choice<Encode, Encode::linear>{});
+        case Encode::change: return act(Choice<Encode, Encode::change>{});
+        case Encode::exact: return act(Choice<Encode, Encode::exact>{});
+        case Encode::hold: return act(Choice<Encode, Encode::hold>{});
+        case Encode::residual: return act(Choice<Encode, Encode::residual>{});
+    }
 }
 
 // ---- from sums to values ------------------------------------------------------------------------------------------------
 
+// How many lanes were true.
 #if defined(__AVX512F__)
-inline Vec choose(Lanes m, Vec a, Vec b) { return _mm512_mask_blend_ps(m, b, a); }
-inline Lanes above(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
-inline Lanes differ(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
-inline Lanes first(int n) { return Lanes((1u << n) - 1); }
-inline Lanes both(Lanes a, Lanes b) { return a & b; }
 struct Count {
     int n = 0;
-    void add(Lanes m) { n += __builtin_popcount(m); }
+    void add(Mask m) { n += __builtin_popcount(m); }
     int sum() const { return n; }
 };
-using Mask = Lanes;
 #else
-using Mask = Int;
-inline Vec choose(Mask m, Vec a, Vec b) { return m ? a : b; }
-inline Mask above(Vec a, Vec b) { return a > b; }
-inline Mask differ(Vec a, Vec b) { return a != b; }
-inline Mask first(int n) { return iota() < n; }
-inline Mask both(Mask a, Mask b) { return a & b; }
 struct Count {
     Int n{};
     void add(Mask m) { n -= m; }
@@ -313,32 +386,18 @@ void settle_rows(FinishArgs& all) {
     all.events = events;
 }
 
-template <Encode E>
-void settle_encode(FinishArgs& f) {
-    if (f.act == Act::none) return settle_rows<Act::none, E>(f);
-    if (f.act == Act::clamp) return settle_rows<Act::clamp, E>(f);
-    return settle_rows<Act::leaky_relu, E>(f);  // stands for all that are chosen at run time
+void finish(FinishArgs& f) {
+    by_codec(f, [&](auto act, auto encode) {
+        constexpr Act A = decltype(act)::value;
+        constexpr Encode E = decltype(encode)::value;
+        if (f.stride % LANE) finish_narrow<E>(f);
+        else if (f.replace && !f.rows && !f.place) settle_rows<A, E == Encode::linear ? Encode::change : E>(f);
+        else finish_rows<A, E>(f);
+    });
 }
 
-void finish(FinishArgs& f) {
-    if (f.replace && !f.rows && !f.place && f.stride % LANE == 0) {
-        switch (f.encode) {
-            case Encode::linear: return settle_rows<Act::none, Encode::change>(f);
-            case Encode::change: return settle_encode<Encode::change>(f);
-            case Encode::exact: return settle_encode<Encode::exact>(f);
-            case Encode::hold: return settle_encode<Encode::hold>(f);
-            case Encode::residual: return settle_encode<Encode::residual>(f);
-        }
-    }
-    switch (f.encode) {
-        case Encode::linear:
-            if (f.stride % LANE) return finish_narrow<Encode::linear>(f);
-            return finish_rows<Act::none, Encode::linear>(f);
-        case Encode::change: return finish_encode<Encode::change>(f);
-        case Encode::exact: return finish_encode<Encode::exact>(f);
-        case Encode::hold: return finish_encode<Encode::hold>(f);
-        case Encode::residual: return finish_encode<Encode::residual>(f);
-    }
+void finish_with_events(FinishArgs& f, const EventArgs& args) {
+    by_codec(f, [&](auto act, auto encode) { finish_events<decltype(act)::value, decltype(encode)::value>(f, args); });
 }
 
 int64_t events_of_rows(const float* rows, const int32_t* pixel, int pixels, int channels, int stride, int shift,
@@ -355,10 +414,9 @@ int64_t events_of_rows(const float* rows, const int32_t* pixel, int pixels, int 
             }
             continue;
         }
-        Int where = iota() + int32_t(base);
-        for (int c = 0; c < channels; c += VL, where += VL) {  // padding lanes are zero
+        for (int c = 0; c < channels; c += VL) {  // padding lanes are zero
             const Vec d = load(row + c);
-            n += append(nonzero(d), where, d, place + n, change + n);
+            n += append(lanes(differ(d, Vec{})), base + uint32_t(c), d, place + n, change + n);
         }
     }
     return n;
@@ -369,6 +427,6 @@ int64_t events_of_rows(const float* rows, const int32_t* pixel, int pixels, int 
 namespace sparsetime {
 
 extern const Encoders SPARSETIME_ENCODERS;
-const Encoders SPARSETIME_ENCODERS = {finish, events_of_rows};
+const Encoders SPARSETIME_ENCODERS = {finish, finish_with_events, events_of_rows};
 
 }  // namespace sparsetime

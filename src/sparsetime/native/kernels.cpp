@@ -234,7 +234,7 @@ extern const Encoders SPARSETIME_ENCODERS;
 extern const FrameKernels SPARSETIME_FRAMES;
 extern const RowKernels SPARSETIME_ROWS;
 extern const Kernels SPARSETIME_TABLE;
-const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, tile_any, runs, depthwise, depthwise3, &SPARSETIME_ENCODERS,
+const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, GROUP, tile_any, runs, depthwise, depthwise3, &SPARSETIME_ENCODERS,
                                   &SPARSETIME_FRAMES,        &SPARSETIME_ROWS};
 
 }  // namespace sparsetime

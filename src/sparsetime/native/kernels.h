@@ -135,8 +135,20 @@ struct FinishArgs {
     int64_t events;         // in and out: changed elements (appended if place is not null)
 };
 
+// Events whose sums need no memory: those of the listed pixels of a convolution that joins each pixel with itself alone.
+struct EventArgs {
+    const uint32_t* place;
+    const float* change;
+    uint32_t channel_mask;
+    const int32_t* bound;  // [pixels + 1]: pixel i's events are [bound[i], bound[i + 1])
+    const float* w;        // by group of vectors: [depth][vectors]
+    int depth;             // input channels
+};
+
 struct Encoders {
     void (*finish)(FinishArgs&);
+    // The same with sums of events; sum, at, block and clear are not looked at.
+    void (*finish_events)(FinishArgs&, const EventArgs&);
     // Appends the events of `pixels` rows of deltas; returns how many.
     int64_t (*events_of_rows)(const float* rows, const int32_t* pixel, int pixels, int channels, int stride, int shift,
                               uint32_t* place, float* change);
@@ -160,6 +172,7 @@ struct Kernels {
     int width;         // floats in a vector
     int tile_pixels;   // register tile: pixels ...
     int tile_vectors;  // ... by vectors
+    int group;         // most vectors in a group of `finish_events`
     void (*tile)(int pixels, int vectors, const TileArgs&);
     void (*runs)(const RunArgs&);
     void (*depthwise)(const DepthwiseArgs&);

@@ -9,18 +9,20 @@
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int VL = 16, TILE_M = 6, TILE_V = 4;
+constexpr int VL = 16, TILE_M = 6, TILE_V = 4, GROUP = 4;
 #elif defined(__AVX2__)
-constexpr int VL = 8, TILE_M = 6, TILE_V = 2;
+constexpr int VL = 8, TILE_M = 6, TILE_V = 2, GROUP = 4;
 #elif defined(__aarch64__)
-constexpr int VL = 4, TILE_M = 6, TILE_V = 4;
+constexpr int VL = 4, TILE_M = 6, TILE_V = 4, GROUP = 4;
 #else
-constexpr int VL = 4, TILE_M = 4, TILE_V = 2;
+constexpr int VL = 4, TILE_M = 4, TILE_V = 2, GROUP = 4;
 #endif
 
 typedef float Vec __attribute__((vector_size(VL * 4)));
@@ -30,5 +32,18 @@ typedef int32_t Int __attribute__((vector_size(VL * 4)));
 inline Vec load(const float* p) { return *reinterpret_cast<const VecU*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<VecU*>(p) = v; }
 inline Vec splat(float x) { return x - Vec{}; }
+
+// a b + c in one rounding where the machine can, in files too that do not contract by themselves.
+inline Vec fma(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+    return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+    return vfmaq_f32(c, a, b);
+#else
+    return a * b + c;
+#endif
+}
 
 }  // namespace
