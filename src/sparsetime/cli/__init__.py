@@ -1,11 +1,11 @@
-"""The command line: `sparsetime demo | train | evaluate | report | compile | run | export | bench`.
+"""The command line: `sparsetime demo | train | evaluate | report | compile | run | many | watch | export | bench`.
 
 Nothing heavy is imported before a command runs, so that `--help` is quick.
 """
 
 import typer
 
-from sparsetime.cli import benching, exporting, running, training
+from sparsetime.cli import benching, exporting, running, training, watching
 
 app = typer.Typer(
     name="sparsetime",
@@ -32,6 +32,10 @@ changed.
     sparsetime compile runs/delta --out delta.plan
 
     sparsetime run delta.plan street.mp4 --compare dense
+
+    sparsetime watch delta.plan street.mp4
+
+    sparsetime many delta.plan north.mp4 south.mp4 rtsp://camera.local/stream
 """
 
 
@@ -42,6 +46,7 @@ def options() -> None:
 
 training.register(app)
 running.register(app)
+watching.register(app)
 exporting.register(app)
 benching.register(app)
 

@@ -1,0 +1,102 @@
+"""A run that goes on in another process."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparsetime.engine import Plan, StreamError
+from sparsetime.engine.statefile import load_state, save_state
+from sparsetime.run import run_file
+from sparsetime.run.sources import Source
+
+from .conftest import moving_square
+
+
+def run(plan: Path, video: Path, folder: Path, *more: object) -> dict[str, Any]:
+    """`sparsetime run` in a process of its own."""
+    arguments = ["run", plan, video, "--json", folder / "out.json", *more]
+    program = "from sparsetime.cli import main; main()"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "out.json").read_text())
+
+
+def same_bits(plan_file: Path, video: Path, folder: Path, cut: int, frames: int) -> None:
+    """Run up to `cut`, go on in another process, and compare with a stream that did both."""
+    plan, state = Plan.load(plan_file), folder / "a.state"
+    first = run(plan_file, video, folder, "--frames", cut, "--save-state", state)
+    assert (first["frames"], first["first_frame"]) == (cut, 0)
+    after_cut = state.read_bytes()
+    rest = run(plan_file, video, folder, "--frames", frames - cut, "--resume-state", state, "--save-state", state)
+    assert (rest["frames"], rest["first_frame"]) == (frames - cut, cut)
+
+    stream = plan.stream()
+    shots = [shot.picture for shot in itertools.islice(Source(str(video), plan.input_shape[2:]), frames)]
+    for picture in shots[:cut]:
+        stream(picture)
+    save_state(stream, folder / "here.state")
+    assert (folder / "here.state").read_bytes() == after_cut
+    macs = 0
+    for picture in shots[cut:]:
+        stream(picture)
+        macs += sum(entry.macs for entry in stream.stats.values())
+    assert rest["op_density_with_first_frame"] == pytest.approx(macs / ((frames - cut) * plan.dense_macs))
+    resumed = plan.stream()
+    load_state(resumed, state)
+    assert resumed.frames == frames
+    expected, got = stream.snapshot(), resumed.snapshot()
+    assert all(expected[name].tobytes() == got[name].tobytes() for name in expected)
+
+
+def test_a_run_goes_on_in_another_process(small_plan: Path, square: Path, tmp_path: Path) -> None:
+    same_bits(small_plan, square, tmp_path, cut=4, frames=9)
+
+
+@pytest.mark.data
+def test_a_run_goes_on_in_a_real_video(small_plan: Path, shared_data: Path, tmp_path: Path) -> None:
+    same_bits(small_plan, shared_data / "static_videos" / "corridor_shop.avi", tmp_path, cut=17, frames=40)
+
+
+def test_ctrl_c_leaves_a_state_of_what_was_run(small_plan: Path, square: Path, tmp_path: Path) -> None:
+    asked = iter([False] * 6 + [True] * 9)
+    result = run_file(small_plan, str(square), save_state=tmp_path / "a.state", stop=lambda: next(asked))
+    assert (result["frames"], result["stopped"]) == (6, True)
+    rest = run_file(small_plan, str(square), resume_state=tmp_path / "a.state")
+    assert (rest["frames"], rest["first_frame"]) == (4, 6)
+    assert rest["op_density"] < 1
+
+
+def test_at_the_end_of_the_video_nothing_is_left(small_plan: Path, square: Path, tmp_path: Path) -> None:
+    run_file(small_plan, str(square), save_state=tmp_path / "a.state")
+    rest = run_file(small_plan, str(square), resume_state=tmp_path / "a.state")
+    assert (rest["frames"], rest["first_frame"], rest["fps"]) == (0, 10, None)
+
+
+def test_what_is_drawn_goes_on_too(small_plan: Path, square: Path, tmp_path: Path) -> None:
+    from sparsetime.video import read_frames
+
+    run_file(small_plan, str(square), frames=5, save_state=tmp_path / "a.state")
+    drawn = tmp_path / "a.mkv"
+    run_file(small_plan, str(square), frames=1, resume_state=tmp_path / "a.state", out_video=drawn)
+    frame = read_frames(drawn)[0].astype(int)
+    far = frame[24:40, :24]  # below the square: grey, as nothing changed there
+    assert np.abs(far[..., 0] - far[..., 2]).mean() < 8
+    assert frame.shape == moving_square(1)[0].shape
+
+
+def test_a_state_of_another_plan_is_refused(small_plan: Path, square: Path, tmp_path: Path) -> None:
+    from tiny_plan import tiny
+
+    save_state(tiny().stream(), tmp_path / "a.state")
+    with pytest.raises(StreamError, match="another plan"):
+        run_file(small_plan, str(square), resume_state=tmp_path / "a.state")
