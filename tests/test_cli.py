@@ -19,7 +19,19 @@ from sparsetime.cli import app
 from sparsetime.train.generated import write_video
 from sparsetime.video import GeneratedClips
 
-COMMANDS = ("demo", "train", "evaluate", "report", "compile", "run", "many", "watch", "export", "bench layers", "bench network")
+COMMANDS = (
+    "demo",
+    "train",
+    "evaluate",
+    "report",
+    "compile",
+    "run",
+    "many",
+    "watch",
+    "export",
+    "bench layers",
+    "bench network",
+)
 CONTRACT = (
     "accuracy",
     "op_density",

@@ -79,6 +79,21 @@ def _call_weakly(method: Callable[[int], None]) -> Callable[[int], None]:
     return call
 
 
+_programs: dict[int, Any] = {}
+
+
+def _program(plan: Plan) -> Any:
+    """The plan as the native side keeps it, weights packed: made once, shared by all streams of the plan."""
+    key = id(plan)
+    if key not in _programs:
+        tensors = {name: np.ascontiguousarray(array) for name, array in plan.tensors.items()}
+        _programs[key] = _native.program(
+            [list(shape) for shape in plan.values], [_entry(plan, op) for op in plan.ops], list(plan.outputs), tensors
+        )
+        weakref.finalize(plan, _programs.pop, key, None)  # each stream holds its own reference
+    return _programs[key]
+
+
 class Native:
     """Executor in C++; see `Executor` for its methods.
 
@@ -90,10 +105,7 @@ class Native:
 
     def __init__(self, plan: Plan, threads: int = 1) -> None:
         self._plan = plan
-        tensors = {name: np.ascontiguousarray(array) for name, array in plan.tensors.items()}
-        self._program = _native.program(
-            [list(shape) for shape in plan.values], [_entry(plan, op) for op in plan.ops], list(plan.outputs), tensors
-        )
+        self._program = _program(plan)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._stream = _native.Stream(
             self._program, min(threads, cores), _call_weakly(self._island) if plan.islands else None

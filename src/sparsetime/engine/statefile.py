@@ -57,8 +57,7 @@ def plan_digest(plan: Plan) -> str:
 def save_state(stream: Stream, path: str | Path) -> None:
     """Write a stream's state to one file, whole or not at all, and put it back into the stream.
 
-    What a backend remembers of the frames before to choose its paths is no part of a state, and the path decides how
-    sums are rounded. So the stream goes on from the state, as the restarted one will: their outputs have the same bits.
+    The stream goes on with the same bits as one that loads the file, see `Stream.snapshot`.
 
     Args:
         stream: of any backend, between two frames.
@@ -70,7 +69,6 @@ def save_state(stream: Stream, path: str | Path) -> None:
     """
     path = Path(path)
     kept = stream.snapshot()
-    stream.restore(kept)
     header = {
         "format": FORMAT,
         "version": VERSION,

@@ -145,9 +145,15 @@ class Stream:
             self._executor.refresh()
 
     def snapshot(self) -> Snapshot:
-        """A copy of the state. Empty before the first frame."""
+        """A copy of the state. Empty before the first frame.
+
+        The stream goes on from the copy as another one would that restores it: how sums are rounded depends on the
+        paths that the frames before took, which the state does not say.
+        """
         with self._alone():
-            return Snapshot(self._executor.state(), self.frames)
+            snapshot = Snapshot(self._executor.state(), self.frames)
+            self._executor.restore(snapshot)
+            return snapshot
 
     def restore(self, snapshot: Snapshot) -> None:
         """Continue from a snapshot of a stream of the same plan, to the bit.
