@@ -26,6 +26,7 @@ COMMANDS = (
     "report",
     "compile",
     "run",
+    "tune",
     "many",
     "watch",
     "export",

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparsetime.budget import tune
     from sparsetime.convert.compile import compile
     from sparsetime.convert.draft import CompileError
     from sparsetime.convert.network import SparseNetwork, unsparsify
@@ -36,13 +37,14 @@ __all__ = [
     "parameter_groups",
     "penalty",
     "sparsify",
+    "tune",
     "unsparsify",
 ]
 
-# Names are looked up on first use (PEP 562): `import sparsetime`, the command line's help and `sparsetime.engine`,
-# which
+# Names are looked up on first use (PEP 562): `import sparsetime`, the command line's help and `sparsetime.engine`, which
 # runs plans, cost no torch.
 _HOMES = {
+    "sparsetime.budget": ("tune",),
     "sparsetime.convert": ("CompileError", "SparseNetwork", "SparsifyError", "compile", "sparsify", "unsparsify"),
     "sparsetime.convert.stream": ("DeltaStream",),
     "sparsetime.engine": ("Plan", "Stream"),

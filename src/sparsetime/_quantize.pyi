@@ -26,7 +26,6 @@ def backward(
     threads: int,
     isa: str = "",
 ) -> float: ...
-
 def hold_forward(
     x: int,
     value: int,

@@ -1,11 +1,11 @@
-"""The command line: `sparsetime demo | train | evaluate | report | compile | run | many | watch | export | bench`.
+"""The command line: `sparsetime demo | train | evaluate | report | compile | tune | run | many | watch | export | bench`.
 
 Nothing heavy is imported before a command runs, so that `--help` is quick.
 """
 
 import typer
 
-from sparsetime.cli import benching, exporting, running, training, watching
+from sparsetime.cli import benching, exporting, running, training, tuning, watching
 
 app = typer.Typer(
     name="sparsetime",
@@ -47,6 +47,7 @@ def options() -> None:
 training.register(app)
 running.register(app)
 watching.register(app)
+tuning.register(app)
 exporting.register(app)
 benching.register(app)
 

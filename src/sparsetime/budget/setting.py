@@ -1,0 +1,150 @@
+"""Settings: how much coarser or finer each codec of a plan is than the plan says.
+
+    step of codec l = step in the plan * GRID^(k_l)        k_l an integer; None takes the codec away
+
+Whole numbers on a fixed grid: a setting is a key under which what was measured of it can be kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsetime.budget.errors import BudgetError
+from sparsetime.engine.plan import LINEAR, Op, Plan
+
+__all__ = [
+    "GRID",
+    "OCTAVE",
+    "POWER",
+    "Setting",
+    "apply",
+    "codecs",
+    "codecs_to_drop",
+    "freed_bytes",
+    "least_state_bytes",
+    "with_ops",
+]
+
+Setting = tuple[int | None, ...]
+"""k of each codec, in the order of the plan's operations."""
+
+OCTAVE = 4
+
+POWER = 0.7
+"""a: time and events fall with a threshold to this power, between what MobileNetV2, DeepLabV3 and FastestDet show."""
+
+GRID = 2 ** (1 / OCTAVE)
+
+
+def codecs(plan: Plan) -> list[int]:
+    """Numbers of the operations that have a codec."""
+    return [number for number, op in enumerate(plan.ops) if op.codec is not None]
+
+
+def apply(plan: Plan, setting: Setting) -> Plan:
+    """The plan with its steps and thresholds as a setting says.
+
+    Args:
+        plan: with one codec for each entry of the setting.
+        setting: see above.
+    """
+    ops = list(plan.ops)
+    tensors = dict(plan.tensors)
+    for number, k in zip(codecs(plan), setting, strict=True):
+        op = ops[number]
+        assert op.codec is not None
+        if k is None:
+            ops[number] = dataclasses.replace(op, codec=None)
+        elif k:
+            # A tensor of its own: two codecs may share one.
+            name = f"{number}.tuned"
+            tensors[name] = (plan.tensors[op.codec["tensor"]] * GRID**k).astype(np.float32)
+            ops[number] = dataclasses.replace(op, codec={**op.codec, "tensor": name})
+    return with_ops(plan, ops, tensors)
+
+
+def with_ops(plan: Plan, ops: list[Op], tensors: Mapping[str, NDArray[Any]]) -> Plan:
+    """A plan with other operations, and of the tensors those that they use."""
+    used = {name for op in ops for name in _tensors(op)}
+    return dataclasses.replace(plan, ops=tuple(ops), tensors={n: t for n, t in tensors.items() if n in used})
+
+
+def _tensors(op: Op) -> set[str]:
+    arguments = _named(op.attributes.get("arguments")) | _named(op.attributes.get("keywords"))
+    return {*op.tensors.values(), *arguments} | ({op.codec["tensor"]} if op.codec is not None else set())
+
+
+def _named(x: object) -> set[str]:
+    """Tensors in the arguments of an island."""
+    if isinstance(x, dict):
+        return {x["tensor"]} if set(x) == {"tensor"} else {name for y in x.values() for name in _named(y)}
+    return {name for y in x for name in _named(y)} if isinstance(x, list | tuple) else set()
+
+
+def freed_bytes(plan: Plan, op: Op) -> int:
+    """Bytes of state that a stream saves if this operation has no codec.
+
+    A linear operation with neither activation nor codec keeps one array, its value, where it would keep two
+    (docs/plan.md, "State"). Behind an activation the accumulator stays, and nothing is saved.
+    """
+    if op.codec is None or op.kind not in LINEAR or op.activation is not None:
+        return 0
+    return 4 * math.prod(plan.values[op.output])
+
+
+def least_state_bytes(plan: Plan) -> int:
+    """Bytes of the state of a stream with every codec gone that can give bytes back."""
+    return plan.state_bytes - sum(freed_bytes(plan, op) for op in plan.ops)
+
+
+def codecs_to_drop(plan: Plan, limit: int, cost: dict[int, float]) -> list[int]:
+    """Which operations to take the codec from so that a stream's state fits into `limit` bytes.
+
+    Those that cost the least time for the bytes they free, as long as bytes are wanting.
+
+    Args:
+        plan: see above.
+        limit: bytes.
+        cost: time that it adds to have no codec there, by number of the operation.
+
+    Raises:
+        BudgetError: the limit is below what the values and the accumulators behind activations take.
+    """
+    wanting = plan.state_bytes - limit
+    if wanting <= 0:
+        return []
+    least = least_state_bytes(plan)
+    if least > limit:
+        kept = sorted(plan.ops, key=lambda op: _kept_bytes(plan, op), reverse=True)[:3]
+        largest = ", ".join(f"{op.name} {_kept_bytes(plan, op) / 2**20:.1f} MiB" for op in kept)
+        raise BudgetError(
+            f"--max-state {limit / 2**20:.1f}MiB cannot be met: a stream of this plan has "
+            f"{plan.state_bytes / 2**20:.1f} MiB of state, and {least / 2**20:.1f} MiB without the codecs that can go. "
+            f"A plan keeps every value, and the sum in front of every activation ({largest}): give at least "
+            f"{math.ceil(least / 2**20 * 10) / 10:.1f}MiB, or compile the network for smaller frames"
+        )
+    dropped: list[int] = []
+    free = {number: freed_bytes(plan, plan.ops[number]) for number in codecs(plan)}
+    for number in sorted((n for n in free if free[n]), key=lambda n: cost.get(n, 0.0) / free[n]):
+        if wanting <= 0:
+            break
+        dropped.append(number)
+        wanting -= free[number]
+    # What was taken early may have become needless by something larger taken later.
+    for number in sorted(dropped, key=lambda n: cost.get(n, 0.0), reverse=True):
+        if wanting + free[number] <= 0:
+            dropped.remove(number)
+            wanting += free[number]
+    return sorted(dropped)
+
+
+def _kept_bytes(plan: Plan, op: Op) -> int:
+    """Bytes of an operation that stay whatever becomes of its codec."""
+    values = sum(math.prod(plan.values[value]) for value in op.outputs)
+    return 4 * values * (2 if op.kind in LINEAR and op.activation is not None else 1)

@@ -1,0 +1,309 @@
+"""From a plan, videos and a budget to a plan that keeps within the budget in less time."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import statistics
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sparsetime.budget.clips import Clip, answered, digest, divided, read_clips, read_labels, video_files
+from sparsetime.budget.errors import BudgetError
+from sparsetime.budget.gains import balanced, gains, shaped
+from sparsetime.budget.judge import MEASURES, Judge
+from sparsetime.budget.measure import Control, Measured, frozen, skipping
+from sparsetime.budget.memo import Memo
+from sparsetime.budget.search import search, shifted
+from sparsetime.budget.setting import OCTAVE, Setting, apply, codecs
+from sparsetime.budget.workbench import Say, Workbench, one, or_none
+from sparsetime.engine import Plan
+from sparsetime.run.dense import Dense, dense_network
+
+__all__ = ["MARGIN", "Sources", "Tuned", "lively", "tune"]
+
+MARGIN = 0.25
+"""Share of the budget that is left unused on the tuning clips, for what other clips will need."""
+
+_GAIN_FRAMES = 8
+
+
+class Tuned(NamedTuple):
+    """plan: with its codecs tuned. figures: JSON-able, see `docs/tune.md`."""
+
+    plan: Plan
+    figures: dict[str, Any]
+
+
+def tune(
+    plan: Plan | Path | str,
+    videos: Iterable[str],
+    *,
+    max_drop: float,
+    labels: Path | str | None = None,
+    max_state: int | None = None,
+    out: Path | str | None = None,
+    clip_frames: int = 48,
+    tune_clips: int = 8,
+    check_clips: int = 16,
+    threads: int = 1,
+    progress: Say | None = None,
+) -> Tuned:
+    """Find a step or threshold for each codec of a plan such that it takes the least time within a budget of quality.
+
+    Every third of the videos is held back, of a single one the last third. The search sees the others, and leaves
+    `MARGIN` of the budget unused there; what it finds is then checked on what was held back. A clip on which the answer
+    to its first frame is good enough for all of it is neither tuned on nor counted.
+
+    Args:
+        plan: to tune, or a file with one, or the directory of a training run, which is compiled first.
+        videos: files, folders of pictures, or folders of video files.
+        max_drop: the budget, in (0, 1]. With labels the loss of accuracy; without, see `sparsetime.budget.judge`.
+        labels: CSV file with the columns `file` and `label`, for a classifier. A clip is then a whole video.
+        max_state: bytes of state of a stream at most; None for no limit.
+        out: file for the plan. Its state is kept beside it, in `OUT.tune.json`, and the search goes on from there.
+        clip_frames: length of a clip.
+        tune_clips: to tune on at most, spread over the videos.
+        check_clips: to check on at most, likewise.
+        threads: of the stream and of the dense network.
+        progress: told what is being done, and how many settings have been measured.
+
+    Raises:
+        BudgetError: the budget cannot be met, or the clips cannot say so: too still, too short, one video twice.
+        PlanError, RunError, SourceError: plan, run or videos cannot be read.
+    """
+    if not 0 < max_drop <= 1:
+        raise BudgetError(f"max_drop: expected a share in (0, 1], such as 0.005 for 0.5 %, got {max_drop}")
+    say = progress or (lambda stage, measured: None)
+    say("reading", 0)
+    plan, classes = _loaded(plan)
+    if not codecs(plan):
+        raise BudgetError(f"plan '{plan.name}' has no codec, so there is nothing to tune; compile it with --codec hold")
+    judge = Judge(plan)
+    names = video_files(videos)
+    known = None
+    if labels is not None:
+        known = read_labels(Path(labels), names, classes, _class_count(plan, judge))
+    sources = Sources(plan, judge, names, known, clip_frames, threads)
+    clips = sources.tuning(tune_clips, lambda: say("dense network", 0))
+    clips, still = lively(judge, clips, max_drop)
+
+    memo_file = None if out is None else Path(f"{out}.tune.json")
+    identity = {"plan": _identity(plan), "clips": digest(clips), "threads": threads}
+    memo = None if memo_file is None else Memo(memo_file, identity)
+    say("gains", 0)
+    sensed = gains(plan, [clip.frames[len(clip.frames) // 2] for clip in clips[:_GAIN_FRAMES]])
+    # Outputs as a list, whatever the network packs them into.
+    compiled = dataclasses.replace(plan, structure=[{"output": k} for k in range(len(plan.outputs))])
+    work = Workbench(shaped(compiled, sensed), clips, judge, threads, memo, say)
+    try:
+        start: Setting = (0,) * len(codecs(plan))
+        if max_state is not None:
+            start = work.within(max_state)
+        balance = balanced(plan, sensed, work.layout)
+        balance = tuple(None if k is None else own for k, own in zip(start, balance, strict=True))
+        limit = max_drop * (1 - MARGIN)
+        found = search(work, [start, balance], limit, lambda stage: say(stage, work.count))
+        for by in (-2 * OCTAVE, -OCTAVE, OCTAVE, 2 * OCTAVE):
+            say("Pareto curve", work.count)
+            work(shifted(found.best, by))
+    finally:
+        work.save()
+
+    tuned = dataclasses.replace(apply(work.plan, found.best), structure=plan.structure)
+    say("checking", work.count)
+    held = sources.held(check_clips, lambda: say("checking", work.count))
+
+    def check(candidate: Plan) -> dict[str, Any]:
+        return _figures(judge, held, work.of(candidate, held), max_drop)
+
+    figures = {
+        "network": plan.name,
+        "measure": "accuracy" if known is not None else MEASURES[judge.task],
+        "max_drop": max_drop,
+        "limit_in_search": limit,
+        "dense_runtime": sources.dense.name,
+        "threads": threads,
+        "settings_measured": work.count,
+        "state_bytes": tuned.state_bytes,
+        "tuning": _figures(judge, clips, work(found.best), max_drop)
+        | {
+            "too_still": [clip.name for clip in still],
+            "as_compiled": one(work.of(compiled, clips)),
+        },
+        "check": check(apply(work.plan, found.best)) | {"as_compiled": check(compiled)},
+        "pareto": work.pareto(),
+        "layers": work.layers(found.best),
+    }
+    if out is not None:
+        tuned.save(out)
+    return Tuned(tuned, figures)
+
+
+def _loaded(plan: Plan | Path | str) -> tuple[Plan, tuple[str, ...]]:
+    """The plan, and the names of its classes where a run says them."""
+    if isinstance(plan, Plan):
+        return plan, ()
+    if not Path(plan).is_dir():
+        return Plan.load(plan), ()
+    from sparsetime.run.planning import compile_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "run.plan")
+        compile_file(str(plan), file)
+        config = json.loads(Path(plan, "config.json").read_text(encoding="utf-8"))
+        return Plan.load(file), tuple(config["classes"])
+
+
+def _class_count(plan: Plan, judge: Judge) -> int:
+    if judge.task != "classification":
+        raise BudgetError(
+            f"--labels is for classifiers; the outputs of '{plan.name}' are judged by nearness to the dense network "
+            f"({MEASURES[judge.task]})"
+        )
+    return next(plan.values[v][1] for v in plan.outputs if math.prod(plan.values[v]) == plan.values[v][1] > 1)
+
+
+def _identity(plan: Plan) -> str:
+    found = hashlib.sha256(repr((plan.values, plan.ops, plan.outputs, plan.input)).encode())
+    for name in sorted(plan.tensors):
+        found.update(np.ascontiguousarray(plan.tensors[name]).data)
+    return found.hexdigest()
+
+
+class Sources:
+    """The clips of videos: those to tune on, those to check on."""
+
+    def __init__(
+        self, plan: Plan, judge: Judge, videos: list[str], labels: Mapping[str, int] | None, length: int, threads: int
+    ) -> None:
+        self._plan, self._judge, self._labels, self._threads = plan, judge, labels, threads
+        self._length = None if labels is not None else length
+        if len(videos) > 1:
+            self._tuned, self._held = divided(videos)
+            self._parts = (0.0, 1.0), (0.0, 1.0)
+        elif labels is not None:
+            raise BudgetError("--labels needs several videos: accuracy is a figure of many clips; give more --video")
+        else:
+            self._tuned = self._held = videos
+            self._parts = (0.0, 2 / 3), (2 / 3, 1.0)
+        self._dense: Dense | None = None
+
+    @property
+    def dense(self) -> Dense:
+        """The dense network; there once clips were read."""
+        assert self._dense is not None
+        return self._dense
+
+    def tuning(self, most: int, said: Callable[[], None]) -> list[Clip]:
+        """At most `most` clips to tune on, with labels all videos."""
+        return self._clips(self._tuned, most, self._parts[0], said)
+
+    def held(self, most: int, said: Callable[[], None]) -> list[Clip]:
+        """At most `most` clips that were held back, with labels all videos."""
+        return self._clips(self._held, most, self._parts[1], said)
+
+    def _clips(self, videos: list[str], most: int, part: tuple[float, float], said: Callable[[], None]) -> list[Clip]:
+        chosen = videos if self._labels is not None else [videos[k * len(videos) // most] for k in range(most)]
+        clips: list[Clip] = []
+        for video in dict.fromkeys(chosen):
+            _, _, height, width = self._plan.input_shape
+            found = read_clips(video, (height, width), self._length, chosen.count(video), part)
+            if self._dense is None:
+                self._dense = dense_network(self._plan, found[0].frames[0], self._threads)
+            for clip in found:
+                clip.label = None if self._labels is None else self._labels[video]
+            answered(found, self._dense, self._judge, said)
+            clips += found
+        return clips
+
+
+def lively(judge: Judge, clips: list[Clip], max_drop: float) -> tuple[list[Clip], list[Clip]]:
+    """Clips that can tell a good stream from a frozen one, and the others.
+
+    Raises:
+        BudgetError: a video has none of the first kind; with labels, the frozen network passes on all videos together.
+    """
+    control = frozen(judge, clips)
+    if control.right:
+        if control.drop <= max_drop:
+            raise BudgetError(
+                f"{', '.join(sorted({clip.video for clip in clips}))}: too still to tune on: the answers to their "
+                f"first frames, frozen, lose {control.drop:.2%} of accuracy, {max_drop:.2%} are allowed. Give videos "
+                "whose class does not show in the first frame"
+            )
+        return clips, []
+    alive = [clip for clip, drop in zip(clips, control.drops, strict=True) if drop > max_drop]
+    for video in dict.fromkeys(clip.video for clip in clips):
+        if all(clip.video != video for clip in alive):
+            figures = [
+                "nothing to judge" if math.isnan(drop) else f"drops by {drop:.2%}"
+                for clip, drop in zip(clips, control.drops, strict=True)
+                if clip.video == video
+            ]
+            raise BudgetError(
+                f"{video}: too still to tune on: the answer to the first frame of each clip, frozen for all of it, "
+                f"passes too ({MEASURES[judge.task]}: {', '.join(figures[:4])}; {max_drop:.2%} are allowed). Leave it "
+                "out, or give --clip-frames more"
+            )
+    return alive, [clip for clip in clips if clip not in alive]
+
+
+def _figures(judge: Judge, clips: list[Clip], found: Measured, max_drop: float) -> dict[str, Any]:
+    """A setting on clips, beside the two controls."""
+    still, skipped = frozen(judge, clips), skipping(judge, clips, found.wall_ns)
+    dense_ns = statistics.median(clip.dense_ns for clip in clips)
+    return (
+        one(found)
+        | {
+            "time_dense_ms": dense_ns / 1e6,
+            "drop_frozen": or_none(still.drop),
+            "drop_frame_skipping": or_none(skipped.drop),
+            "mean_drop": _mean(found.drops),
+            "mean_drop_frozen": _mean(still.drops),
+            "mean_drop_frame_skipping": _mean(skipped.drops),
+            "every": skipped.every,
+        }
+        | _misses(clips, found, still, skipped, max_drop)
+    )
+
+
+def _misses(clips: list[Clip], found: Measured, still: Control, skipped: Control, max_drop: float) -> dict[str, Any]:
+    """How many clips exceed the budget, of those on which the frozen network does.
+
+    With labels a clip is missed where the dense network is right and the stream is not; one whose frozen answer is
+    right counts too, since the budget is one of all clips together.
+    """
+    rows: list[dict[str, Any]] = []
+    if found.right:
+        for clip, right in zip(clips, found.right, strict=True):
+            guess = int(np.mean([answer.meaning for answer, _ in clip.dense], axis=0).argmax())
+            rows.append({"clip": clip.name, "right": right, "right_dense": guess == clip.label})
+        counted = len(rows)
+        missed = [str(row["clip"]) for row in rows if row["right_dense"] and not row["right"]]
+    else:
+        for clip, drop, frozen_drop, skipped_drop in zip(clips, found.drops, still.drops, skipped.drops, strict=True):
+            row = {"drop": drop, "drop_frozen": frozen_drop, "drop_frame_skipping": skipped_drop}
+            rows.append({"clip": clip.name, **{key: or_none(value) for key, value in row.items()}})
+        # A clip without anything to find is missed where the stream finds something all the same.
+        alive = [row for row in rows if row["drop_frozen"] is None or row["drop_frozen"] > max_drop]
+        alive = [row for row in alive if row["drop"] is not None]
+        counted = len(alive)
+        missed = [str(row["clip"]) for row in alive if row["drop"] > max_drop]
+    return {
+        "clips": rows,
+        "clips_counted": counted,
+        "missed": missed,
+        "miss_rate": len(missed) / counted if counted else None,
+    }
+
+
+def _mean(drops: list[float]) -> float | None:
+    known = [drop for drop in drops if not math.isnan(drop)]
+    return statistics.fmean(known) if known else None
