@@ -41,8 +41,8 @@ __all__ = [
     "unsparsify",
 ]
 
-# Names are looked up on first use (PEP 562): `import sparsetime`, the command line's help and `sparsetime.engine`, which
-# runs plans, cost no torch.
+# Names are looked up on first use (PEP 562): `import sparsetime`, the command line's help and the engine, which runs
+# plans, cost no torch.
 _HOMES = {
     "sparsetime.budget": ("tune",),
     "sparsetime.convert": ("CompileError", "SparseNetwork", "SparsifyError", "compile", "sparsify", "unsparsify"),

@@ -1,4 +1,4 @@
-"""The command line: `sparsetime demo | train | evaluate | report | compile | tune | run | many | watch | export | bench`.
+"""The command line, `sparsetime COMMAND`; one file a group of commands.
 
 Nothing heavy is imported before a command runs, so that `--help` is quick.
 """
