@@ -81,7 +81,10 @@ def check_step(step: Tensor, name: str = "step") -> None:
     Raises:
         ValueError: with the number of bad steps and the call that sets good ones.
     """
-    bad = int(((step == 0) | ~torch.isfinite(step)).sum())
+    if step.numel() == 1:  # the usual case, at every layer of every pass: numbers are quicker than tensors
+        bad = int(not math.isfinite(number := step.item()) or number == 0)
+    else:
+        bad = int(((step == 0) | ~torch.isfinite(step)).sum())
     if bad:
         raise ValueError(
             f"{name}: a step must be finite and not zero, {bad} of {step.numel()} are not. "
