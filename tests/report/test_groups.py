@@ -52,10 +52,18 @@ def test_groups_of_one_method_are_named_by_what_differs(tmp_path: Path) -> None:
 def test_a_run_that_refines_the_run_of_its_own_seed_is_like_its_fellows(tmp_path: Path) -> None:
     paths = [fabricate(tmp_path / f"delta{seed}", seed=seed) for seed in (0, 1)]
     for seed, path in enumerate(paths):
-        edit_json(path / "config.json", weights=f"runs/dense-{seed}")
+        edit_json(path / "config.json", weights=f"runs/net1-dense-{seed}")  # with a seed's digit in the name
     assert len(group_runs(read_runs(paths), "test")) == 1
     edit_json(paths[1] / "config.json", weights="runs/other-1")
     assert len(group_runs(read_runs(paths), "test")) == 2
+
+
+def test_what_a_dense_run_does_not_use_makes_no_group(tmp_path: Path) -> None:
+    for method, expected in (("dense", 1), ("delta", 2)):
+        paths = [fabricate(tmp_path / f"{method}{seed}", method=method, seed=seed) for seed in (0, 1)]
+        for path, codec in zip(paths, ("exact", "hold"), strict=True):
+            edit_json(path / "config.json", codec=codec)
+        assert len(group_runs(read_runs(paths), "test")) == expected
 
 
 def test_where_the_data_lies_makes_no_group(tmp_path: Path) -> None:

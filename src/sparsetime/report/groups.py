@@ -24,6 +24,12 @@ _NOT_CONFIGURATION = {
     "machine",
     "started",
     "finished",
+    "left_dense",
+}
+# What a dense run has in its recipe and does not use.
+_OF_QUANTIZERS = {
+    *("calibration_clips", "codec", "distill", "exclude", "freeze_input_step", "granularity", "include", "levels"),
+    *("percentile", "rule", "step_lr"),
 }
 _Z_95 = 1.959964
 
@@ -272,7 +278,8 @@ def _flat(run: Run) -> dict[str, str]:
                 walk(item, f"{key}.{name}" if key else str(name))
 
     walk({**run.config, "data": run.data, "weights": _weights(run)}, "")
-    return flat
+    unused = _OF_QUANTIZERS if run.method == "dense" else set()
+    return {key: value for key, value in flat.items() if key.partition(".")[0] not in unused}
 
 
 def _weights(run: Run) -> str | None:
@@ -283,7 +290,8 @@ def _weights(run: Run) -> str | None:
     name = Path(weights).name
     if Path(name).suffix in {".npz", ".pth", ".pt", ".th", ".safetensors"}:
         return name
-    return re.sub(rf"(?<!\d){re.escape(run.seed)}(?!\d)", "<seed>", name)
+    # The last number that is the seed: others are parts of the network's name.
+    return re.sub(rf"^(.*)(?<!\d){re.escape(run.seed)}(?!\d)", r"\1<seed>", name)
 
 
 def _detail(group: tuple[Run, ...], groups: Sequence[tuple[Run, ...]]) -> str:
