@@ -77,8 +77,7 @@ class PlainGradient(sparsetime.DeltaActivation):
         self.penalty = torch.diff(value.unflatten(0, (-1, frames)), dim=1).abs().mean() if self.training else None
         return value, None
 
-    @property
-    def _fuses(self) -> bool:
+    def _fuses(self, x: Tensor) -> bool:
         return False
 
 
