@@ -56,7 +56,11 @@ def test_another_seed_gives_other_figures(clips: Path, whole_run: Path, tmp_path
 
 def test_ctrl_c_leaves_a_run_that_goes_on(clips: Path, recipe_file: Path, whole_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start_train(recipe_file, run)
+    slow = (  # an epoch must not be over before the signal has come
+        "import time\nfrom sparsetime.train.loop import Loop\nsave = Loop.save\n"
+        "def slowly(*args):\n    save(*args)\n    time.sleep(1.0)\nLoop.save = slowly\n"
+    )
+    process = start_train(recipe_file, run, program=slow)
     wait_for_epochs(process, run, 1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=300)
