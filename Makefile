@@ -21,9 +21,7 @@ demo: $(READY)
 	$(BIN)/sparsetime demo --out runs/demo
 
 test: lint
-	@# The dense runtimes get a process of their own: training in a process that has run them all has crashed.
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --ignore tests/bench
-	$(BIN)/python -m pytest tests/bench
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # Damaged plan files: each must be an error or a valid plan, and cost no memory.
 fuzz: $(READY)
