@@ -284,19 +284,42 @@ def test_a_click_sorts_numbers_as_numbers(page: Any) -> None:
 
 
 def test_a_mark_says_what_it_is(page: Any) -> None:
+    point_at(page, "svg[data-quantity=density] .mark.run")
+    assert tip(page).startswith("jhmdb-dense-0\n0.665 of operations, 51.7\u202f% accuracy")
+    point_at(page, "svg.curves")
+    assert tip(page).startswith("epoch ")
+    assert "with penalty: " in tip(page)
+    page.execute_script("scrollBy(0, 50)")
+    frames(page)
+    assert tip(page) == ""
+
+
+def test_a_mark_in_focus_says_what_it_is(page: Any) -> None:
+    # Focus scrolls the page, and scrolling hides tips: not this one.
+    page.execute_script("scrollTo(0, document.body.scrollHeight)")
+    frames(page)
+    page.execute_script("document.querySelector('svg[data-quantity=density] .mark.run').focus()")
+    frames(page)
+    assert tip(page).startswith("jhmdb-dense-0\n0.665 of operations, 51.7\u202f% accuracy")
+
+
+def point_at(page: Any, selector: str) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 
-    mark = page.find_element("css selector", "svg[data-quantity=density] .mark.run")
-    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", mark)
-    ActionChains(page).move_to_element(mark).perform()
-    tip = page.find_element("id", "tip")
-    assert tip.is_displayed()
-    assert tip.text.startswith("jhmdb-dense-0\n0.665 of operations, 51.7\u202f% accuracy")
-    curve = page.find_element("css selector", "svg.curves")
-    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", curve)
-    ActionChains(page).move_to_element(curve).perform()
-    assert tip.text.startswith("epoch ")
-    assert "with penalty: " in tip.text
+    element = page.find_element("css selector", selector)
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+    ActionChains(page).move_to_element(element).perform()
+    frames(page)
+
+
+def frames(page: Any) -> None:
+    """Until two frames were drawn: the page has then been told of scrolls and of where the pointer is."""
+    page.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+
+
+def tip(page: Any) -> str:
+    """What the tip says; nothing where it is hidden."""
+    return page.find_element("id", "tip").text
 
 
 NOT_ON_TOP = """
