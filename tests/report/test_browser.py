@@ -72,11 +72,13 @@ def page(browser: Any, report: Path) -> Any:
 def size(browser: Any, width: int, height: int) -> None:
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    frames(browser)
 
 
 def emulate(browser: Any, scheme: str) -> None:
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    frames(browser)
 
 
 def wait(browser: Any, condition: str) -> None:
