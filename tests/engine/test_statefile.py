@@ -184,7 +184,9 @@ def test_a_wrong_header_is_refused(state, change, match):
 
 def test_a_file_is_whole_or_not_there(state, tmp_path):
     before = state.read_bytes()
-    with pytest.raises(OSError, match="absent"):
-        save_state(tiny().stream(), tmp_path / "absent" / "a.state")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        save_state(tiny().stream(), tmp_path / "folder")
+    (tmp_path / "folder").rmdir()
     assert state.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["a.state"]

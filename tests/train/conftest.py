@@ -93,8 +93,8 @@ def wait_for_epochs(process: subprocess.Popen[str], out: Path, count: int) -> No
 @pytest.fixture(scope="session")
 def recipe_file(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`small_recipe` as a file, with epochs enough to be stopped in between."""
+    from sparsetime.files import write_json
     from sparsetime.train import to_dict
-    from sparsetime.train.files import write_json
 
     path = tmp_path_factory.mktemp("recipe") / "small.json"
     write_json(path, to_dict(small_recipe(clips)))

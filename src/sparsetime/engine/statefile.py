@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,11 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialised
 
 from sparsetime.engine.plan import Plan
 from sparsetime.engine.planfile import header_of
 from sparsetime.engine.stream import Snapshot, Stream, StreamError
+from sparsetime.files import write_whole
 
 __all__ = ["FORMAT", "VERSION", "load_state", "plan_digest", "save_state"]
 
@@ -67,7 +66,6 @@ def save_state(stream: Stream, path: str | Path) -> None:
         StreamBusyError: another thread is using the stream.
         OSError: the file cannot be written.
     """
-    path = Path(path)
     kept = stream.snapshot()
     header = {
         "format": FORMAT,
@@ -76,16 +74,8 @@ def save_state(stream: Stream, path: str | Path) -> None:
         "plan": plan_digest(stream.plan),
         "arrays": _digest("", kept),
     }
-    handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=path.name, suffix=".part")
-    os.close(handle)
-    draft = Path(name)
-    try:
-        save_file(
-            {key: np.ascontiguousarray(array) for key, array in kept.items()}, draft, {FORMAT: json.dumps(header)}
-        )
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    arrays = {key: np.ascontiguousarray(array) for key, array in kept.items()}
+    write_whole(path, serialised(arrays, {FORMAT: json.dumps(header)}))
 
 
 def load_state(stream: Stream, path: str | Path) -> None:

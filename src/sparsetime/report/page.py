@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import sparsetime
+from sparsetime.files import write_whole
 from sparsetime.report import bars, curves, maps, tables
 from sparsetime.report.groups import Finding, Group, chance, finding, group_runs
 from sparsetime.report.groups import tasks as tasks_of
@@ -43,13 +44,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> dict[str, Any]:
     groups = group_runs(runs, split)
     content = _content(runs, groups, split)
     page = _render(content)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(out.name + ".part")
-    try:
-        draft.write_text(page, encoding="utf-8")
-        draft.replace(out)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_whole(out, page.encode("utf-8"))
     return {
         "page": str(out),
         "size_bytes": len(page.encode("utf-8")),

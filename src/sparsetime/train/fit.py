@@ -16,10 +16,10 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
 
+from sparsetime.files import write_csv, write_json
 from sparsetime.train import run as runs
 from sparsetime.train.data import TrainingData, open_clips
 from sparsetime.train.errors import RunError
-from sparsetime.train.files import write_csv, write_json
 from sparsetime.train.loop import COLUMNS, Loop, Row, Watch
 from sparsetime.train.model import ClipClassifier, make_sparse
 from sparsetime.train.progress import Progress

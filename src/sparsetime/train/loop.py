@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsetime
+from sparsetime.files import write_whole
 from sparsetime.meter import Meter
 from sparsetime.objective import step_rate
 from sparsetime.train.data import PhaseLoader, TrainingData
 from sparsetime.train.errors import CheckpointError, TrainingError
-from sparsetime.train.files import write_atomic
 from sparsetime.train.model import ClipClassifier, log_mean_softmax
 from sparsetime.train.recipe import Recipe, Span, schedule
 from sparsetime.train.teacher import Teacher
@@ -296,7 +296,7 @@ class Loop:
         }
         torch.save(content, buffer)
         try:
-            write_atomic(path, buffer.getvalue())
+            write_whole(path, buffer.getvalue())
         except OSError as error:
             before = f"that of epoch {self.epochs_done - 2} is whole" if path.is_file() else "there was none before"
             raise CheckpointError(
