@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsetime.engine.fanout import dense_macs
+from sparsetime.fanout import LinearOp, dense_macs
 
 if TYPE_CHECKING:
     from sparsetime.engine.stream import Stream
@@ -168,9 +168,28 @@ class Plan:
 
     def op_macs(self, op: Op) -> int:
         """Multiply-accumulates of one operation on a dense frame."""
-        if op.kind not in ("conv2d", "conv_transpose2d", "linear"):
+        linear = self.linear_op(op)
+        if linear is None:
             return 0
-        return dense_macs(op, self.values[op.inputs[0]], self.values[op.output], self.need(op, "weight").shape)
+        shape = self.values[op.inputs[0]]
+        return dense_macs(linear, shape if linear.kind == "linear" else shape[1:])
+
+    def linear_op(self, op: Op) -> LinearOp | None:
+        """An operation with weights as `sparsetime.fanout` counts it; None for all others."""
+        if op.kind not in ("conv2d", "conv_transpose2d", "linear"):
+            return None
+        weight, a = tuple(self.need(op, "weight").shape), op.attributes
+        if op.kind == "linear":
+            return LinearOp("linear", weight)
+        return LinearOp(
+            op.kind.removesuffix("2d"),
+            weight,
+            tuple(a["stride"]),
+            (a["padding"][0], a["padding"][2]),
+            tuple(a["dilation"]),
+            self.values[op.output][2:],
+            a["groups"],
+        )
 
     def stream(self, backend: str = "cpu", threads: int = 1, refresh: int = 0) -> Stream:
         """A stream of frames through this plan; see `Stream`."""

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsetime.engine.fanout import position_fanout
 from sparsetime.engine.plan import Plan
 from sparsetime.engine.stream import Stream
+from sparsetime.fanout import position_fanout
 from sparsetime.video.reader import Frames, import_av
 
 __all__ = ["OutputError", "VideoSink", "Work", "overlay"]
@@ -57,12 +57,13 @@ class Work:
         self._layers: list[tuple[str, Array, Array, Array]] = []
         self._all = np.zeros(self.grid, np.float32)
         for op in plan.ops:
-            if op.kind not in ("conv2d", "conv_transpose2d"):
+            linear = plan.linear_op(op)
+            if linear is None or linear.kind == "linear":
                 continue
             number, k, source = maker[op.inputs[0]]
             name = f"{number}.value" if len(source.outputs) == 1 else f"{number}.value.{k}"
             x = plan.values[op.inputs[0]]
-            fanout = position_fanout(op, x, plan.values[op.output], plan.need(op, "weight").shape).astype(np.float32)
+            fanout = position_fanout(linear, x[1:]).astype(np.float32)
             rows, columns = _shares(self.grid[0], x[2]), _shares(self.grid[1], x[3])
             self._layers.append((name, fanout, rows, columns))
             self._all += rows @ (fanout * x[1]) @ columns.T
