@@ -10,8 +10,11 @@ READY := $(VENV)/.ready
 $(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "sparsetime needs Python 3.11 or newer; set PYTHON=... (found: $$($(PYTHON) -V))"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
-	  || { rm -rf $(VENV); echo "no venv module: on Debian, apt-get install python3-venv"; exit 1; }
+	@for c in $$CXX c++ g++ clang++; do command -v $$c >/dev/null && exit; done; \
+	  echo "sparsetime needs a C++17 compiler: on Debian, apt-get install g++; set CXX=... where it has another name"; exit 1
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
+	  || { echo "sparsetime needs Python's venv module: on Debian, apt-get install python3-venv"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	@# torch first: once the pinned build is there, no range that it satisfies fetches another.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch numpy
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
