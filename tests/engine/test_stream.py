@@ -124,6 +124,21 @@ def test_restore_continues_to_the_bit(stream):
         np.testing.assert_array_equal(other.snapshot()[name], expected)
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_value_is_that_of_the_snapshot(backend):
+    plan = tiny()
+    stream = plan.stream(backend=backend)
+    with pytest.raises(StreamError, match="got a new one"):
+        stream.value(0)
+    for frame in clip(3):
+        stream(frame)
+        values = [stream.value(op.output) for op in plan.ops]
+        values[0] += 1  # a copy
+        kept = stream.snapshot()
+        np.testing.assert_array_equal(values[0] - 1, kept["0.value"])
+        np.testing.assert_array_equal(values[1], kept["1.value"])
+
+
 def test_a_snapshot_before_the_first_frame_is_empty(stream):
     empty = stream.snapshot()
     assert len(empty) == 0

@@ -161,10 +161,14 @@ class Native:
         for number, op in enumerate(self._plan.ops):
             for k, v in enumerate(op.outputs):
                 name = f"{number}.value" if len(op.outputs) == 1 else f"{number}.value.{k}"
-                state[name] = self._opaque[v].numpy().copy() if v in self._opaque else self._stream.value(v)
+                state[name] = self.value(v)
             if op.has_accumulator:
                 state[f"{number}.accumulator"] = self._stream.accumulator(number)
         return state
+
+    def value(self, number: int) -> Array:
+        found: Array = self._opaque[number].numpy().copy() if number in self._opaque else self._stream.value(number)
+        return found
 
     def restore(self, state: Mapping[str, Array]) -> None:
         self._stream.reset()

@@ -249,7 +249,7 @@ class Reference:
         return OpStats(sum(count(value) for value in op.inputs), sent, macs, time_ns, path)
 
     def value(self, number: int) -> NDArray[Any]:
-        """A copy of a value as its consumers see it now."""
+        """See `Executor`."""
         return self._values[number].numpy().copy()
 
     def reset(self) -> None:

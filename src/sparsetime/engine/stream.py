@@ -183,6 +183,19 @@ class Stream:
                 expected[f"{number}.accumulator"] = (self.plan.values[op.output], "float32")
         return expected
 
+    def value(self, number: int) -> NDArray[Any]:
+        """A copy of one value of the plan after the last frame, shaped as `plan.values` says.
+
+        The stream goes on as if it had not been asked, and pays for this value alone, not for a snapshot.
+
+        Raises:
+            StreamError: there was no frame yet.
+        """
+        if not self.frames:
+            raise StreamError(f"value {number}: expected a stream that has seen a frame, got a new one")
+        with self._alone():
+            return self._executor.value(number)
+
     @property
     def state_bytes(self) -> int:
         """Bytes of this stream's state, weights not counted."""
