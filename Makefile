@@ -14,6 +14,8 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	  echo "sparsetime needs a C++17 compiler: on Debian, apt-get install g++; set CXX=... where it has another name"; exit 1
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
 	  || { echo "sparsetime needs Python's venv module: on Debian, apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig as s; sys.exit(not os.path.isfile(s.get_path("include") + "/Python.h"))' \
+	  || { echo "sparsetime needs Python's header files: on Debian, apt-get install python3-dev"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	@# torch first: once the pinned build is there, no range that it satisfies fetches another.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch numpy
