@@ -11,7 +11,7 @@ import pytest
 
 from sparsetime.report import write_report
 
-from .fabricate import fabricate
+from .fabricate import fabricate, fabricate_stream
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -56,7 +56,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for penalty, density, right in ((1.0, 0.27, 18), (40.0, 0.05, 9)):
         path = folder / f"jhmdb-delta-p{penalty:g}"
         runs.append(fabricate(path, data="jhmdb", penalty=penalty, density=density, right=right))
-    write_report(runs, folder / "report.html")
+    streams = [
+        fabricate_stream(folder / f"{name}.json", video=f"{name}_with_a_name_of_some_length.mp4") for name in ("a", "b")
+    ]
+    write_report(runs, folder / "report.html", streams=streams)
     return folder / "report.html"
 
 
@@ -283,6 +286,23 @@ def test_a_click_sorts_numbers_as_numbers(page: Any) -> None:
     names = column("run")
     page.execute_script("arguments[0].click()", buttons["run"])
     assert column("run") == sorted(names)
+
+
+def test_the_slowest_operations_are_found_by_a_click(page: Any) -> None:
+    page.execute_script("document.querySelector('#streams details').open = true")
+    head = page.find_elements("css selector", "#streams details[open] thead button")
+    by_title = {button.text: button for button in head}
+    for _ in range(2):
+        page.execute_script("arguments[0].click()", by_title["ms"])
+    first = "return [...document.querySelectorAll('#streams details[open] .tall tbody tr')].slice(0, 2)"
+    first += ".map((row) => [...row.cells].slice(0, 4).map((cell) => cell.textContent.trim()))"
+    # 0.1 + 0.2 + ... + 3.0 = 46.5 ms
+    assert page.execute_script(first) == [
+        ["features_29", "conv2d", "3.00", "6.5\u202f%"],
+        ["features_28", "conv2d", "2.90", "6.2\u202f%"],
+    ]
+    page.execute_script("arguments[0].click()", by_title["operation"])
+    assert [row[0] for row in page.execute_script(first)] == ["features_0", "features_1"]
 
 
 def test_a_mark_says_what_it_is(page: Any) -> None:

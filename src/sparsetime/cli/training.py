@@ -47,6 +47,8 @@ Write one HTML page about one or several runs; it needs no network.
 **Example**
 
     sparsetime report runs/dense runs/spatial_l1 runs/delta --out report.html
+
+    sparsetime report runs/dense runs/delta --stream stream.json --out report.html
 """
 
 DEMO_EXAMPLES = """
@@ -183,12 +185,16 @@ def evaluate(
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Directories of runs.")],
     out: Annotated[Path, typer.Option(metavar="FILE.html", help="Page to write.")],
+    stream: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Time per frame and layer to show: what `sparsetime run --json FILE` wrote."),
+    ] = None,
     json_file: JsonOption = None,
     debug: DebugOption = False,
 ) -> None:
     from sparsetime.report import write_report
 
-    result = write_report(runs, out)
+    result = write_report(runs, out, streams=stream or ())
     finish(result, json_file)
     print(out)
 
