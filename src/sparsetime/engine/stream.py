@@ -14,7 +14,7 @@ from sparsetime.engine.executor import Executor, OpStats
 from sparsetime.engine.frames import FrameReader, is_tensor
 from sparsetime.engine.plan import Op, Plan
 
-__all__ = ["Snapshot", "Stream", "StreamBusyError", "StreamError"]
+__all__ = ["Snapshot", "Stream", "StreamBusyError", "StreamError", "nested"]
 
 Array = NDArray[Any]
 
@@ -58,17 +58,17 @@ def _executor(plan: Plan, backend: str, threads: int) -> Executor:
     raise ValueError(f"backend must be 'cpu' or 'reference', got {backend!r}")
 
 
-def _nested(structure: Any, outputs: list[Any]) -> Any:
+def nested(structure: Any, outputs: list[Any]) -> Any:
     """Outputs as the module returned them; `structure` is checked when the plan is."""
     if isinstance(structure, list):
-        return [_nested(item, outputs) for item in structure]
+        return [nested(item, outputs) for item in structure]
     ((key, entry),) = structure.items()
     if key == "output":
         return outputs[entry]
     if key == "tuple":
-        return tuple(_nested(item, outputs) for item in entry)
+        return tuple(nested(item, outputs) for item in entry)
     if key == "dict":
-        return {name: _nested(item, outputs) for name, item in entry.items()}
+        return {name: nested(item, outputs) for name, item in entry.items()}
     return entry
 
 
@@ -131,7 +131,7 @@ class Stream:
             import torch
 
             outputs = [torch.from_numpy(output) for output in outputs]
-        return _nested(self.plan.structure, outputs)
+        return nested(self.plan.structure, outputs)
 
     def reset(self) -> None:
         """Start again: the next frame is the first."""
