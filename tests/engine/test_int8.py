@@ -88,7 +88,7 @@ def wide_plan(
             y = self.second(torch.relu(self.first(x)))
             return torch.nn.functional.relu6(self.third(torch.relu(y)) + y)
 
-    clip = torch.randn(2, 3, *size)
+    clip = torch.randn(2, 3, 9, 13)
     return sparsetime.compile(Two().eval(), clip[0], steps=clip, codec="hold", levels=100, precision="int8")
 
 

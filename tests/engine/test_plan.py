@@ -154,7 +154,7 @@ def header_file(tmp_path, text: str):
         ("[" * 100_000, "no JSON"),
         ('{"version": NaN}', "no JSON"),
         ("[]", "does not say that its format"),
-        ('{"format": "sparsetime.plan", "version": 2}', "version 2 .* not known"),
+        ('{"format": "sparsetime.plan", "version": 3}', "version 3 .* not known"),
         ('{"format": "sparsetime.plan", "version": true}', "not known"),
         ('{"format": "sparsetime.plan", "version": 1}', "missing entries"),
     ],

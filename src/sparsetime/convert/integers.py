@@ -91,7 +91,8 @@ def _with_carriers(plan: Plan) -> Plan:
             wanted.add(op.output)
     if not wanted:
         return plan
-    values, ops, renamed = list(plan.values), [], {}
+    values, ops = list(plan.values), []
+    renamed: dict[int, int] = {}
     tensors = dict(plan.tensors)
     tensors["carried"] = np.zeros(1, np.float32)
     for op in plan.ops:

@@ -166,7 +166,7 @@ class _Context:
         return weight
 
     def no_overflow(self, weight: Any, terms: tuple[int, ...]) -> None:
-        """Refuse weights of int8 of which an output channel's sum, |w| * 255 over the axes `terms`, could leave int32."""
+        """Refuse weights of int8 if an output channel's sum, |w| * 255 over the axes `terms`, could leave int32."""
         if self.op.precision == "float32":
             return
         magnitudes = np.abs(weight.astype(np.int16)).sum(axis=terms, dtype=np.int64).reshape(-1)
@@ -505,11 +505,12 @@ def _check_activation(c: _Context) -> None:
 def _check_codec(c: _Context, shape: Shape) -> None:
     codec = c.op.codec
     if codec is None:
-        return None
+        return
     kind = codec.get("kind")
     if c.op.precision != "float32":
         c.expect(kind == "code", f"unknown codec {_short(kind)}: in an int8 plan all codecs are 'code'")
-        return _check_code(c, codec, shape)
+        _check_code(c, codec, shape)
+        return
     c.expect(kind in ("exact", "hold", "residual"), f"unknown codec {_short(kind)}")
     allowed = {"kind", "tensor"} | ({"low", "high"} if kind == "exact" else set())
     extra = set(codec) - allowed

@@ -1,11 +1,13 @@
 """The meaning of an int8 plan, in plain PyTorch. Every other backend must equal it to the bit.
 
-A value is kept as codes n, one byte an element, and stands for v = step * (n - zero); or as float32 where no codec follows.
-Per operation and frame everything follows from the values of the inputs, so nothing can drift:
+A value is kept as codes n, one byte an element, and stands for v = step * (n - zero); or as float32 where no codec
+follows. Per operation and frame everything follows from the values of the inputs, so nothing can drift:
 
-    weights of int8   z = float(sum w (n - zero)) * (step * weight_step) + bias (+ r)    the sum is an integer, hence exact
+    weights of int8   z = float(sum w (n - zero)) * (step * weight_step) + bias (+ r)    a sum of integers, hence exact
     all others        z = op(v of the inputs), float32, in the stated order
-    then              y = activation(z),  m = clamp(rint(y * (1 / step)) + zero, 0, 255),  n' = m where |m - n| > threshold
+    then              y = activation(z)
+                      m = clamp(rint(y * (1 / step)) + zero, 0, 255)
+                      n' = m where |m - n| > threshold, else n
 
 Every product and every sum of float32 is rounded by itself.
 """

@@ -154,7 +154,7 @@ class Plan:
         return total
 
     def value_type(self, op: Op, k: int = 0) -> str:
-        """Data type of the k-th value that `op` makes: float32, uint8 for codes of int8 plans, or what an island says."""
+        """Data type of the k-th value that `op` makes: float32, uint8 for codes, or what an island says."""
         if op.outputs[k] in self.codings:
             return "uint8"
         return str(op.attributes["types"][k]) if op.kind == "island" else "float32"

@@ -97,11 +97,19 @@ inline int send(const uint8_t* code, const Settle& s, ptrdiff_t pixel, int c, in
 inline int send(__m512i code, const Settle& s, ptrdiff_t pixel, int c, int count) {
     uint8_t* held = s.codes + pixel * s.stride + c;
     const __mmask64 valid = count >= 64 ? ~__mmask64(0) : (__mmask64(1) << count) - 1;
-    const __m512i h = _mm512_maskz_loadu_epi8(valid, held);
+    const __m512i h = _mm512_loadu_si512(held);  // blocks that end behind the last pixel have room there
     const __m512i far = _mm512_or_si512(_mm512_subs_epu8(code, h), _mm512_subs_epu8(h, code));
     const __mmask64 go = s.all ? valid : _mm512_mask_cmpgt_epu8_mask(valid, far, _mm512_loadu_si512(s.threshold + c));
     if (!go) return 0;
-    _mm512_mask_storeu_epi8(held, go, code);
+    // Whole parts of a row: stores under a mask of bytes are slow on some machines.
+    const __m512i now = _mm512_mask_blend_epi8(go, h, code);
+    if (count > 48) {
+        _mm512_storeu_si512(held, now);
+    } else {
+        if (count > 16) _mm256_storeu_si256(reinterpret_cast<__m256i*>(held), _mm512_castsi512_si256(now));
+        if (count <= 16) _mm_storeu_si128(reinterpret_cast<__m128i*>(held), _mm512_castsi512_si128(now));
+        else if (count > 32) _mm_storeu_si128(reinterpret_cast<__m128i*>(held + 32), _mm512_extracti32x4_epi32(now, 2));
+    }
     return int(__builtin_popcountll(go));
 }
 #endif
@@ -274,12 +282,23 @@ inline void tile_at(const IntTileArgs& t, int at, const Settle& s, const Bounds&
     }
 }
 
+// Asks for what the pixels from `at` on will need: lists jump over what did not change, so the machine cannot foresee it.
+inline void fetch(const IntTileArgs& t, const Settle& s, int at) {
+    for (int i = at; i < at + PIXELS && i < t.pixels; ++i) {
+        if (s.codes) __builtin_prefetch(s.codes + ptrdiff_t(t.pixel[i]) * s.stride + t.channel, 1);
+        if (t.taps == 1) __builtin_prefetch(t.a[i] + t.offset);
+    }
+}
+
 template <int V>
 void tile_of(const IntTileArgs& t, const Settle& s) {
     const Bounds b(s);
     const bool fast = bounded(s);
     int at = 0;
-    for (; at + PIXELS <= t.pixels; at += PIXELS) tile_at<PIXELS, V>(t, at, s, b, fast);
+    for (; at + PIXELS <= t.pixels; at += PIXELS) {
+        fetch(t, s, at + PIXELS);
+        tile_at<PIXELS, V>(t, at, s, b, fast);
+    }
     switch (t.pixels - at) {
 #if defined(__AVX512F__)
         case 5: return tile_at<5, V>(t, at, s, b, fast);
