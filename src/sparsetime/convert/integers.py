@@ -86,7 +86,8 @@ def _with_carriers(plan: Plan) -> Plan:
 
     for op in plan.ops:
         if op.kind in WEIGHTED:
-            walk(op.inputs[0])
+            for value in op.inputs:
+                walk(value)
         if op.kind == "island" and op.codec is not None:
             wanted.add(op.output)
     if not wanted:
@@ -114,7 +115,7 @@ def _with_carriers(plan: Plan) -> Plan:
 
 
 def _sources(plan: Plan, classes: _Classes) -> set[int]:
-    """Values that need a codec of their own: those that weights are applied to, looked for behind moves, and all that
+    """Values that need a codec of their own: what operations with weights read, looked for behind moves, and all that
     have one now."""
     made = {value: op for op in plan.ops for value in op.outputs}
     found = {op.output for op in plan.ops if op.codec is not None}
@@ -133,7 +134,8 @@ def _sources(plan: Plan, classes: _Classes) -> set[int]:
 
     for op in plan.ops:
         if op.kind in WEIGHTED:
-            walk(op.inputs[0])
+            for value in op.inputs:  # what is added to the sums too: it has as many elements as they
+                walk(value)
     return found
 
 

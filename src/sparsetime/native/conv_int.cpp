@@ -25,6 +25,9 @@ IntConv::IntConv(Shape in_, Shape out_, Axis rows, Axis columns, int groups, boo
                  rows_.taps <= MAX_INT_ROWS;
     pointwise_ = rows_.taps == 1 && columns_.taps == 1 && rows_.den == 1 && rows_.num == 1 && columns_.den == 1 && columns_.num == 1 &&
                  in.pixels() == out.pixels() && rows_.shift[0] == 0 && columns_.shift[0] == 0;
+    // Of few channels a tap costs more to look up than to compute.
+    const bool adjoining = !transposed && columns_.taps > 1 && columns_.shift[0] - columns_.shift[1] == 1 && groups == 1;
+    if (!depthwise_ && adjoining && byte_stride(in.channels) <= BYTE_LANE) joined_ = columns_.taps;
     outside_.assign(size_t(byte_stride(in.channels)) + BYTE_BLOCK, uint8_t(zero));
     if (depthwise_) pack_depthwise(weight, scale, bias);
     else pack(weight, transposed, scale, bias);
@@ -43,12 +46,17 @@ void IntConv::pack(const int8_t* weight, bool transposed, const float* scale, co
         const int last = std::min(O, channel + p.vectors * lanes) - 1;
         p.first = channel / og * cg / INT_GROUP;  // channels of the groups that these outputs belong to
         p.depth = ((last / og + 1) * cg + INT_GROUP - 1) / INT_GROUP - p.first;
+        const int stride = byte_stride(C), row = joined_ * stride;  // bytes of a tap
+        if (joined_ > 1) p.depth = row / INT_GROUP;
         const auto output = [&](int v, int l) { return channel + (p.vectors == 4 ? packed_channel(v, l) : v * lanes + l); };
-        for (int t = 0; t < taps; ++t)
+        for (int t = 0; t < taps; t += joined_)
             for (int k = p.first; k < p.first + p.depth; ++k)
                 for (int v = 0; v < p.vectors; ++v)
                     for (int l = 0; l < lanes; ++l)
-                        for (int j = 0; j < INT_GROUP; ++j) weight_.push_back(int8_t(at(output(v, l), k * INT_GROUP + j, t)));
+                        for (int j = 0; j < INT_GROUP; ++j) {
+                            const int byte = k * INT_GROUP + j;
+                            weight_.push_back(int8_t(joined_ > 1 ? at(output(v, l), byte % stride, t + byte / stride) : at(output(v, l), byte, t)));
+                        }
         for (int v = 0; v < p.vectors; ++v)
             for (int l = 0; l < lanes; ++l) {
                 const int o = output(v, l);
@@ -127,6 +135,8 @@ void IntConv::run(const uint8_t* codes, const int32_t* list, int count, const Se
     const size_t stride = size_t(byte_stride(in.channels));
     int32_t* found = sized(ws.count, CHUNK);
     const uint8_t** rows = depthwise_ ? nullptr : sized(ws.rows, size_t(CHUNK) * taps);
+    // Rows of joined columns that reach over the edge of the map are put together here.
+    uint8_t* patches = joined_ > 1 ? sized(ws.patches, size_t(CHUNK) * taps * stride + BYTE_BLOCK) : nullptr;
     for (int from = 0; from < count; from += CHUNK) {
         const int n = std::min(CHUNK, count - from);
         std::memset(found, 0, size_t(n) * sizeof(int32_t));
@@ -140,12 +150,27 @@ void IntConv::run(const uint8_t* codes, const int32_t* list, int count, const Se
                     continue;
                 }
                 const int32_t *ry = &rows_.source[size_t(p / out.width) * kh], *rx = &columns_.source[size_t(p % out.width) * kw];
+                if (joined_ > 1) {
+                    const int first = (p % out.width) * columns_.den - columns_.shift[0];
+                    for (int y = 0, t = i; y < kh; ++y, t += n) {
+                        if (ry[y] >= 0 && first >= 0 && first + kw <= in.width) {
+                            rows[t] = codes + (size_t(ry[y]) * in.width + size_t(first)) * stride;
+                            continue;
+                        }
+                        uint8_t* patch = patches + (size_t(i) * kh + size_t(y)) * kw * stride;
+                        for (int x = 0; x < kw; ++x)
+                            std::memcpy(patch + size_t(x) * stride,
+                                        (ry[y] | rx[x]) >= 0 ? codes + (size_t(ry[y]) * in.width + rx[x]) * stride : outside_.data(), stride);
+                        rows[t] = patch;
+                    }
+                    continue;
+                }
                 for (int y = 0, t = i; y < kh; ++y)
                     for (int x = 0; x < kw; ++x, t += n)
                         rows[t] = (ry[y] | rx[x]) >= 0 ? codes + (size_t(ry[y]) * in.width + rx[x]) * stride : outside_.data();
             }
             for (const Panel& p : panels_)
-                kernels_->tile({n, taps, p.depth, rows, p.first * INT_GROUP, weight_.data() + p.w, p.vectors, start_.data() + p.at,
+                kernels_->tile({n, taps / joined_, p.depth, rows, p.first * INT_GROUP, weight_.data() + p.w, p.vectors, start_.data() + p.at,
                                 scale_.data() + p.at, bias_.data() + p.at, p.channel, list + from, found},
                                settle);
         }

@@ -13,6 +13,7 @@ using Bytes = std::vector<uint8_t, Aligned<uint8_t>>;
 struct IntWorkspace {
     std::vector<const uint8_t*> rows;
     std::vector<int32_t> count;
+    Bytes patches;
     Floats sum;
 };
 
@@ -52,6 +53,7 @@ class IntConv {
     Axis rows_, columns_;
     int groups_, zero_;
     bool depthwise_, pointwise_;
+    int joined_ = 1;  // columns of the kernel that are taken as one tap, since they lie next to each other in a row of pixels
     const IntKernels* kernels_;
     std::vector<int8_t, Aligned<int8_t>> weight_;
     std::vector<int32_t, Aligned<int32_t>> start_;

@@ -100,8 +100,8 @@ inline int send(__m512i code, const Settle& s, ptrdiff_t pixel, int c, int count
     const __m512i h = _mm512_loadu_si512(held);  // blocks that end behind the last pixel have room there
     const __m512i far = _mm512_or_si512(_mm512_subs_epu8(code, h), _mm512_subs_epu8(h, code));
     const __mmask64 go = s.all ? valid : _mm512_mask_cmpgt_epu8_mask(valid, far, _mm512_loadu_si512(s.threshold + c));
-    if (!go) return 0;
-    // Whole parts of a row: stores under a mask of bytes are slow on some machines.
+    // Stored without asking, since whether something changed cannot be foreseen; and in whole parts of a row, since stores under a
+    // mask of bytes are slow on some machines.
     const __m512i now = _mm512_mask_blend_epi8(go, h, code);
     if (count > 48) {
         _mm512_storeu_si512(held, now);
@@ -249,10 +249,10 @@ inline int finish_bounded(const Int* sum, const float* scale, const float* bias,
 
 #if defined(__AVX512F__)
 constexpr int PIXELS = 6;
-#elif defined(__AVX2__)
-constexpr int PIXELS = 2;
+constexpr int AHEAD = 1;  // groups of pixels
 #else
 constexpr int PIXELS = 2;
+constexpr int AHEAD = 8;
 #endif
 
 template <int M, int V>
@@ -285,7 +285,12 @@ inline void tile_at(const IntTileArgs& t, int at, const Settle& s, const Bounds&
 // Asks for what the pixels from `at` on will need: lists jump over what did not change, so the machine cannot foresee it.
 inline void fetch(const IntTileArgs& t, const Settle& s, int at) {
     for (int i = at; i < at + PIXELS && i < t.pixels; ++i) {
-        if (s.codes) __builtin_prefetch(s.codes + ptrdiff_t(t.pixel[i]) * s.stride + t.channel, 1);
+        if (s.codes) {
+            const uint8_t* held = s.codes + ptrdiff_t(t.pixel[i]) * s.stride + t.channel;
+            __builtin_prefetch(held);
+            if (t.vectors == 4) __builtin_prefetch(held + 4 * VL - 1);
+        }
+        if (s.residual) __builtin_prefetch(s.residual + ptrdiff_t(t.pixel[i]) * s.residual_stride + t.channel);
         if (t.taps == 1) __builtin_prefetch(t.a[i] + t.offset);
     }
 }
@@ -296,7 +301,7 @@ void tile_of(const IntTileArgs& t, const Settle& s) {
     const bool fast = bounded(s);
     int at = 0;
     for (; at + PIXELS <= t.pixels; at += PIXELS) {
-        fetch(t, s, at + PIXELS);
+        fetch(t, s, at + AHEAD * PIXELS);
         tile_at<PIXELS, V>(t, at, s, b, fast);
     }
     switch (t.pixels - at) {
@@ -432,7 +437,56 @@ void depthwise(const IntDepthwiseArgs& d, const Settle& s) {
 
 // ---- frames -------------------------------------------------------------------------------------------------------------
 
+#if defined(__AVX512BW__)
+// 16 pixels of 3 channels: 48 codes, spread to the places that they have in memory.
+void frame_of_three(IntFrameArgs& f, const Settle& s) {
+    const Scale scale(s);
+    alignas(64) uint8_t repeated[64];
+    for (int i = 0; i < 64; ++i) repeated[i] = i % 4 < 3 ? s.threshold[i % 4] : 255;
+    const __m512i threshold = _mm512_load_si512(repeated);
+    const __m128i spread = _mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1);
+    const __m512i none = _mm512_set1_epi32(s.zero << 24);
+    for (int from = 0; from < f.pixels; from += 16) {
+        const int n = f.pixels - from < 16 ? f.pixels - from : 16;
+        float y[48];
+        const float* in = f.y + ptrdiff_t(from) * 3;
+        if (n < 16) {
+            std::memset(y, 0, sizeof y);
+            std::memcpy(y, in, size_t(n) * 3 * sizeof(float));
+            in = y;
+        }
+        uint8_t code[64];
+        for (int k = 0; k < 3; ++k)
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(code + 16 * k), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(scale.code(load(in + 16 * k)))));
+        const auto four = [&](int k) { return _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(code + 12 * k)), spread); };
+        __m512i now = _mm512_castsi128_si512(four(0));
+        now = _mm512_inserti32x4(now, four(1), 1);
+        now = _mm512_inserti32x4(now, four(2), 2);
+        now = _mm512_or_si512(_mm512_inserti32x4(now, four(3), 3), none);
+        uint8_t* held = s.codes + ptrdiff_t(f.first + from) * NARROW;
+        const __m512i h = _mm512_loadu_si512(held);
+        const __m512i far = _mm512_or_si512(_mm512_subs_epu8(now, h), _mm512_subs_epu8(h, now));
+        const uint64_t valid = (n < 16 ? (uint64_t(1) << 4 * n) - 1 : ~uint64_t(0)) & 0x7777777777777777u;
+        uint64_t go = s.all ? valid : valid & _mm512_cmpgt_epu8_mask(far, threshold);
+        if (!go) continue;
+        _mm512_mask_storeu_epi8(held, go, now);
+        while (go) {
+            const int p = __builtin_ctzll(go) / 4;
+            const int sent = __builtin_popcountll(go >> 4 * p & 15);
+            go &= ~(uint64_t(15) << 4 * p);
+            f.active[f.active_count] = f.first + from + p;
+            f.tally[f.active_count++] = sent;
+            f.mask[f.first + from + p] = 1;
+            f.events += sent;
+        }
+    }
+}
+#endif
+
 void frame(IntFrameArgs& f, const Settle& s) {
+#if defined(__AVX512BW__)
+    if (s.channels == 3) return frame_of_three(f, s);
+#endif
     const Scale scale(s);
     const int C = s.channels;
     constexpr int PIECE = 64;  // pixels
