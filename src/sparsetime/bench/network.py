@@ -25,7 +25,7 @@ from torch import nn
 import sparsetime
 from sparsetime import networks
 from sparsetime.bench.density import op_density, run_clip, with_density
-from sparsetime.bench.opponents import Network, Opponent, Precision
+from sparsetime.bench.opponents import LIMITS, RANDOM_LIMITS, Network, Opponent, Precision
 from sparsetime.bench.patterns import Pattern, there_and_back
 from sparsetime.bench.timing import Clock, Step, fastest, quartiles, ratio, take_turns
 from sparsetime.bench.verify import verify
@@ -94,9 +94,15 @@ def made(name: str, size: tuple[int, int]) -> nn.Module:
 class _Arena:
     """One network: its stream's opponents, by number of threads, made once."""
 
-    def __init__(self, module: nn.Module, frames: Sequence[Array], settings: Settings) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        frames: Sequence[Array],
+        settings: Settings,
+        limits: Mapping[str, float] = RANDOM_LIMITS,
+    ) -> None:
         self.settings = settings
-        self.network = Network(module, frames)
+        self.network = Network(module, frames, limits)
         self._opponents: dict[int, dict[str, Opponent]] = {}
 
     def opponents(self, threads: int) -> dict[str, Opponent]:
@@ -316,7 +322,7 @@ def clips(
             read(shot) for shot, _ in zip(iter_frames(video, size=(height, width)), range(frames + 1), strict=False)
         ]
         there_and_back = shots + shots[-2:0:-1]
-        arena = arena or _Arena(module, shots[:8], settings)
+        arena = arena or _Arena(module, shots[:8], settings, LIMITS)
         for threads in settings.threads:
             row = {"network": plan.name, "clip": video.name, "frames": len(shots)}
             row |= arena.race(plan, there_and_back, threads)

@@ -174,14 +174,7 @@ void IntConv::run(const uint8_t* codes, const int32_t* list, int count, const Se
                                 scale_.data() + p.at, bias_.data() + p.at, p.channel, list + from, found},
                                settle);
         }
-        for (int i = 0; i < n; ++i) {
-            const int32_t p = list[from + i];
-            sink.active[sink.active_count] = p;
-            sink.tally[sink.active_count] = found[i];
-            sink.active_count += found[i] != 0;
-            sink.mask[p] = found[i] != 0;
-            sink.events += found[i];
-        }
+        for (int i = 0; i < n; ++i) emit(sink, list[from + i], found[i]);
     }
 }
 

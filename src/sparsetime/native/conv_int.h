@@ -25,6 +25,14 @@ struct IntSink {
     int64_t events = 0;
 };
 
+inline void emit(IntSink& sink, int32_t pixel, int32_t sent) {
+    sink.active[sink.active_count] = pixel;
+    sink.tally[sink.active_count] = sent;
+    sink.active_count += sent != 0;
+    sink.mask[pixel] = sent != 0;
+    sink.events += sent;
+}
+
 class IntConv {
   public:
     // weight as Conv takes it; scale and bias (or null) by output channel; `zero` is the input's.

@@ -102,14 +102,71 @@ void Stream::settle_rows(const Node& node, int output, const int32_t* list, int 
             const int n = std::min(chunk, to - i);
             z(list + i, n, sum.data(), stride);
             for (int k = 0; k < n; ++k) {
-                const int32_t p = list[i + k];
-                const int sent = kernels().integers->settle(sum.data() + size_t(k) * stride, p, settle);
-                sink.active[sink.active_count] = p;
-                sink.tally[sink.active_count] = sent;
-                sink.active_count += sent != 0;
-                sink.mask[p] = sent != 0;
-                sink.events += sent;
+                emit(sink, list[i + k], kernels().integers->settle(sum.data() + size_t(k) * stride, list[i + k], settle));
             }
+        }
+    });
+}
+
+// Operations that hand codes on as they are, byte by byte.
+void Stream::move_codes(const Node& node) {
+    const int y = node.outputs[0];
+    const Value& v = program_->values[size_t(y)];
+    const Shape& out = v.map;
+    const int n = dense_ ? out.pixels() : touched(node);
+    const int32_t* list = dense_ ? all_.data() : list_.data();
+    if (n == 0) return clear(y);
+    const Settle settle = settle_of(node, y);
+    const IntKernels& kernel = *kernels().integers;
+    const int C = out.channels;
+    const auto input = [&](size_t k) -> const Value& { return program_->values[size_t(node.inputs[k])]; };
+    const auto row = [&](size_t k, int p) { return states_[size_t(node.inputs[k])].codes + size_t(p) * size_t(byte_stride(input(k).map.channels)); };
+    const auto fill = [&](int p, uint8_t* to) {
+        switch (node.kind) {
+            case Kind::cat_channels:
+                for (size_t k = 0; k < node.inputs.size(); ++k) {
+                    std::memcpy(to, row(k, p), size_t(input(k).map.channels));
+                    to += input(k).map.channels;
+                }
+                return;
+            case Kind::cat_pixels:
+            case Kind::pad: {
+                const int32_t from = node.index[size_t(p)];
+                if (from < 0) std::memset(to, v.zero, size_t(C));
+                else std::memcpy(to, row(node.owner.empty() ? 0 : size_t(node.owner[size_t(p)]), from), size_t(C));
+                return;
+            }
+            case Kind::channels: {
+                const uint8_t* x = row(0, p);
+                for (int c = 0; c < C; ++c) to[c] = node.index[size_t(c)] < 0 ? uint8_t(v.zero) : x[node.index[size_t(c)]];
+                return;
+            }
+            case Kind::gather: {
+                const int stride = input(0).map.stride();  // places are those in a map of floats
+                for (int c = 0; c < C; ++c) {
+                    const int32_t j = node.index[size_t(p) * size_t(C) + size_t(c)];
+                    to[c] = j < 0 ? uint8_t(v.zero) : row(0, j / stride)[j % stride];
+                }
+                return;
+            }
+            case Kind::max_pool: {
+                const int width = input(0).map.width;
+                const size_t oy = size_t(p / out.width), ox = size_t(p % out.width);
+                std::memset(to, 0, size_t(C));
+                for (int iy = node.rows[2 * oy]; iy < node.rows[2 * oy + 1]; iy += node.row_step)
+                    for (int ix = node.columns[2 * ox]; ix < node.columns[2 * ox + 1]; ix += node.column_step)
+                        kernel.maximum(row(0, iy * width + ix), to, C);
+                return;
+            }
+            default: std::memcpy(to, row(0, p), size_t(C));  // a reshape that moves nothing
+        }
+    };
+    share(y, n, [&](IntSink& sink, int from, int to, int thread) {
+        Bytes& bytes = int_workspaces_[size_t(thread)].patches;
+        if (bytes.size() < size_t(C) + BYTE_BLOCK) bytes.resize(size_t(C) + BYTE_BLOCK);
+        for (int i = from; i < to; ++i) {
+            fill(list[i], bytes.data());
+            emit(sink, list[i], kernel.settle_codes(bytes.data(), list[i], settle));
         }
     });
 }

@@ -118,16 +118,24 @@ template <Act A>
 int settle_of(const float* z, ptrdiff_t pixel, int c, int count, const Settle& s) {
     if (s.values) {
         float* value = s.values + pixel * s.value_stride + c;
+        Int changed{};
+        int i = 0;
+        for (; i + VL <= count; i += VL) {
+            const Vec y = activate<A>(load(z + i), s.act, s.act_a, s.act_b);
+            changed -= y != load(value + i);
+            store(value + i, y);
+        }
         int sent = 0;
-        for (int i = 0; i < count; i += VL) {
+        for (int l = 0; l < VL; ++l) sent += changed[l];
+        if (i < count) {
             float y[VL];
             store(y, activate<A>(load(z + i), s.act, s.act_a, s.act_b));
-            for (int l = 0; l < VL && i + l < count; ++l) {
-                sent += s.all || y[l] != value[i + l];
+            for (int l = 0; i + l < count; ++l) {
+                sent += y[l] != value[i + l];
                 value[i + l] = y[l];
             }
         }
-        return sent;
+        return s.all ? count : sent;
     }
     const Scale scale(s);
     int sent = 0;
@@ -150,6 +158,23 @@ int settle_from(const float* z, ptrdiff_t pixel, int c, int count, const Settle&
 }
 
 int settle(const float* z, int pixel, const Settle& s) { return settle_from(z, pixel, 0, s.channels, s); }
+
+int settle_codes(const uint8_t* codes, int pixel, const Settle& s) {
+    int sent = 0;
+    for (int c = 0; c < s.channels; c += BYTE_BLOCK) {
+        const int n = s.channels - c < BYTE_BLOCK ? s.channels - c : BYTE_BLOCK;
+#if defined(__AVX512BW__)
+        sent += send(_mm512_loadu_si512(codes + c), s, pixel, c, n);
+#else
+        sent += send(codes + c, s, pixel, c, n);
+#endif
+    }
+    return sent;
+}
+
+void maximum(const uint8_t* x, uint8_t* sum, int n) {
+    for (int i = 0; i < n; ++i) sum[i] = x[i] > sum[i] ? x[i] : sum[i];
+}
 
 // Sums of one pixel, V vectors of a panel, with all that may come behind.
 template <int V>
@@ -521,6 +546,6 @@ void decode(const uint8_t* codes, float step, int zero, int channels, int stride
 namespace sparsetime {
 
 extern const IntKernels SPARSETIME_INTEGERS;
-const IntKernels SPARSETIME_INTEGERS = {VL, tile, depthwise, settle, frame, decode};
+const IntKernels SPARSETIME_INTEGERS = {VL, tile, depthwise, settle, frame, settle_codes, maximum, decode};
 
 }  // namespace sparsetime

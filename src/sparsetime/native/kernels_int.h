@@ -92,6 +92,9 @@ struct IntKernels {
     // z of one pixel, channels rounded up to LANE readable; returns how many elements changed.
     int (*settle)(const float* z, int pixel, const Settle&);
     void (*frame)(IntFrameArgs&, const Settle&);
+    // Codes of one pixel that were moved as they are; returns how many changed.
+    int (*settle_codes)(const uint8_t* codes, int pixel, const Settle&);
+    void (*maximum)(const uint8_t* x, uint8_t* sum, int n);
     // v = step (code - zero), `stride` floats of which those behind `channels` are zero.
     void (*decode)(const uint8_t* codes, float step, int zero, int channels, int stride, float* out);
 };

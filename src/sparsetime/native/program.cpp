@@ -93,7 +93,7 @@ Program::Program(const std::vector<std::vector<int64_t>>& shapes, const std::vec
     for (Value& v : values) {
         if (!v.coded) continue;
         v.floats = false;
-        for (int consumer : v.consumers) v.floats = v.floats || !nodes[size_t(consumer)].integers;
+        for (int consumer : v.consumers) v.floats = v.floats || !(nodes[size_t(consumer)].integers || nodes[size_t(consumer)].moves_codes);
     }
     for (int o : outputs)
         if (o < 0 || o >= int(values.size()) || values[size_t(o)].producer < 0 || values[size_t(o)].opaque)
@@ -374,6 +374,9 @@ void Program::add(const OpSpec& spec) {
         v.step = spec.code_step;
         v.zero = spec.code_zero;
         const TensorView& t = spec.threshold;
+        n.moves_codes = !t.integers;
+        for (int input : spec.inputs)
+            if (n.moves_codes && !values[size_t(input)].coded) refuse(spec, "codes are moved from codes alone");
         if (t.integers && t.size() != 1 && t.size() != v.map.channels) refuse(spec, "the thresholds do not fit");
         n.threshold.assign(size_t(round_up(v.map.channels, BYTE_BLOCK)), 0);
         for (int c = 0; t.integers && c < v.map.channels; ++c) {

@@ -90,6 +90,7 @@ struct Node {
     std::unique_ptr<Conv> conv;
     std::unique_ptr<IntConv> integers;  // instead, in int8 plans
     Bytes threshold;
+    bool moves_codes = false;  // hands bytes on as they are
     double crossover;
     // affine
     Floats scale, shift;

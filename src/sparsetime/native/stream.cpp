@@ -242,7 +242,7 @@ void Stream::execute(int number, const Frame& frame) {
     keep_ = true;
     stats = {};
     stats.path = dense_ ? "dense" : "sparse";
-    switch (node.kind) {
+    switch (node.moves_codes ? Kind::cat_channels : node.kind) {
         case Kind::conv: node.integers ? convolve_codes(node, stats) : convolve(node, stats); break;
         case Kind::input: {
             const Shape& map = program_->values[size_t(node.outputs[0])].map;
@@ -269,7 +269,7 @@ void Stream::execute(int number, const Frame& frame) {
             if (changed) compute_island_(number);
             break;
         }
-        default: move(node); break;
+        default: node.moves_codes ? move_codes(node) : move(node); break;
     }
     const auto count = [&](const std::vector<int>& list) {
         int64_t events = 0;
