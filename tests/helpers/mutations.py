@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from sparsetime.convert.integers import quantised_plan
 from sparsetime.engine import Op, Plan, PlanError
 from sparsetime.engine.planfile import header_of
 
@@ -71,10 +72,13 @@ def change_tensor(tensors: dict[str, np.ndarray[Any, Any]], rng: random.Random) 
         case 1:
             tensors[name] = tensors[name].reshape(-1)
         case 2:
-            tensors[name] = tensors[name].astype(rng.choice(["float64", "float16", "int32", "int64", "bool", "uint8"]))
+            tensors[name] = tensors[name].astype(
+                rng.choice(["float64", "float16", "int32", "int64", "bool", "uint8", "int8"])
+            )
         case 3:
-            with np.errstate(invalid="ignore"):
-                tensors[name] = np.full_like(tensors[name], rng.choice([np.nan, np.inf, -1, 0, 1e30]))
+            number = rng.choice([np.nan, np.inf, -1, 0, 1e30, 300])
+            with np.errstate(invalid="ignore", over="ignore"):
+                tensors[name] = np.full(tensors[name].shape, number).astype(tensors[name].dtype)
         case _:
             tensors[name] = np.zeros((0, 2), np.float32)
 
@@ -151,8 +155,50 @@ def varied() -> Plan:
     return Plan("varied", shapes, ops, (10, 13), structure, tensors)
 
 
+def varied_int8() -> Plan:
+    """A small plan of precision int8: codes from every kind of source, weights of every kind."""
+    return quantised_plan(_float32_of_int8(), [np.linspace(-1, 1, 32, dtype=np.float32).reshape(1, 2, 4, 4)])
+
+
+def _float32_of_int8() -> Plan:
+    f = np.float32
+    tensors = {
+        "step": np.asarray([0.1], f),
+        "w": np.linspace(-1, 1, 36, dtype=f).reshape(2, 2, 3, 3),
+        "b": np.asarray([1, -1], f),
+        "d": np.ones((2, 1, 3, 3), f),
+        "t": np.ones((2, 2, 2, 2), f),
+        "rows": np.asarray([[0, 4], [4, 8]], np.int32),
+        "f": np.full((2, 2), 16, f),
+        "m": np.ones((3, 8), f),
+    }
+    conv = {"stride": [1, 1], "padding": [1, 1, 1, 1], "dilation": [1, 1], "groups": 1}
+    up = {"stride": [2, 2], "padding": [0] * 4, "dilation": [1, 1], "groups": 1, "output_padding": [0, 0]}
+    hold = {"kind": "hold", "tensor": "step"}
+    relu = {"kind": "relu"}
+    ops = (
+        Op("input", "input", (), (0,), codec=hold),
+        Op("conv2d", "conv", (0, 0), (1,), conv, {"weight": "w", "bias": "b"}, relu, hold),
+        Op("conv2d", "depthwise", (1,), (2,), {**conv, "groups": 2}, {"weight": "d"}, relu),
+        Op("cat", "cat", (1, 2), (3,), {"axis": 1}),
+        Op("channels", "channels", (3,), (4,), {}, {"index": "i"}),
+        Op("conv_transpose2d", "up", (4,), (5,), up, {"weight": "t"}),
+        Op("avg_pool2d", "avg", (5,), (6,), {}, {"rows": "rows", "columns": "rows", "divisor": "f"}),
+        Op("reshape", "flat", (6,), (7,)),
+        Op("linear", "linear", (7,), (8,), {}, {"weight": "m"}),
+    )
+    tensors["i"] = np.asarray([3, -1], np.int32)
+    maps = [(1, 2, 4, 4)] * 3 + [(1, 4, 4, 4), (1, 2, 4, 4), (1, 2, 8, 8), (1, 2, 2, 2)]
+    return Plan("int8", (*maps, (1, 8), (1, 3)), ops, (8,), {"output": 0}, tensors)
+
+
 def main(count: int) -> None:
-    plan = varied()
+    for plan in (varied(), varied_int8()):
+        fuzz(plan, count)
+
+
+def fuzz(plan: Plan, count: int) -> None:
+    """Load that many damaged copies of a plan."""
     refused = 0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "mutated.plan")
@@ -166,7 +212,8 @@ def main(count: int) -> None:
             except PlanError:
                 refused += 1
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(f"{count} damaged plans: {refused} refused, {count - refused} still plans, {grown} kB more memory at most")
+    kept = f"{refused} refused, {count - refused} still plans, {grown} kB more memory at most"
+    print(f"{count} damaged plans of precision {plan.precision}: {kept}")
     if grown > 50_000:
         raise SystemExit("reading damaged plans took more memory than their files warrant")
 

@@ -6,7 +6,7 @@ whatever the order of the sums: two executors must then agree to the bit, at tie
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sparsetime.convert.draft import Draft, DraftCodec, DraftOp
+from sparsetime.convert.integers import quantised_plan
 from sparsetime.convert.tables import adaptive_windows, pool_windows
 from sparsetime.engine import Plan
+from sparsetime.engine.plan import channel_axis
 
 Array = NDArray[Any]
 
@@ -36,6 +38,12 @@ ACTIVATIONS: list[dict[str, Any] | None] = [
     {"kind": "sigmoid"},
     {"kind": "tanh"},
 ]
+ORDERED_ACTIVATIONS: list[dict[str, Any] | None] = [
+    *EXACT_ACTIVATIONS,
+    {"kind": "hardswish"},
+    {"kind": "hardsigmoid"},
+]
+"""Those that are a stated order of operations of float32, and so the same bits everywhere."""
 MAP_KINDS = [
     *("conv2d", "conv2d", "conv2d", "depthwise", "conv_transpose2d", "affine", "add", "cat", "channels", "gather"),
     *("pad", "avg_pool2d", "adaptive", "resize2d", "nearest", "identity", "mul", "gate", "max_pool2d", "residual"),
@@ -51,6 +59,7 @@ class Maker:
     rng: np.random.Generator
     dyadic: bool
     codecs: tuple[str | None, ...]
+    activations: list[dict[str, Any] | None]
 
     def pick(self, *options: Any) -> Any:
         return self.draw(st.sampled_from(options))
@@ -83,7 +92,7 @@ class Maker:
     ) -> int:
         """Append an operation, with an activation and a codec by chance."""
         heavy = kind in ("conv2d", "conv_transpose2d", "linear", "mul")
-        activation = self.draw(st.sampled_from(EXACT_ACTIVATIONS if self.dyadic else ACTIVATIONS))
+        activation = self.draw(st.sampled_from(self.activations))
         codec = self.codec(shape, must=self.dyadic and heavy)
         if self.dyadic and heavy:  # keep numbers small enough to stay exact
             activation = {"kind": "clamp", "min": -8.0, "max": 8.0}
@@ -252,10 +261,12 @@ def plans(
     kinds: tuple[str, ...] = tuple(MAP_KINDS),
     codecs: tuple[str | None, ...] = ("exact", "exact", "hold", "residual", None),
     operations: int = 7,
+    activations: list[dict[str, Any] | None] | None = None,
 ) -> Plan:
     """A random plan of up to `operations` operations behind its input."""
     seed = draw(st.integers(0, 2**32 - 1))
-    m = Maker(draw, Draft("random"), np.random.default_rng(seed), dyadic, codecs)
+    activations = activations or (EXACT_ACTIVATIONS if dyadic else ACTIVATIONS)
+    m = Maker(draw, Draft("random"), np.random.default_rng(seed), dyadic, codecs, activations)
     sides = st.sampled_from([1, 2, 5, 7, 8, 13])
     x = m.emit("input", [], (1, draw(st.integers(1, 6)), draw(sides), draw(sides)))
     for _ in range(draw(st.integers(1, operations))):
@@ -271,6 +282,26 @@ def plans(
     m.draft.structure = {"tuple": [{"output": k} for k in range(len(m.draft.outputs))]}
     m.draft.remove_dead()
     return m.draft.plan(None, "test")
+
+
+@st.composite
+def int8_plans(
+    draw: st.DrawFn,
+    kinds: tuple[str, ...] = tuple(MAP_KINDS),
+    codecs: tuple[str | None, ...] = ("exact", "hold", None),
+    operations: int = 7,
+) -> Plan:
+    """A random plan of precision int8, of thresholds from 0 to some, by layer and by channel."""
+    plan = draw(plans(kinds=kinds, codecs=codecs, operations=operations, activations=ORDERED_ACTIVATIONS))
+    coded = quantised_plan(plan, frames(plan, 2, draw(st.integers(0, 99))))
+    tensors = dict(coded.tensors)
+    for op in coded.ops:
+        # Thresholds of the float32 plan are many steps; a threshold of 0 or 1 is what comes nearest to the edges.
+        if op.codec is not None and draw(st.booleans()):
+            shape = draw(st.sampled_from([(1,), (coded.values[op.output][channel_axis(coded.values[op.output])],)]))
+            seed = draw(st.integers(0, 99))
+            tensors[op.codec["threshold"]] = np.random.default_rng(seed).integers(0, 3, shape).astype(np.int32)
+    return replace(coded, tensors=tensors)
 
 
 def frames(plan: Plan, count: int, seed: int, dyadic: bool = False) -> list[Array]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 MODULES = ("_native", "_quantize")
-TESTS = ("tests/native", "tests/engine/test_cpu.py", "tests/nn/test_fused.py")
+TESTS = ("tests/native", "tests/engine/test_cpu.py", "tests/engine/test_int8.py", "tests/nn/test_fused.py")
 # Under a sanitizer every process of these tests would start slowly, and none loads the modules that are watched.
 LEFT_OUT = "not by_environment and not parallel_runtime and not pytorchs_own and not forked"
 OPTIONS = {

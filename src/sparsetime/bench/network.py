@@ -25,7 +25,7 @@ from torch import nn
 import sparsetime
 from sparsetime import networks
 from sparsetime.bench.density import op_density, run_clip, with_density
-from sparsetime.bench.opponents import Network, Opponent, Precision
+from sparsetime.bench.opponents import LIMITS, RANDOM_LIMITS, Network, Opponent, Precision
 from sparsetime.bench.patterns import Pattern, there_and_back
 from sparsetime.bench.timing import Clock, Step, fastest, quartiles, ratio, take_turns
 from sparsetime.bench.verify import verify
@@ -45,18 +45,19 @@ _BLOB = 1.5  # area of the moving square over the wanted density: in a changed p
 
 
 class Case(NamedTuple):
-    """A network: its name, the size of its input, and the speed-ups to reach by density."""
+    """A network: its name, the size of its input, and the speed-ups to reach by density, in float32 and in int8."""
 
     network: str
     size: tuple[int, int]
     targets: Mapping[float, float]
+    int8_targets: Mapping[float, float] = {}
 
 
 CASES = (
-    Case("resnet50", (224, 224), {0.1: 4, 0.05: 6}),
-    Case("mobilenet_v2", (224, 224), {0.1: 2.5, 0.05: 4, 0.02: 6}),
-    Case("fastestdet", (352, 352), {0.1: 3, 0.05: 5}),
-    Case("deeplabv3_mobilenet_v2", (513, 513), {0.1: 3, 0.05: 5}),
+    Case("resnet50", (224, 224), {0.1: 4, 0.05: 6}, {0.05: 3}),
+    Case("mobilenet_v2", (224, 224), {0.1: 2.5, 0.05: 4, 0.02: 6}, {0.05: 1.5}),
+    Case("fastestdet", (352, 352), {0.1: 3, 0.05: 5}, {0.05: 2}),
+    Case("deeplabv3_mobilenet_v2", (513, 513), {0.1: 3, 0.05: 5}, {0.05: 2}),
 )
 
 
@@ -93,9 +94,15 @@ def made(name: str, size: tuple[int, int]) -> nn.Module:
 class _Arena:
     """One network: its stream's opponents, by number of threads, made once."""
 
-    def __init__(self, module: nn.Module, frames: Sequence[Array], settings: Settings) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        frames: Sequence[Array],
+        settings: Settings,
+        limits: Mapping[str, float] = RANDOM_LIMITS,
+    ) -> None:
         self.settings = settings
-        self.network = Network(module, frames)
+        self.network = Network(module, frames, limits)
         self._opponents: dict[int, dict[str, Opponent]] = {}
 
     def opponents(self, threads: int) -> dict[str, Opponent]:
@@ -108,7 +115,10 @@ class _Arena:
         return self._opponents[threads]
 
     def race(self, plan: Plan, frames: Sequence[Array], threads: int) -> dict[str, Any]:
-        """A stream of the plan, which has seen the frames once, and all opponents over the frames, again and again."""
+        """A stream of the plan, which has seen the frames once, and all opponents over the frames, again and again.
+
+        The speed-up is over the fastest opponent of the plan's own precision.
+        """
         s = self.settings
         opponents = self.opponents(threads)
         torch.set_num_threads(threads)
@@ -119,10 +129,11 @@ class _Arena:
             steps[name] = _turns(opponent.run, [opponent.prepare(frame) for frame in frames[:4]])
         pause = 0.02 if threads > 1 else 0.0
         times = take_turns(steps, rounds=s.rounds, repeats=s.repeats, clock=s.clock, pause=pause)
-        best = fastest(times, [name for name, o in opponents.items() if o.precision == "float32"])
+        best = fastest(times, [name for name, o in opponents.items() if o.precision == plan.precision])
         clip = run_clip(stream, frames)
         return {
             "threads": threads,
+            "precision": plan.precision,
             "distance": verify(stream, frames[0]),
             "op_density": op_density(plan, clip),
             "op_density_done": float(np.mean([sum(e.macs for e in frame.values()) for frame in clip]))
@@ -164,28 +175,39 @@ def controlled(
     settings: Settings = DEFAULTS,
     tell: Tell = lambda line: None,
 ) -> list[dict[str, Any]]:
-    """One row per pattern, density and number of threads: times in ms by method, and the speed-up over the fastest.
+    """One row per precision, pattern, density and number of threads: times in ms by method, speed-up over the fastest.
+
+    Streams run in float32 and in int8, as far as the settings name them.
 
     Raises:
         DisagreementError: an opponent or the stream computes something else.
     """
     module = made(case.network, case.size)
     shape = (1, 3, *case.size)
-    plan = sparsetime.compile(module, torch.zeros(shape), codec="hold", steps=1.0)
-    arena = _Arena(module, there_and_back(shape, "elements", 1.0), settings)
+    noise = there_and_back(shape, "elements", 1.0)
+    arena = _Arena(module, noise, settings)
     rows: list[dict[str, Any]] = []
-    for pattern in patterns:
-        for density in densities:
-            area = min(1.0, density * _BLOB) if pattern == "clustered" else density
-            frames = there_and_back(shape, pattern, area)
-            prepared = with_density(plan, frames, density)
-            for threads in settings.threads:
-                row = {"network": case.network, "size": list(case.size), "pattern": pattern, "density": density}
-                row["target"] = case.targets.get(density)
-                row |= arena.race(prepared, frames, threads)
-                rows.append(row)
-                tell(_line(row))
+    for precision in [p for p in settings.precisions if p != "bfloat16"]:
+        plan = _with_codecs(module, noise, precision)
+        for pattern in patterns:
+            for density in densities:
+                area = min(1.0, density * _BLOB) if pattern == "clustered" else density
+                frames = there_and_back(shape, pattern, area)
+                prepared = with_density(plan, frames, density)
+                for threads in settings.threads:
+                    row = {"network": case.network, "size": list(case.size), "pattern": pattern, "density": density}
+                    row["target"] = (case.targets if precision == "float32" else case.int8_targets).get(density)
+                    row |= arena.race(prepared, frames, threads)
+                    row["weight_bytes"] = prepared.weight_bytes
+                    rows.append(row)
+                    tell(_line(row))
     return rows
+
+
+def _with_codecs(module: nn.Module, frames: Sequence[Array], precision: Precision) -> Plan:
+    """A plan with thresholds still to be found; of int8, with the ranges of some frames."""
+    steps = 1.0 if precision == "float32" else [torch.from_numpy(frame) for frame in frames[:4]]
+    return sparsetime.compile(module, torch.from_numpy(frames[0]), codec="hold", steps=steps, precision=precision)
 
 
 def growth(
@@ -300,7 +322,7 @@ def clips(
             read(shot) for shot, _ in zip(iter_frames(video, size=(height, width)), range(frames + 1), strict=False)
         ]
         there_and_back = shots + shots[-2:0:-1]
-        arena = arena or _Arena(module, shots[:8], settings)
+        arena = arena or _Arena(module, shots[:8], settings, LIMITS)
         for threads in settings.threads:
             row = {"network": plan.name, "clip": video.name, "frames": len(shots)}
             row |= arena.race(plan, there_and_back, threads)
@@ -313,16 +335,18 @@ def _line(row: Mapping[str, Any]) -> str:
     ours, dense = row["time_ms"][OURS]["median"], row["time_ms"][row["fastest"]]["median"]
     what = row.get("clip") or f"{row['pattern']} {row['density']:.0%}"
     return (
-        f"{row['network']}, {what}, {row['threads']} threads: {ours:.2f} ms, {row['fastest']} {dense:.2f} ms, "
-        f"{row['speedup']['median']:.2f}x at an operation density of {row['op_density']:.3f}"
+        f"{row['network']}, {what}, {row['precision']}, {row['threads']} threads: {ours:.2f} ms, "
+        f"{row['fastest']} {dense:.2f} ms, {row['speedup']['median']:.2f}x "
+        f"at an operation density of {row['op_density']:.3f}"
     )
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of `controlled` or `clips` as a Markdown table; a figure below its target is followed by the target."""
     lines = [
-        "| network | input | threads | operations | time, ms | fastest dense | time, ms | speed-up (quartiles) |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| network | input | precision | threads | operations | time, ms | fastest dense | time, ms | "
+        "speed-up (quartiles) |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         speedup, target = row["speedup"], row.get("target") or 0.0
@@ -331,6 +355,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         cells = [
             row["network"],
             what,
+            row["precision"],
             row["threads"],
             f"{row['op_density']:.3f}",
             f"{row['time_ms'][OURS]['median']:.2f}",

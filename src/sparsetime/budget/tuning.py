@@ -83,6 +83,10 @@ def tune(
     say = progress or (lambda stage, measured: None)
     say("reading", 0)
     plan, classes = _loaded(plan)
+    if plan.precision != "float32":
+        raise BudgetError(
+            f"plan '{plan.name}' is of precision {plan.precision}: tune the plan of float32 that the same network gives"
+        )
     if not codecs(plan):
         raise BudgetError(f"plan '{plan.name}' has no codec, so there is nothing to tune; compile it with --codec hold")
     judge = Judge(plan)

@@ -73,7 +73,10 @@ ThreadsOption = Annotated[list[int], typer.Option(min=1, metavar="N", help="Thre
 RoundsOption = Annotated[int, typer.Option(min=1, metavar="N", help="Rounds in which the methods take turns.")]
 PrecisionOption = Annotated[
     list[Precision],
-    typer.Option(help="Of the dense runtimes; float32 is what speed-ups refer to. May be repeated."),
+    typer.Option(
+        help="Of the dense runtimes; of whole networks streams run in float32 and int8 too, each against the fastest "
+        "of its own. May be repeated."
+    ),
 ]
 ClockOption = Annotated[
     Literal["wall", "cpu"], typer.Option(help="cpu: the time of the process, for one thread on a busy machine.")

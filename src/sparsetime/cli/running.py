@@ -19,6 +19,8 @@ Compile a network to a plan: one file of plain data that `sparsetime run` runs.
 
     sparsetime compile mobilenet_v2 --weights imagenet.npz --calibrate street.mp4 --out mobilenet.plan
 
+    sparsetime compile mobilenet_v2 --weights imagenet.npz --calibrate street.mp4 --precision int8 --out int8.plan
+
     sparsetime compile mypackage.networks:detector --size 256x320 --calibrate street.mp4 --out detector.plan
 
 MODEL is the run directory of `sparsetime train`, a built-in network with `--weights`, or `package.module:function`, a
@@ -65,13 +67,21 @@ def compile_command(
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Size of the network's input, height first.  [default: its own]")
     ] = None,
+    precision: Annotated[
+        Literal["float32", "int8"],
+        typer.Option(
+            help="int8: weights and values of one byte, sums that never drift; a run too may need --calibrate."
+        ),
+    ] = "float32",
     json_file: JsonOption = None,
     debug: DebugOption = False,
 ) -> None:
     from sparsetime.run.planning import compile_file
 
     make_folder_of(json_file)
-    result = compile_file(model, out, weights=weights, calibrate=calibrate, codec=codec, size=parse_size(size))
+    result = compile_file(
+        model, out, weights=weights, calibrate=calibrate, codec=codec, size=parse_size(size), precision=precision
+    )
     finish(result, json_file)
     if not result["normalised"]:
         say("the network says no mean and std in its `spec`: it will be given RGB values of 0 to 255")
@@ -79,8 +89,9 @@ def compile_command(
         say(f"dense island: {island['name']} ({island['operator']}, {island['at']}) will be computed by PyTorch")
     height, width = result["input_size"]
     print(
-        f"{out}: {result['network']} at {height}x{width}, codec {result['codec']}, {result['operations']} operations, "
-        f"{result['dense_macs'] / 1e6:.0f} million multiply-accumulates a frame, {result['file_bytes'] / 1e6:.1f} MB"
+        f"{out}: {result['network']} at {height}x{width}, codec {result['codec']}, {result['precision']}, "
+        f"{result['operations']} operations, {result['dense_macs'] / 1e6:.0f} million multiply-accumulates a frame, "
+        f"{result['file_bytes'] / 1e6:.1f} MB"
     )
 
 

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from sparsetime.convert.draft import CompileError, Draft, DraftOp
 from sparsetime.convert.export import export
 from sparsetime.convert.fold import fold
+from sparsetime.convert.integers import quantised_plan
 from sparsetime.convert.learned import prepared
 from sparsetime.convert.lower import lower
 from sparsetime.convert.place import Placement, place
 from sparsetime.convert.steps import LEVELS, fan_out_factors, ranges
 from sparsetime.engine.frames import FrameReader
-from sparsetime.engine.plan import InputSpec, Plan
+from sparsetime.engine.plan import PRECISIONS, InputSpec, Plan
 
 __all__ = ["CompileError", "compile"]
 
@@ -36,6 +37,7 @@ def compile(
     percentile: float = 99.9,
     levels: float | None = None,
     strict: bool = False,
+    precision: str = "float32",
 ) -> Plan:
     """Compile a network to a plan, for frames of the example's size.
 
@@ -56,6 +58,9 @@ def compile(
         percentile: see above.
         levels: see above; None for 64 (`exact`, `residual`) or 100 (`hold`).
         strict: raise where an operation would become a dense island.
+        precision: `float32`; or `int8`: weights and values of one byte, whose integer sums never drift, see
+            `sparsetime.convert.integers`. Its ranges are found on the frames of `steps` (of a network with learned
+            steps too), else on the example frame.
 
     Raises:
         CompileError: the network cannot be a plan, or not without islands (`strict`); names operation and source line.
@@ -63,12 +68,17 @@ def compile(
     """
     if codec not in LEVELS:
         raise ValueError(f"codec must be one of {', '.join(LEVELS)}, got {codec!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     frame = example_frame[None] if example_frame.dim() == 3 else example_frame
     spec = _input_spec(model, tuple(frame.shape))
     if frame.dim() < 2 or frame.shape[0] != 1:
         raise ValueError(
             f"compile: expected an example frame (1, C, H, W) or (C, H, W), got {tuple(example_frame.shape)}"
         )
+    kept: list[Any] | None = None
+    if precision == "int8" and _are_frames(steps):
+        steps = kept = list(steps)  # type: ignore[arg-type]  # they are looked at twice
     with prepared(model, frame.detach().float()) as (module, inputs, learned):
         draft = lower(export(module, inputs), _name(model), strict)
     fold(draft)
@@ -76,9 +86,17 @@ def compile(
     if not learned:
         chosen = place(draft, codec, placement or ("every" if codec == "hold" else "nonlinear"))
         _set_steps(draft, chosen, steps, frame, spec, percentile, levels or LEVELS[codec])
-    elif steps is not None:
+    elif steps is not None and not (precision == "int8" and _are_frames(steps)):
         raise ValueError("compile: this network has learned steps; steps= is for plain networks")
-    return draft.plan(spec, producer)
+    plan = draft.plan(spec, producer)
+    if precision == "float32":
+        return plan
+    read = FrameReader(plan)
+    return quantised_plan(plan, (read(x) for x in (kept if kept is not None else [frame])))
+
+
+def _are_frames(steps: Steps) -> bool:
+    return isinstance(steps, Iterable) and not isinstance(steps, Mapping)
 
 
 def _name(model: nn.Module) -> str:
@@ -119,8 +137,8 @@ def _set_steps(
     if not rest:
         return
     frames: Iterable[Tensor] = [example]
-    if isinstance(steps, Iterable) and not isinstance(steps, Mapping):
-        frames = steps
+    if _are_frames(steps):
+        frames = steps  # type: ignore[assignment]
     plain = _without_codecs(draft).plan(spec, "")
     read = FrameReader(plain)
     numbers = {op.name: op.output for op in plain.ops if op.name in {o.name for o in chosen}}

@@ -7,20 +7,25 @@ have.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from sparsetime.engine.plan import Op, Plan
+    from sparsetime.engine.plan import Coding, Op, Plan
 
 __all__ = ["MAX_ELEMENTS", "MAX_RANK", "check_plan"]
 
 MAX_ELEMENTS = 2**28
 MAX_RANK = 8
 _LARGEST = 1e30  # in magnitude: a factor beyond that only overflows float32
+LEAST_STEP, LARGEST_STEP = (
+    1e-12,
+    1e12,
+)  # of codes and of weights of int8: products with sums are finite, and normal numbers
+CODES = 255  # the largest code
 _MAX_EXTENT = 2**16  # of strides, paddings and dilations
 _TARGET = re.compile(r"aten\.[a-z_0-9]+\.[A-Za-z_0-9]+")
 _TYPES = ("float32", "int64", "bool")
@@ -45,10 +50,11 @@ def _is_number(x: Any) -> bool:
 class _Context:
     """One operation under inspection: reads its entries, and names it in every complaint."""
 
-    def __init__(self, plan: Plan, number: int, op: Op) -> None:
+    def __init__(self, plan: Plan, number: int, op: Op, codings: Mapping[int, Coding]) -> None:
         self.plan, self.op = plan, op
         self.where = f"op {number} '{op.name}' ({op.kind})"
         self.seen: set[str] = set()
+        self.codings = codings
 
     def fail(self, message: str) -> Any:
         return _fail(f"{self.where}: {message}")
@@ -137,6 +143,47 @@ class _Context:
         )
         return tensor
 
+    def weight(self, shape: Sequence[int | None], outputs: Callable[[Any], int]) -> Any:
+        """The weight of an operation; in an int8 plan with its steps, and sums that cannot overflow.
+
+        Args:
+            shape: as it must be, None for any extent.
+            outputs: number of output channels of such a weight.
+        """
+        if self.op.precision == "float32":
+            return self.tensor("weight", "float32", shape)
+        weight = self.tensor("weight", "int8", shape)
+        self.expect(
+            self.op.inputs[0] in self.codings,
+            f"weights of int8 need an input of codes, and value {self.op.inputs[0]} has no codec",
+        )
+        n = outputs(weight)
+        step = self.tensor("weight_step", "float32", (n,))
+        self.expect(
+            bool(((step >= LEAST_STEP) & (step <= LARGEST_STEP)).all()),
+            f"tensor 'weight_step' must hold numbers from {LEAST_STEP:g} to {LARGEST_STEP:g}",
+        )
+        return weight
+
+    def no_overflow(self, weight: Any, terms: tuple[int, ...]) -> None:
+        """Refuse weights of int8 if an output channel's sum, |w| * 255 over the axes `terms`, could leave int32."""
+        if self.op.precision == "float32":
+            return
+        magnitudes = np.abs(weight.astype(np.int16)).sum(axis=terms, dtype=np.int64).reshape(-1)
+        worst = int(magnitudes.max())
+        self.expect(
+            worst * CODES < 2**31,
+            f"output channel {int(magnitudes.argmax())} has weights of {worst} in all: times codes of {CODES} that is "
+            f"{worst * CODES}, and sums of 32 bits end at {2**31 - 1}. Scale its weights down, or split the layer",
+        )
+
+    def bias(self, outputs: int) -> None:
+        """The optional bias of `outputs` channels."""
+        if "bias" in self.op.tensors:
+            bias = self.tensor("bias", "float32", (outputs,))
+            if self.op.precision != "float32":
+                self.expect(bool((np.abs(bias) <= _LARGEST).all()), f"tensor 'bias' must not leave +-{_LARGEST:g}")
+
     def same(self) -> Shape:
         """Shape of all inputs, which must be one."""
         first = self.shape(0)
@@ -190,13 +237,14 @@ def _conv2d(c: _Context) -> Shape:
     stride, dilation = c.integers("stride", 2, 1), c.integers("dilation", 2, 1)
     top, bottom, left, right = c.integers("padding", 4, 0)
     groups = c.integer("groups", 1)
-    weight = c.tensor("weight", "float32", (None,) * 4)
+    weight = c.weight((None,) * 4, lambda w: w.shape[0])
     out, per_group, kh, kw = weight.shape
     c.expect(
         min(weight.shape) >= 1 and per_group * groups == channels and out % groups == 0,
         f"weight {weight.shape} does not fit {channels} channels in {groups} groups",
     )
-    c.optional("bias", (out,))
+    c.no_overflow(weight, (1, 2, 3))
+    c.bias(out)
     rows = (height + top + bottom - dilation[0] * (kh - 1) - 1) // stride[0] + 1
     columns = (width + left + right - dilation[1] * (kw - 1) - 1) // stride[1] + 1
     return _sum_input(c, (1, out, rows, columns))
@@ -209,13 +257,14 @@ def _conv_transpose2d(c: _Context) -> Shape:
     top, bottom, left, right = c.integers("padding", 4, 0)
     extra = c.integers("output_padding", 2, 0)
     groups = c.integer("groups", 1)
-    weight = c.tensor("weight", "float32", (None,) * 4)
+    weight = c.weight((None,) * 4, lambda w: w.shape[1] * groups)
     taken, per_group, kh, kw = weight.shape
     c.expect(
         min(weight.shape) >= 1 and taken == channels and channels % groups == 0,
         f"weight {weight.shape} does not fit {channels} channels in {groups} groups",
     )
-    c.optional("bias", (per_group * groups,))
+    c.no_overflow(weight.reshape(groups, -1, per_group, kh, kw), (1, 3, 4))
+    c.bias(per_group * groups)
     rows = (height - 1) * stride[0] - top - bottom + dilation[0] * (kh - 1) + extra[0] + 1
     columns = (width - 1) * stride[1] - left - right + dilation[1] * (kw - 1) + extra[1] + 1
     return 1, per_group * groups, rows, columns
@@ -225,8 +274,9 @@ def _linear(c: _Context) -> Shape:
     c.inputs(1, 2)
     shape = c.shape(0)
     c.expect(len(shape) >= 2, f"expected an input of rank 2 or more, got {shape}")
-    weight = c.tensor("weight", "float32", (None, shape[-1]))
-    c.optional("bias", (weight.shape[0],))
+    weight = c.weight((None, shape[-1]), lambda w: w.shape[0])
+    c.no_overflow(weight, (1,))
+    c.bias(weight.shape[0])
     return _sum_input(c, (*shape[:-1], weight.shape[0]))
 
 
@@ -457,6 +507,10 @@ def _check_codec(c: _Context, shape: Shape) -> None:
     if codec is None:
         return
     kind = codec.get("kind")
+    if c.op.precision != "float32":
+        c.expect(kind == "code", f"unknown codec {_short(kind)}: in an int8 plan all codecs are 'code'")
+        _check_code(c, codec, shape)
+        return
     c.expect(kind in ("exact", "hold", "residual"), f"unknown codec {_short(kind)}")
     allowed = {"kind", "tensor"} | ({"low", "high"} if kind == "exact" else set())
     extra = set(codec) - allowed
@@ -471,6 +525,45 @@ def _check_codec(c: _Context, shape: Shape) -> None:
         low, high = codec.get("low"), codec.get("high")
         ok = _is_int(low, -(2**24), 2**24) and _is_int(high, -(2**24), 2**24) and low < high  # type: ignore[operator]
         c.expect(ok, f"codes need integers low < high, got {_short(low)} and {_short(high)}")
+
+
+def _check_code(c: _Context, codec: Mapping[str, Any], shape: Shape) -> None:
+    from sparsetime.engine.plan import channel_axis
+
+    wanted = {"kind", "tensor", "zero", "threshold"}
+    c.expect(set(codec) == wanted, f"codec 'code' has entries {sorted(map(str, codec))}, expected {sorted(wanted)}")
+    step = c.named(codec["tensor"], "float32", (1,), "codec")
+    c.expect(
+        LEAST_STEP <= float(step[0]) <= LARGEST_STEP,
+        f"the step of codes must be from {LEAST_STEP:g} to {LARGEST_STEP:g}, got {float(step[0])}",
+    )
+    c.expect(
+        _is_int(codec["zero"], 0, CODES), f"'zero' must be an integer from 0 to {CODES}, got {_short(codec['zero'])}"
+    )
+    threshold = c.named(codec["threshold"], "int32", None, "threshold")
+    allowed = [(1,), (shape[channel_axis(shape)],)] if len(shape) >= 2 else [(1,)]
+    c.expect(
+        threshold.shape in allowed,
+        f"tensor 'threshold' must have one of the shapes {allowed}, got {threshold.shape}",
+    )
+    c.expect(
+        int(threshold.min()) >= 0 and int(threshold.max()) <= CODES,
+        f"thresholds must be from 0 to {CODES}, got {int(threshold.min())} to {int(threshold.max())}",
+    )
+
+
+def _coding(c: _Context) -> Coding | None:
+    """How the first value of a checked operation is coded, or None: by its codec, or kept by a bare move."""
+    from sparsetime.engine.plan import MOVES, Coding
+
+    if c.op.precision == "float32":
+        return None
+    if c.op.codec is not None:
+        return Coding(float(c.plan.tensors[c.op.codec["tensor"]][0]), c.op.codec["zero"])
+    if c.op.kind not in MOVES or c.op.activation is not None or c.op.attributes.get("value"):
+        return None
+    first = c.codings.get(c.op.inputs[0])
+    return first if all(c.codings.get(value) == first for value in c.op.inputs) else None
 
 
 def _check_values(plan: Plan) -> None:
@@ -508,19 +601,28 @@ def _check_structure(structure: Any, outputs: int, depth: int = 0) -> None:
     _fail(f"structure: expected an output, tuple, dict, list or constant, got {_short(structure)}")
 
 
-def check_plan(plan: Plan) -> None:
+def check_plan(plan: Plan) -> dict[int, Coding]:
     """Check that everything in a plan fits together.
+
+    Returns:
+        how the values that are kept as codes are coded, by number.
 
     Raises:
         PlanError: naming the operation and the entry, what was expected and what is there.
     """
+    from sparsetime.engine.plan import PRECISIONS
+
+    if plan.precision not in PRECISIONS:
+        _fail(f"precision: expected one of {PRECISIONS}, got {_short(plan.precision)}")
     _check_values(plan)
+    codings: dict[int, Coding] = {}
     if not plan.ops or plan.ops[0].kind != "input":
         _fail("the first operation must be the input")
     types: dict[int, str] = {}
     names: set[str] = set()
     for number, op in enumerate(plan.ops):
-        c = _Context(plan, number, op)
+        c = _Context(plan, number, op, codings)
+        c.expect(op.precision == plan.precision, f"is of precision {op.precision}, its plan of {plan.precision}")
         c.expect(number == 0 or op.kind != "input", "only the first operation may be an input")
         c.expect(op.name not in names, "the name is taken by an operation before it")
         names.add(op.name)
@@ -545,7 +647,10 @@ def check_plan(plan: Plan) -> None:
         c.done()
         _check_activation(c)
         _check_codec(c, plan.values[op.output])
-        types.update({value: plan.value_type(op, k) for k, value in enumerate(op.outputs)})
+        types.update({v: str(t) for v, t in zip(op.outputs, op.attributes.get("types", ["float32"]), strict=False)})
+        coding = _coding(c)
+        if coding is not None:
+            codings[op.output] = coding
     missing = set(range(len(plan.values))) - set(types)
     if missing:
         _fail(f"nothing makes the values {_short(sorted(missing))}")
@@ -553,6 +658,7 @@ def check_plan(plan: Plan) -> None:
         _fail(f"outputs must name values, got {_short(plan.outputs)}")
     _check_structure(plan.structure, len(plan.outputs))
     _check_tensors(plan)
+    return codings
 
 
 def _check_tensors(plan: Plan) -> None:
@@ -560,7 +666,7 @@ def _check_tensors(plan: Plan) -> None:
     for op in plan.ops:
         used.update(op.tensors.values())
         if op.codec is not None:
-            used.add(op.codec["tensor"])
+            used.update(op.codec[key] for key in ("tensor", "threshold") if key in op.codec)
     unused = set(plan.tensors) - used
     if unused:
         _fail(f"no operation uses the tensors {_short(sorted(unused))}")

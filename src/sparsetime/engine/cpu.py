@@ -22,6 +22,8 @@ __all__ = ["Native"]
 
 Array = NDArray[Any]
 _INFINITY = float("inf")
+_KEPT = ("float32", "uint8")
+"""Types of values that the native side keeps; others are opaque to it."""
 
 
 def _activation(activation: Mapping[str, Any] | None) -> tuple[str, float, float]:
@@ -50,7 +52,7 @@ def _numbers(op: Op) -> dict[str, list[float]]:
 
 
 def _entry(plan: Plan, op: Op) -> dict[str, Any]:
-    codec = op.codec
+    codec, coding = op.codec, plan.codings.get(op.output)
     return {
         "kind": op.kind,
         "name": op.name,
@@ -60,10 +62,11 @@ def _entry(plan: Plan, op: Op) -> dict[str, Any]:
         "tensors": {} if op.kind == "island" else dict(op.tensors),
         "activation": _activation(op.activation),
         "codec": ("", "", -_INFINITY, _INFINITY)
-        if codec is None
+        if codec is None or plan.precision != "float32"
         else (codec["kind"], codec["tensor"], codec.get("low", -_INFINITY), codec.get("high", _INFINITY)),
         "crossover": -1.0 if op.crossover is None else op.crossover,
-        "opaque": [plan.value_type(op, k) != "float32" for k in range(len(op.outputs))],
+        "opaque": [plan.value_type(op, k) not in _KEPT for k in range(len(op.outputs))],
+        "code": None if coding is None else (*coding, None if codec is None else codec["threshold"]),
     }
 
 
@@ -88,7 +91,11 @@ def _program(plan: Plan) -> Any:
     if key not in _programs:
         tensors = {name: np.ascontiguousarray(array) for name, array in plan.tensors.items()}
         _programs[key] = _native.program(
-            [list(shape) for shape in plan.values], [_entry(plan, op) for op in plan.ops], list(plan.outputs), tensors
+            [list(shape) for shape in plan.values],
+            [_entry(plan, op) for op in plan.ops],
+            list(plan.outputs),
+            tensors,
+            integer=plan.precision != "float32",
         )
         weakref.finalize(plan, _programs.pop, key, None)  # each stream holds its own reference
     return _programs[key]
@@ -113,6 +120,9 @@ class Native:
         if plan.input is not None:
             self._stream.set_camera(plan.input.mean, plan.input.std)
         self._opaque: dict[int, Tensor] = {}  # values of other types than float32, which only islands read
+        self._coded = {
+            v for op in plan.ops for k, v in enumerate(op.outputs) if plan.value_type(op, k) == "uint8"
+        }  # values that are kept as codes
         self._accumulators = [number for number, op in enumerate(plan.ops) if op.has_accumulator]
         if plan.islands:
             import torch
@@ -131,7 +141,7 @@ class Native:
 
         results = run_island(op, value, self._tensors, [self._plan.values[v] for v in op.outputs])
         for k, (v, result) in enumerate(zip(op.outputs, results, strict=True)):
-            if self._plan.value_type(op, k) == "float32":
+            if self._plan.value_type(op, k) in _KEPT:
                 self._stream.put(v, result.numpy())
             else:
                 self._opaque[v] = result
@@ -161,13 +171,15 @@ class Native:
         for number, op in enumerate(self._plan.ops):
             for k, v in enumerate(op.outputs):
                 name = f"{number}.value" if len(op.outputs) == 1 else f"{number}.value.{k}"
-                state[name] = self.value(v)
+                state[name] = self._stream.codes(v) if v in self._coded else self.value(v)
             if op.has_accumulator:
                 state[f"{number}.accumulator"] = self._stream.accumulator(number)
         return state
 
     def value(self, number: int) -> Array:
-        found: Array = self._opaque[number].numpy().copy() if number in self._opaque else self._stream.value(number)
+        if number in self._opaque:
+            return self._opaque[number].numpy().copy()
+        found: Array = self._stream.value(number)
         return found
 
     def restore(self, state: Mapping[str, Array]) -> None:
@@ -177,8 +189,11 @@ class Native:
         for number, op in enumerate(self._plan.ops):
             for k, v in enumerate(op.outputs):
                 array = state[f"{number}.value" if len(op.outputs) == 1 else f"{number}.value.{k}"]
-                if self._plan.value_type(op, k) == "float32":
+                kind = self._plan.value_type(op, k)
+                if kind == "float32":
                     self._stream.set_value(v, np.ascontiguousarray(array))
+                elif kind == "uint8":
+                    self._stream.set_codes(v, np.ascontiguousarray(array))
                 else:
                     import torch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from sparsetime.fanout import LinearOp, dense_macs
 if TYPE_CHECKING:
     from sparsetime.engine.stream import Stream
 
-__all__ = ["LINEAR", "RECOMPUTED", "InputSpec", "Op", "Plan", "PlanError", "channel_axis"]
+__all__ = ["LINEAR", "MOVES", "RECOMPUTED", "Coding", "InputSpec", "Op", "Plan", "PlanError", "channel_axis"]
 
 LINEAR = frozenset(
     (
@@ -28,8 +28,20 @@ LINEAR = frozenset(
 RECOMPUTED = frozenset(["identity", "mul", "max_pool2d"])
 """Kinds whose touched outputs are computed anew from the values of their inputs."""
 
+MOVES = frozenset(["cat", "channels", "gather", "reshape", "pad", "max_pool2d"])
+"""Kinds that pass elements on as they are: bare ones keep codes that all their inputs share."""
+
+PRECISIONS = ("float32", "int8")
+
 Shape = tuple[int, ...]
 Array = NDArray[Any]
+
+
+class Coding(NamedTuple):
+    """How bytes stand for numbers: value = step * (code - zero)."""
+
+    step: float
+    zero: int
 
 
 class PlanError(ValueError):
@@ -59,6 +71,7 @@ class Op:
     codec: Mapping[str, Any] | None = None
     source: str | None = None
     crossover: float | None = None
+    precision: str = "float32"
 
     @property
     def output(self) -> int:
@@ -67,13 +80,15 @@ class Op:
 
     @property
     def has_accumulator(self) -> bool:
-        """Whether a sum is kept besides the value: linear, with an activation or a codec behind."""
+        """Whether a sum is kept besides the value: linear in float32, with an activation or a codec behind."""
+        if self.precision != "float32":
+            return False
         return self.kind in LINEAR and (self.activation is not None or self.codec is not None)
 
     @property
     def sends_changes(self) -> bool:
         """Whether the delta is a difference of values (True), or the linear operation of the inputs' deltas."""
-        return self.kind not in LINEAR or self.has_accumulator
+        return self.kind not in LINEAR or self.has_accumulator or self.precision != "float32"
 
 
 def channel_axis(shape: Shape) -> int:
@@ -97,11 +112,13 @@ class Plan:
     tensors: Mapping[str, Array]
     input: InputSpec | None = None
     producer: str = ""
+    precision: str = "float32"
+    codings: Mapping[int, Coding] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         from sparsetime.engine.check import check_plan  # check needs the classes above
 
-        check_plan(self)
+        object.__setattr__(self, "codings", check_plan(self))
         for tensor in self.tensors.values():
             tensor.flags.writeable = False
 
@@ -136,9 +153,10 @@ class Plan:
                 total += int(np.prod(self.values[op.output])) * 4
         return total
 
-    @staticmethod
-    def value_type(op: Op, k: int = 0) -> str:
-        """Data type of the k-th value that `op` makes: float32, or what an island says."""
+    def value_type(self, op: Op, k: int = 0) -> str:
+        """Data type of the k-th value that `op` makes: float32, uint8 for codes, or what an island says."""
+        if op.outputs[k] in self.codings:
+            return "uint8"
         return str(op.attributes["types"][k]) if op.kind == "island" else "float32"
 
     def tensor(self, op: Op, role: str) -> Array | None:

@@ -17,8 +17,11 @@ __all__ = ["FORMAT", "VERSION", "header_of", "load", "save"]
 
 FORMAT = "sparsetime.plan"
 VERSION = 1
-_DTYPES = {"F32": "float32", "I32": "int32", "I64": "int64", "BOOL": "bool"}
+INT8_VERSION = 2
+"""What plans of precision int8 say: a reader that knows version 1 alone would get them wrong. Others still say 1."""
+_DTYPES = {"F32": "float32", "I32": "int32", "I64": "int64", "BOOL": "bool", "I8": "int8"}
 _HEADER = ("format", "version", "producer", "name", "dtype", "input", "values", "ops", "outputs", "structure")
+_PRECISION = {VERSION: "float32", INT8_VERSION: "int8"}
 _OP = ("kind", "name", "inputs", "outputs", "attributes", "tensors", "activation", "codec", "source")
 
 
@@ -43,10 +46,10 @@ def header_of(plan: Plan) -> dict[str, Any]:
         ops.append(entry)
     return {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION if plan.precision == "float32" else INT8_VERSION,
         "producer": plan.producer,
         "name": plan.name,
-        "dtype": "float32",
+        "dtype": plan.precision,
         "input": None if spec is None else {"mean": list(spec.mean), "std": list(spec.std), "color": spec.color},
         "values": [list(shape) for shape in plan.values],
         "ops": ops,
@@ -97,7 +100,7 @@ def _optional(x: Any, kind: type, where: str) -> Any:
     return None if x is None else _want(x, kind, where)
 
 
-def _op(x: Any, number: int) -> Op:
+def _op(x: Any, number: int, precision: str) -> Op:
     where = f"op {number}"
     x = _entries(x, where, _OP, ("crossover",))
     return Op(
@@ -111,6 +114,7 @@ def _op(x: Any, number: int) -> Op:
         codec=_optional(x["codec"], dict, f"{where}, codec"),
         source=_optional(x["source"], str, f"{where}, source"),
         crossover=x.get("crossover"),
+        precision=precision,
     )
 
 
@@ -139,25 +143,28 @@ def parse(text: str, tensors: dict[str, np.ndarray[Any, Any]]) -> Plan:
         raise PlanError(f"the header is no JSON: {error}") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise PlanError(f"the header does not say that its format is '{FORMAT}'")
-    if header.get("version") != VERSION or type(header["version"]) is not int:
+    version = header.get("version")
+    if type(version) is not int or version not in _PRECISION:
         raise PlanError(
-            f"version {repr(header.get('version'))[:20]} of the plan format is not known here (this is {VERSION}). "
+            f"version {repr(version)[:20]} of the plan format is not known here (this is {INT8_VERSION}). "
             "Compile the network again with this version of sparsetime."
         )
     header = _entries(header, "header", _HEADER)
-    if header["dtype"] != "float32":
-        raise PlanError(f"dtype: expected 'float32', got {repr(header['dtype'])[:20]}")
+    precision = _PRECISION[version]
+    if header["dtype"] != precision:
+        raise PlanError(f"dtype: expected '{precision}', got {repr(header['dtype'])[:20]}")
     values = _want(header["values"], list, "values: expected a list")
     ops = _want(header["ops"], list, "ops: expected a list")
     return Plan(
         name=_want(header["name"], str, "name: expected a string"),
         values=tuple(_integers(shape, f"value {k}") for k, shape in enumerate(values)),
-        ops=tuple(_op(op, k) for k, op in enumerate(ops)),
+        ops=tuple(_op(op, k, precision) for k, op in enumerate(ops)),
         outputs=_integers(header["outputs"], "outputs"),
         structure=header["structure"],
         tensors=tensors,
         input=_input(header["input"]),
         producer=_want(header["producer"], str, "producer: expected a string"),
+        precision=precision,
     )
 
 

@@ -27,7 +27,7 @@ from sparsetime.engine.islands import run_island
 from sparsetime.engine.plan import LINEAR, Op, Plan
 from sparsetime.fanout import position_fanout
 
-__all__ = ["Reference", "activate", "encode"]
+__all__ = ["Reference", "activate", "effective_macs", "encode"]
 
 
 def activate(z: Tensor, activation: Mapping[str, Any] | None) -> Tensor:
@@ -96,6 +96,15 @@ def _window_max(x: Tensor, table: Tensor, dilation: int) -> Tensor:
         inside = start + k < end
         best = torch.where(inside, torch.maximum(best, x[..., (start + k).clamp(max=x.shape[-1] - 1)]), best)
     return best
+
+
+def effective_macs(plan: Plan, op: Op, changed: Tensor) -> int:
+    """Multiply-accumulates that the changed elements of an operation's input cause, by true fan-out."""
+    linear = plan.linear_op(op)
+    if linear is None:
+        return 0
+    events = changed.sum() if linear.kind == "linear" else changed.sum(dim=(0, 1))
+    return int((events * torch.from_numpy(position_fanout(linear, tuple(changed.shape[1:])))).sum())
 
 
 class Reference:
@@ -239,11 +248,9 @@ class Reference:
                 return 0
             return deltas[value].numel() if flush else int((deltas[value] != 0).sum())
 
-        macs, linear = self._plan.op_macs(op), self._plan.linear_op(op)
-        if linear is not None and not dense:
-            changed = deltas[op.inputs[0]] != 0
-            events = changed.sum() if linear.kind == "linear" else changed.sum(dim=(0, 1))
-            macs = int((events * torch.from_numpy(position_fanout(linear, tuple(changed.shape[1:])))).sum())
+        macs = self._plan.op_macs(op)
+        if macs and not dense:
+            macs = effective_macs(self._plan, op, deltas[op.inputs[0]] != 0)
         path = "dense" if dense or op.kind == "island" else "sparse"
         sent = sum(count(value) for value in op.outputs)
         return OpStats(sum(count(value) for value in op.inputs), sent, macs, time_ns, path)

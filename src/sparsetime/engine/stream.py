@@ -48,9 +48,10 @@ class Snapshot(Mapping[str, Array]):
 
 def _executor(plan: Plan, backend: str, threads: int) -> Executor:
     if backend == "reference":
+        from sparsetime.engine.integers import IntegerReference
         from sparsetime.engine.reference import Reference
 
-        return Reference(plan, threads)
+        return Reference(plan, threads) if plan.precision == "float32" else IntegerReference(plan, threads)
     if backend == "cpu":
         from sparsetime.engine.cpu import Native
 
@@ -215,4 +216,6 @@ class Stream:
     def codes(self, op: Op, snapshot: Mapping[str, Array]) -> Array:
         """Integer codes of an operation with an exact codec, from a snapshot: rint(v / step)."""
         number = self.plan.ops.index(op)
+        if op.output in self.plan.codings:
+            return snapshot[f"{number}.value"].astype(np.int64)
         return np.rint(snapshot[f"{number}.value"] / self.plan.step(op)).astype(np.int64)

@@ -147,6 +147,11 @@ void Conv::pack(const float* weight, bool transposed) {
 size_t Conv::weight_bytes() const { return (tile_.size() + scatter_.size() + fused_.size()) * sizeof(float); }
 
 int Conv::touched(const Change& change, uint8_t* mask, int32_t* list, Workspace& ws) const {
+    return touched_outputs(rows_, columns_, in, out, pointwise_, change, mask, list, ws);
+}
+
+int touched_outputs(const Axis& rows_, const Axis& columns_, const Shape& in, const Shape& out, bool pointwise_, const Change& change,
+                    uint8_t* mask, int32_t* list, Workspace& ws) {
     const int n = out.pixels();
     if (change.active_count == 0) {
         std::memset(mask, 0, size_t(n));

@@ -72,6 +72,11 @@ struct Workspace {
     std::vector<uint8_t> bytes;
 };
 
+// Marks the outputs of a convolution that the active pixels of `change` reach; `mask` is written whole. Returns how many, in `list`
+// ascending. `pointwise`: output p needs input p, no other.
+int touched_outputs(const Axis& rows, const Axis& columns, const Shape& in, const Shape& out, bool pointwise, const Change& change,
+                    uint8_t* mask, int32_t* list, Workspace& ws);
+
 // Estimated time of a frame by path, in ns on one core of the kind that the constants were measured on; only their order counts.
 struct PathTimes {
     double dense, pixels, elements;
@@ -82,7 +87,7 @@ class Conv {
     // weight is (O, C / groups, kh, kw), or (C, O / groups, kh, kw) where transposed; padding top and left are in the axes' shifts.
     Conv(Shape in, Shape out, Axis rows, Axis columns, int groups, bool transposed, const float* weight);
 
-    // Marks the outputs that the active pixels of `in` reach; mask is written whole. Returns how many, in `list` ascending.
+    // See touched_outputs.
     int touched(const Change& in, uint8_t* mask, int32_t* list, Workspace& ws) const;
 
     void dense(const float* value, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;

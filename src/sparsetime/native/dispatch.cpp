@@ -11,11 +11,12 @@ extern const Kernels kernels_base;
 #if defined(__x86_64__)
 extern const Kernels kernels_v3;
 extern const Kernels kernels_v4;
+extern const IntKernels integers_vnni;
 #endif
 
 namespace {
 
-const Kernels* tables[4];
+const Kernels* tables[5];
 
 const Kernels* find(const char* name) {
     for (int i = 0; tables[i]; ++i)
@@ -29,8 +30,16 @@ const Kernels* first() {
     __builtin_cpu_init();
     const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
     if (v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd"))
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd")) {
+        static const Kernels vnni = [] {  // v4, but for products of bytes
+            Kernels k = kernels_v4;
+            k.name = "vnni";
+            k.integers = &integers_vnni;
+            return k;
+        }();
+        if (__builtin_cpu_supports("avx512vnni")) tables[n++] = &vnni;
         tables[n++] = &kernels_v4;
+    }
     if (v3) tables[n++] = &kernels_v3;
 #endif
     tables[n++] = &kernels_base;

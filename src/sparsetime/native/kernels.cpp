@@ -233,8 +233,9 @@ namespace sparsetime {
 extern const Encoders SPARSETIME_ENCODERS;
 extern const FrameKernels SPARSETIME_FRAMES;
 extern const RowKernels SPARSETIME_ROWS;
+extern const IntKernels SPARSETIME_INTEGERS;
 extern const Kernels SPARSETIME_TABLE;
 const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, GROUP, tile_any, runs, depthwise, depthwise3, &SPARSETIME_ENCODERS,
-                                  &SPARSETIME_FRAMES,        &SPARSETIME_ROWS};
+                                  &SPARSETIME_FRAMES,        &SPARSETIME_ROWS, &SPARSETIME_INTEGERS};
 
 }  // namespace sparsetime

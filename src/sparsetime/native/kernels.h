@@ -167,6 +167,8 @@ struct RowKernels {
     void (*planes)(const float* x, int pixels, int stride, int channels, int plane, float* out);
 };
 
+struct IntKernels;
+
 struct Kernels {
     const char* name;
     int width;         // floats in a vector
@@ -180,6 +182,7 @@ struct Kernels {
     const Encoders* encoders;
     const FrameKernels* frames;
     const RowKernels* rows;
+    const IntKernels* integers;  // kernels_int.h
 };
 
 // The table in use: the best this machine has, or the one named by SPARSETIME_ISA.

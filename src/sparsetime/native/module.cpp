@@ -100,11 +100,12 @@ TensorView view_of(nb::handle object) {
     for (size_t i = 0; i < array.ndim(); ++i) view.shape.push_back(int64_t(array.shape(i)));
     if (array.dtype() == nb::dtype<float>()) view.floats = static_cast<const float*>(array.data());
     else if (array.dtype() == nb::dtype<int32_t>()) view.integers = static_cast<const int32_t*>(array.data());
+    else if (array.dtype() == nb::dtype<int8_t>()) view.bytes = static_cast<const int8_t*>(array.data());
     return view;
 }
 
 std::shared_ptr<Program> make_program(const std::vector<std::vector<int64_t>>& shapes, nb::list ops, const std::vector<int>& outputs,
-                                      nb::dict tensors) {
+                                      nb::dict tensors, bool integer) {
     std::vector<OpSpec> specs;
     for (nb::handle item : ops) {
         const auto op = nb::cast<nb::dict>(item);
@@ -128,9 +129,16 @@ std::shared_ptr<Program> make_program(const std::vector<std::vector<int64_t>>& s
         spec.high = nb::cast<float>(codec[3]);
         spec.opaque = nb::cast<std::vector<bool>>(op["opaque"]);
         spec.crossover = nb::cast<double>(op["crossover"]);
+        if (!op["code"].is_none()) {
+            const auto code = nb::cast<nb::tuple>(op["code"]);
+            spec.coded = true;
+            spec.code_step = nb::cast<float>(code[0]);
+            spec.code_zero = nb::cast<int>(code[1]);
+            if (!code[2].is_none()) spec.threshold = view_of(tensors[code[2]]);
+        }
         specs.push_back(std::move(spec));
     }
-    return std::make_shared<Program>(shapes, specs, outputs);
+    return std::make_shared<Program>(shapes, specs, outputs, integer);
 }
 
 template <class Read>
@@ -161,10 +169,21 @@ const Value& accumulator_of(const Stream& s, int node) {
     return value_of(s, nodes[size_t(node)].outputs[0]);
 }
 
-const float* checked(const Value& v, const Flat& array) {
+const Value& coded_of(const Stream& s, int value) {
+    const Value& v = value_of(s, value);
+    if (!v.coded) throw std::invalid_argument("value " + std::to_string(value) + " is not kept as codes");
+    return v;
+}
+
+template <class Array>
+void checked_shape(const Value& v, const Array& array) {
     bool same = array.ndim() == v.shape.size();
     for (size_t i = 0; same && i < v.shape.size(); ++i) same = int64_t(array.shape(i)) == v.shape[i];
     if (!same) throw std::invalid_argument("an array has another shape than the value");
+}
+
+const float* checked(const Value& v, const Flat& array) {
+    checked_shape(v, array);
     return array.data();
 }
 
@@ -201,7 +220,7 @@ NB_MODULE(_native, m) {
     m.doc() = "Native kernels of the cpu backend";
     const char* wanted = std::getenv("SPARSETIME_ISA");
     if (wanted && *wanted && kernels().name != std::string(wanted))
-        throw std::runtime_error(std::string("SPARSETIME_ISA=") + wanted + ": this machine runs v4, v3 or base, as far as it has them");
+        throw std::runtime_error(std::string("SPARSETIME_ISA=") + wanted + ": this machine runs vnni, v4, v3 or base, as far as it has them");
     m.def("isa", [] { return std::string(kernels().name); }, "Name of the kernels in use.");
     m.def("available", [] {
         std::vector<std::string> names;
@@ -257,7 +276,7 @@ NB_MODULE(_native, m) {
 
     nb::class_<Program>(m, "Program")
         .def_prop_ro("weight_bytes", [](const Program& p) { return p.weight_bytes; });
-    m.def("program", &make_program, "shapes"_a, "ops"_a, "outputs"_a, "tensors"_a);
+    m.def("program", &make_program, "shapes"_a, "ops"_a, "outputs"_a, "tensors"_a, "integer"_a = false);
 
     nb::class_<Stream>(m, "Stream")
         .def("__init__", [](Stream* self, std::shared_ptr<Program> program, int threads, nb::object island) {
@@ -288,10 +307,25 @@ NB_MODULE(_native, m) {
         .def("accumulator", [](Stream& s, int node) {
             return array_of(accumulator_of(s, node).shape, [&](float* out) { s.read_accumulator(node, out); });
         }, "node"_a)
-        .def("set_value", [](Stream& s, int value, Flat array) { s.write(value, checked(value_of(s, value), array)); }, "value"_a, "array"_a)
+        .def("set_value", [](Stream& s, int value, Flat array) {
+            if (value_of(s, value).coded) throw std::invalid_argument("value " + std::to_string(value) + " is kept as codes");
+            s.write(value, checked(value_of(s, value), array));
+        }, "value"_a, "array"_a)
         .def("set_accumulator", [](Stream& s, int node, Flat array) {
             s.write_accumulator(node, checked(accumulator_of(s, node), array));
         }, "node"_a, "array"_a)
+        .def("codes", [](const Stream& s, int value) {
+            const Value& v = coded_of(s, value);
+            uint8_t* data = new uint8_t[size_t(product(v.shape))];
+            nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<uint8_t*>(p); });
+            s.read_codes(value, data);
+            std::vector<size_t> sizes(v.shape.begin(), v.shape.end());
+            return nb::cast(nb::ndarray<nb::numpy, uint8_t>(data, sizes.size(), sizes.data(), owner));
+        }, "value"_a, "A value that is kept as codes.")
+        .def("set_codes", [](Stream& s, int value, nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu> array) {
+            checked_shape(coded_of(s, value), array);
+            s.write_codes(value, array.data());
+        }, "value"_a, "array"_a)
         .def("put", [](Stream& s, int value, Flat array) { s.put(value, checked(value_of(s, value), array)); }, "value"_a, "array"_a)
         .def("touch", &Stream::touch, "value"_a)
         .def("stats", [](const Stream& s) {

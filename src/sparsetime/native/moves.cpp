@@ -109,7 +109,7 @@ int Stream::touched(const Node& node) {
 void Stream::move(const Node& node) {
     const int y = node.outputs[0];
     const Shape& out = program_->values[size_t(y)].map;
-    bool dense = dense_;
+    bool dense = dense_ || program_->integer;
     int n = out.pixels();
     const int32_t* list = all_.data();
     if (!dense_) {

@@ -44,6 +44,12 @@ const TensorView& need(const OpSpec& op, const char* role, bool integers = false
     return found->second;
 }
 
+const TensorView& bytes_of(const OpSpec& op, const char* role) {
+    const auto found = op.tensors.find(role);
+    if (found == op.tensors.end() || !found->second.bytes) refuse(op, std::string("tensor '") + role + "' is missing or not int8");
+    return found->second;
+}
+
 std::vector<int> integers(const OpSpec& op, const char* key, size_t n) {
     const auto found = op.numbers.find(key);
     if (found == op.numbers.end() || found->second.size() != n) refuse(op, std::string("attribute '") + key + "' is missing or of another length");
@@ -69,8 +75,8 @@ Axis axis_of(bool transposed, int in, int out, int taps, int stride, int before,
 
 }  // namespace
 
-Program::Program(const std::vector<std::vector<int64_t>>& shapes, const std::vector<OpSpec>& ops, std::vector<int> outputs_)
-    : outputs(std::move(outputs_)) {
+Program::Program(const std::vector<std::vector<int64_t>>& shapes, const std::vector<OpSpec>& ops, std::vector<int> outputs_, bool integer_)
+    : outputs(std::move(outputs_)), integer(integer_) {
     for (const auto& shape : shapes) {
         if (shape.empty() || shape.size() > 6) throw std::invalid_argument("a value has rank 0 or more than 6");
         for (int64_t s : shape)
@@ -84,9 +90,36 @@ Program::Program(const std::vector<std::vector<int64_t>>& shapes, const std::vec
         values.push_back(std::move(v));
     }
     for (const OpSpec& op : ops) add(op);
+    for (Value& v : values) {
+        if (!v.coded) continue;
+        v.floats = false;
+        for (int consumer : v.consumers) v.floats = v.floats || !(nodes[size_t(consumer)].integers || nodes[size_t(consumer)].moves_codes);
+    }
     for (int o : outputs)
         if (o < 0 || o >= int(values.size()) || values[size_t(o)].producer < 0 || values[size_t(o)].opaque)
             throw std::invalid_argument("an output is not a value of the plan");
+}
+
+void Program::weigh(Node& n, const OpSpec& spec, const Shape& x, const Shape& y, Axis rows, Axis columns, int groups, bool transposed) {
+    if (!integer) {
+        n.conv = std::make_unique<Conv>(x, y, std::move(rows), std::move(columns), groups, transposed, need(spec, "weight").floats);
+        weight_bytes += n.conv->weight_bytes();
+        return;
+    }
+    const Value& input = values[size_t(spec.inputs[0])];
+    const TensorView& step = need(spec, "weight_step");
+    const float* bias = nullptr;
+    if (!input.coded) refuse(spec, "weights of int8 need an input of codes");
+    if (step.size() != y.channels) refuse(spec, "the steps of the weights do not fit");
+    if (spec.tensors.count("bias")) {
+        if (need(spec, "bias").size() != y.channels) refuse(spec, "the bias does not fit");
+        bias = need(spec, "bias").floats;
+    }
+    std::vector<float> scale(size_t(y.channels));
+    for (size_t o = 0; o < scale.size(); ++o) scale[o] = input.step * step.floats[o];
+    n.integers = std::make_unique<IntConv>(x, y, std::move(rows), std::move(columns), groups, transposed, bytes_of(spec, "weight").bytes,
+                                           scale.data(), bias, input.zero);
+    weight_bytes += n.integers->weight_bytes();
 }
 
 void Program::add(const OpSpec& spec) {
@@ -127,14 +160,13 @@ void Program::add(const OpSpec& spec) {
         n.kind = Kind::conv;
         inputs_are(1, kind == "conv_transpose2d" ? 1 : 2);
         if (spec.inputs.size() == 2) same(in(1), out);
-        const TensorView& w = need(spec, "weight");
+        const TensorView& w = integer ? bytes_of(spec, "weight") : need(spec, "weight");
         const Shape &x = in(0).map, &y = out.map;
         if (kind == "linear") {
             if (w.shape.size() != 2 || w.shape[0] != y.channels || w.shape[1] != x.channels || x.pixels() != y.pixels() ||
                 (in(0).shape.size() == 4) != (out.shape.size() == 4) || in(0).shape.size() == 4)
                 refuse(spec, "the weight does not fit");
-            n.conv = std::make_unique<Conv>(x, y, axis_of(false, x.height, y.height, 1, 1, 0, 1),
-                                            axis_of(false, x.width, y.width, 1, 1, 0, 1), 1, false, w.floats);
+            weigh(n, spec, x, y, axis_of(false, x.height, y.height, 1, 1, 0, 1), axis_of(false, x.width, y.width, 1, 1, 0, 1), 1, false);
         } else {
             const bool transposed = kind == "conv_transpose2d";
             const auto stride = integers(spec, "stride", 2), padding = integers(spec, "padding", 4), dilation = integers(spec, "dilation", 2);
@@ -153,11 +185,9 @@ void Program::add(const OpSpec& spec) {
                 return room < 0 ? 0 : room / s + 1;
             };
             if (extent(x.height, 0, 0, kh) != y.height || extent(x.width, 2, 1, kw) != y.width) refuse(spec, "the output has another shape");
-            n.conv = std::make_unique<Conv>(x, y, axis_of(transposed, x.height, y.height, kh, stride[0], padding[0], dilation[0]),
-                                            axis_of(transposed, x.width, y.width, kw, stride[1], padding[2], dilation[1]), groups,
-                                            transposed, w.floats);
+            weigh(n, spec, x, y, axis_of(transposed, x.height, y.height, kh, stride[0], padding[0], dilation[0]),
+                  axis_of(transposed, x.width, y.width, kw, stride[1], padding[2], dilation[1]), groups, transposed);
         }
-        weight_bytes += n.conv->weight_bytes();
     } else if (kind == "affine") {
         n.kind = Kind::affine;
         inputs_are(1, 1);
@@ -318,7 +348,7 @@ void Program::add(const OpSpec& spec) {
         refuse(spec, "unknown kind");
     }
 
-    n.coded = n.linear && (spec.act != Act::none || !spec.codec.empty());
+    n.coded = !integer && n.linear && (spec.act != Act::none || !spec.codec.empty());
     n.act = spec.act;
     n.act_a = spec.act_a;
     n.act_b = spec.act_b;
@@ -329,14 +359,33 @@ void Program::add(const OpSpec& spec) {
                : spec.codec == "residual" ? Encode::residual
                : n.linear && !n.coded     ? Encode::linear
                                           : Encode::change;
+    if (integer) n.encode = Encode::change;
     n.bias.assign(size_t(out.map.stride()), 0.0f);
-    if (n.kind == Kind::conv && spec.tensors.count("bias")) {
+    if (n.conv && spec.tensors.count("bias")) {
         const TensorView& b = need(spec, "bias");
         if (b.size() != out.map.channels) refuse(spec, "the bias does not fit");
         std::memcpy(n.bias.data(), b.floats, size_t(b.size()) * sizeof(float));
     }
     n.cheap = n.coded && n.kind == Kind::conv && n.conv->terms() <= CHEAP_TERMS;
-    if (!spec.codec.empty()) n.step = expanded(spec, spec.step, out, 1.0f, n.step_map);
+    if (spec.coded) {
+        Value& v = values[size_t(spec.outputs[0])];
+        if (!integer || !(spec.code_step > 0) || spec.code_zero < 0 || spec.code_zero > 255) refuse(spec, "codes out of range");
+        v.coded = true;
+        v.step = spec.code_step;
+        v.zero = spec.code_zero;
+        const TensorView& t = spec.threshold;
+        n.moves_codes = !t.integers;
+        for (int input : spec.inputs)
+            if (n.moves_codes && !values[size_t(input)].coded) refuse(spec, "codes are moved from codes alone");
+        if (t.integers && t.size() != 1 && t.size() != v.map.channels) refuse(spec, "the thresholds do not fit");
+        n.threshold.assign(size_t(round_up(v.map.channels, BYTE_BLOCK)), 0);
+        for (int c = 0; t.integers && c < v.map.channels; ++c) {
+            const int32_t threshold = t.integers[t.size() == 1 ? 0 : c];
+            if (threshold < 0 || threshold > 255) refuse(spec, "a threshold out of range");
+            n.threshold[size_t(c)] = uint8_t(threshold);
+        }
+    }
+    if (!spec.codec.empty() && !integer) n.step = expanded(spec, spec.step, out, 1.0f, n.step_map);
     nodes.push_back(std::move(n));
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "conv.h"
+#include "conv_int.h"
 
 namespace sparsetime {
 
@@ -15,6 +16,7 @@ struct TensorView {
     std::vector<int64_t> shape;
     const float* floats = nullptr;
     const int32_t* integers = nullptr;
+    const int8_t* bytes = nullptr;
     int64_t size() const {
         int64_t n = 1;
         for (int64_t s : shape) n *= s;
@@ -35,6 +37,10 @@ struct OpSpec {
     float low, high;
     std::vector<bool> opaque;  // islands: outputs that only islands read
     double crossover = -1;     // density above which the dense path is cheaper; below 0: not measured
+    bool coded = false;        // int8 plans: the first output is kept as codes, of this step and zero
+    float code_step = 1;
+    int code_zero = 0;
+    TensorView threshold;      // in codes; empty where a move hands codes on
 };
 
 enum class Kind {
@@ -47,6 +53,9 @@ struct Value {
     bool opaque = false;
     int producer = -1;
     std::vector<int> consumers;
+    bool coded = false, floats = true;  // kept as codes; kept as floats (codes too, where operations on floats read them)
+    float step = 1;
+    int zero = 0;
 };
 
 inline int64_t product(const std::vector<int64_t>& shape) {
@@ -79,6 +88,9 @@ struct Node {
     Floats bias, step;
     bool step_map = false;
     std::unique_ptr<Conv> conv;
+    std::unique_ptr<IntConv> integers;  // instead, in int8 plans
+    Bytes threshold;
+    bool moves_codes = false;  // hands bytes on as they are
     double crossover;
     // affine
     Floats scale, shift;
@@ -96,7 +108,8 @@ struct Node {
 
 class Program {
   public:
-    Program(const std::vector<std::vector<int64_t>>& shapes, const std::vector<OpSpec>& ops, std::vector<int> outputs);
+    // `integer`: an int8 plan, in which convolutions have weights of bytes and everything is computed anew where touched.
+    Program(const std::vector<std::vector<int64_t>>& shapes, const std::vector<OpSpec>& ops, std::vector<int> outputs, bool integer = false);
 
     Program(const Program&) = delete;
     Program& operator=(const Program&) = delete;
@@ -105,9 +118,12 @@ class Program {
     std::vector<Node> nodes;
     std::vector<int> outputs;
     size_t weight_bytes = 0;
+    bool integer = false;
 
   private:
     void add(const OpSpec& spec);
+    // Weights of a convolution, packed, of either precision.
+    void weigh(Node& n, const OpSpec& spec, const Shape& x, const Shape& y, Axis rows, Axis columns, int groups, bool transposed);
 };
 
 }  // namespace sparsetime

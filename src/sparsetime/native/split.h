@@ -78,6 +78,7 @@ void Stream::split(const Node& node, int output, const int32_t* list, int count,
 // fill(pixels, n, sums, stride) writes the sums of some pixels.
 template <class Fill>
 void Stream::rows(const Node& node, int output, const int32_t* list, int count, bool replace, const Fill& fill) {
+    if (program_->integer) return settle_rows(node, output, list, count, fill);
     const int width = kernels().width;
     split(node, output, list, count, replace, false, [&](FinishArgs& sink, int from, int to, int, int, Workspace& ws) {
         const int stride = round_up(sink.channels, LANE);

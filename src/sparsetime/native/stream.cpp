@@ -17,12 +17,13 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
     stale_.resize(p.nodes.size());
     stats_.resize(p.nodes.size());
     workspaces_.resize(size_t(pool_.threads()));
+    int_workspaces_.resize(size_t(pool_.threads()));
     size_t largest = 1;
     for (size_t v = 0; v < p.values.size(); ++v) {
         if (p.values[v].opaque) continue;
         const Shape& s = p.values[v].map;
         State& state = states_[v];
-        state.value.length = size_t(s.pixels()) * s.stride();
+        state.value.length = p.values[v].floats ? size_t(s.pixels()) * s.stride() : 0;
         state.mask.assign(size_t(s.pixels()), 0);
         state.active.assign(size_t(s.pixels()) + 1, 0);
         state.tally.assign(size_t(s.pixels()) + 1, 0);
@@ -49,6 +50,8 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
         span.first = next;
         next += span.length ? round_up(span.length, LANE) + GAP : 0;
     });
+
+    allocate_codes();
 
     // Deltas live from their producer to their last consumer: values that never live together share memory.
     std::vector<size_t> sizes;
@@ -216,6 +219,7 @@ void Stream::put(int value, const float* in) {
     const Value& v = program_->values[size_t(value)];
     const Layout layout(v);
     Node plain;  // outputs beside the first have no codec
+    plain.kind = Kind::island;
     plain.encode = Encode::change;
     plain.act = Act::none;
     plain.bias.assign(size_t(v.map.stride()), 0.0f);
@@ -238,12 +242,12 @@ void Stream::execute(int number, const Frame& frame) {
     keep_ = true;
     stats = {};
     stats.path = dense_ ? "dense" : "sparse";
-    switch (node.kind) {
-        case Kind::conv: convolve(node, stats); break;
+    switch (node.moves_codes ? Kind::cat_channels : node.kind) {
+        case Kind::conv: node.integers ? convolve_codes(node, stats) : convolve(node, stats); break;
         case Kind::input: {
             const Shape& map = program_->values[size_t(node.outputs[0])].map;
             if (map.channels <= NARROW) {
-                take(node, frame);
+                program_->values[size_t(node.outputs[0])].coded ? take_codes(node, frame) : take(node, frame);
                 break;
             }
             rows(node, node.outputs[0], all_.data(), map.pixels(), true, [&](const int32_t* pixel, int count, float* sum, int stride) {
@@ -265,7 +269,7 @@ void Stream::execute(int number, const Frame& frame) {
             if (changed) compute_island_(number);
             break;
         }
-        default: move(node); break;
+        default: node.moves_codes ? move_codes(node) : move(node); break;
     }
     const auto count = [&](const std::vector<int>& list) {
         int64_t events = 0;
@@ -290,6 +294,7 @@ bool Stream::run(const Frame& frame) {
             std::fill(s.value.begin(), s.value.end(), 0.0f);
             s.want_rows = s.want_events = true;
         }
+    if (flush_) forget_codes();
     // A failed island leaves the state of a frame half done: only a new start mends it.
     started_ = false;
     for (size_t i = 0; i < program_->nodes.size(); ++i) {
@@ -305,6 +310,7 @@ void Stream::read(int value, float* out) const {
     const Value& v = program_->values[size_t(value)];
     const Layout layout(v);
     const int64_t n = product(v.shape);
+    if (!v.floats) return read_decoded(value, out);
     const float* from = states_[size_t(value)].value.data();
     if (layout.planar) return kernels().rows->planes(from, layout.pixels, layout.stride, layout.channels, layout.pixels, out);
     for (int64_t i = 0; i < n; ++i) out[i] = from[layout(i)];

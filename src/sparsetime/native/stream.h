@@ -12,6 +12,9 @@
 
 namespace sparsetime {
 
+// Writes z of some pixels: (pixels, how many, sums, floats from one to the next).
+using FillRows = std::function<void(const int32_t*, int, float*, int)>;
+
 struct NodeStats {
     int64_t events_in = 0, events = 0, macs = 0, time_ns = 0;
     const char* path = "dense";
@@ -53,6 +56,9 @@ class Stream {
     void read_accumulator(int node, float* out);
     void write(int value, const float* in);
     void write_accumulator(int node, const float* in);
+    // Of values that int8 plans keep as codes.
+    void read_codes(int value, uint8_t* out) const;
+    void write_codes(int value, const uint8_t* in);
     // After the whole state has been written.
     void resume();
     // From within an island's call: the new value of one of its outputs, in logical order.
@@ -67,6 +73,7 @@ class Stream {
   private:
     struct State {
         Span value;
+        uint8_t* codes = nullptr;
         Change change;
         std::vector<uint8_t> mask;
         std::vector<int32_t> active, tally;
@@ -82,6 +89,19 @@ class Stream {
     void recompute(const Node& node);
     bool look(const Frame& frame);
     void take(const Node& node, const Frame& frame);
+    void prepare_lines();
+    // Of int8 plans.
+    Settle settle_of(const Node& node, int output);
+    template <class Body>
+    void share(int output, int count, const Body& body);
+    void settle_rows(const Node& node, int output, const int32_t* list, int count, const FillRows& z);
+    void move_codes(const Node& node);
+    void convolve_codes(const Node& node, NodeStats& stats);
+    void take_codes(const Node& node, const Frame& frame);
+    void allocate_codes();
+    void forget_codes();
+    void decode_pixel(int value, int pixel);
+    void read_decoded(int value, float* out) const;
     void fetch_pixels(const Frame& frame, int y, int from, int to);
     void clear(int value);
     int touched(const Node& node);
@@ -95,6 +115,7 @@ class Stream {
     Island compute_island_;
     std::vector<State> states_;
     Floats memory_;  // values and accumulators, in the order in which a frame meets them
+    Bytes codes_;    // values of int8 plans
     std::vector<Span> accumulators_;
     // By node, frames in a row that took the dense path everywhere. From the second on accumulators are not written, which
     // saves a third of the memory traffic; they are `stale` until a frame that needs them computes all anew.
@@ -103,6 +124,7 @@ class Stream {
     bool keep_ = true;  // the node that runs writes its accumulators
     std::vector<NodeStats> stats_;
     std::vector<Workspace> workspaces_;
+    std::vector<IntWorkspace> int_workspaces_;
     std::vector<Floats> arena_floats_;
     std::vector<std::vector<uint32_t>> arena_places_;
     std::vector<uint8_t> touch_;

@@ -142,6 +142,25 @@ void Stream::fetch_pixels(const Frame& frame, int y, int from, int to) {
     }
 }
 
+// Memory and constants that fetch_pixels needs.
+void Stream::prepare_lines() {
+    const Shape& map = program_->values[size_t(program_->nodes[0].outputs[0])].map;
+    const int C = map.channels;
+    const size_t row = size_t(map.width) * C;
+    line_.resize(row);
+    planes_.resize(row);
+    swapped_.resize(row);
+    if (!camera_.mean.empty() && mean_.empty()) {
+        mean_.resize(2 * row);
+        std_.resize(2 * row);
+        for (size_t i = 0; i < row; ++i) {
+            const size_t c = i % size_t(C), plane = i / size_t(map.width);
+            mean_[i] = camera_.mean[c], std_[i] = camera_.std[c];
+            mean_[row + i] = camera_.mean[plane], std_[row + i] = camera_.std[plane];
+        }
+    }
+}
+
 void Stream::take(const Node& node, const Frame& frame) {
     const int value = node.outputs[0];
     State& s = states_[size_t(value)];
@@ -168,19 +187,7 @@ void Stream::take(const Node& node, const Frame& frame) {
     float repeated[NARROW * LANE];
     if (!node.step.empty() && !node.step_map)
         for (int i = 0; i < NARROW * LANE; ++i) repeated[i] = node.step[size_t(i % C)];
-    const size_t row = size_t(map.width) * C;
-    line_.resize(row);
-    planes_.resize(row);
-    swapped_.resize(row);
-    if (!camera_.mean.empty() && mean_.empty()) {
-        mean_.resize(2 * row);
-        std_.resize(2 * row);
-        for (size_t i = 0; i < row; ++i) {
-            const size_t c = i % size_t(C), plane = i / size_t(map.width);
-            mean_[i] = camera_.mean[c], std_[i] = camera_.std[c];
-            mean_[row + i] = camera_.mean[plane], std_[row + i] = camera_.std[plane];
-        }
-    }
+    prepare_lines();
     for (int y = 0; y < map.height; ++y) {
         const int from = spans_[2 * size_t(y)], to = spans_[2 * size_t(y) + 1];
         if (to <= from) continue;

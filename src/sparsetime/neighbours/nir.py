@@ -43,7 +43,7 @@ from sparsetime.engine import Op, Plan
 from sparsetime.engine.plan import LINEAR
 from sparsetime.engine.reference import Reference, activate
 from sparsetime.files import write_whole
-from sparsetime.neighbours.errors import ExportError
+from sparsetime.neighbours.errors import ExportError, need_float32
 
 try:
     import nir
@@ -80,6 +80,7 @@ def build(plan: Plan, max_code: int | None = None) -> nir.NIRGraph:
     """
     if max_code is not None and not 1 <= max_code <= _MOST_CODES // 2:
         raise ValueError(f"max_code must be from 1 to {_MOST_CODES // 2}, got {max_code}")
+    need_float32(plan, "NIR")
     writer = _Writer(plan, max_code)
     for number, op in enumerate(plan.ops):
         writer.operation(number, op)

@@ -37,7 +37,7 @@ from sparsetime.engine import Op, Plan
 from sparsetime.engine.plan import LINEAR
 from sparsetime.engine.planfile import header_of
 from sparsetime.files import write_whole
-from sparsetime.neighbours.errors import ExportError
+from sparsetime.neighbours.errors import ExportError, need_float32
 
 try:
     import onnx
@@ -96,6 +96,7 @@ def build(plan: Plan) -> onnx.ModelProto:
         ExportError: ONNX cannot say an operation; names it.
     """
     header = header_of(plan)
+    need_float32(plan, "ONNX")
     writer = _Writer(plan)
     for number, op in enumerate(plan.ops):
         writer.operation(number, op)

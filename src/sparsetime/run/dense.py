@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from sparsetime.engine.dequantise import float32_plan
 from sparsetime.engine.frames import FrameReader
 from sparsetime.engine.plan import Op, Plan
 
@@ -38,7 +39,8 @@ class Dense(NamedTuple):
 
 
 def without_codecs(plan: Plan) -> Plan:
-    """The network of a plan without codecs. Its outputs are a list, in the order of `plan.outputs`."""
+    """The network of a plan without codecs, in float32. Its outputs are a list, in the order of `plan.outputs`."""
+    plan = float32_plan(plan)
     used = {name for op in plan.ops for name in op.tensors.values()}
     return dataclasses.replace(
         plan,

@@ -31,6 +31,7 @@ def compile_file(
     calibrate: str | None = None,
     codec: str | None = None,
     size: tuple[int, int] | None = None,
+    precision: str = "float32",
 ) -> dict[str, Any]:
     """Compile a network and write its plan.
 
@@ -44,6 +45,7 @@ def compile_file(
         calibrate: a video file or a folder of pictures.
         codec: `exact`, `hold` or `residual`. None: the run's, or `hold` for a plain network.
         size: (H, W) of the input, where the network comes in several.
+        precision: `float32` or `int8`, which needs a clip, or the run's own training videos, for its ranges.
 
     Returns:
         JSON-able figures of the plan.
@@ -59,20 +61,23 @@ def compile_file(
     model = load_model(name, weights=weights, size=size)
     example, steps = torch.zeros(1, 3, *model.size), None
     if model.learned:
-        if calibrate is not None:
+        if calibrate is not None and precision != "int8":
             raise ModelError(f"model {name} has learned its steps; leave out --calibrate")
         _set_codec(model, codec)
-    else:
+    if not model.learned or precision == "int8":
         frames = _calibration_frames(name, model, calibrate)
         # uint8, which compile normalises as the network's `spec` says.
         steps = [torch.from_numpy(frame).permute(2, 0, 1).contiguous() for frame in frames]
-    plan = measured(sparsetime.compile(model.module, example, steps=steps, codec=codec or DEFAULT_CODEC))
+    plan = measured(
+        sparsetime.compile(model.module, example, steps=steps, codec=codec or DEFAULT_CODEC, precision=precision)
+    )
     plan.save(out)
     return {
         "plan": str(out),
         "network": plan.name,
         "input_size": list(model.size),
         "normalised": plan.input is not None,
+        "precision": precision,
         "codec": codec or model.codec or (None if model.learned else DEFAULT_CODEC),
         "calibration_frames": 0 if steps is None else len(steps),
         "operations": len(plan.ops),

@@ -125,6 +125,7 @@ def run_file(
         "plan": str(plan_file),
         "network": plan.name,
         "producer": plan.producer,
+        "precision": plan.precision,
         "codecs": sorted({op.codec["kind"] for op in plan.ops if op.codec is not None}),
         "video": source.name,
         "input_size": list(shape[2:]),

@@ -1,0 +1,48 @@
+"""The float32 plan that an int8 plan came from, as near as its bytes say it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsetime.engine.plan import Op, Plan
+
+__all__ = ["float32_plan"]
+
+Array = NDArray[Any]
+
+
+def float32_plan(plan: Plan) -> Plan:
+    """The same network in float32: weights w * weight_step; codes become `hold` codecs of threshold * step.
+
+    A plan of float32 is returned as it is.
+    """
+    if plan.precision == "float32":
+        return plan
+    tensors: dict[str, Array] = {}
+    return replace(plan, ops=tuple(_op(plan, op, tensors) for op in plan.ops), tensors=tensors, precision="float32")
+
+
+def _op(plan: Plan, op: Op, tensors: dict[str, Array]) -> Op:
+    roles = {role: name for role, name in op.tensors.items() if role != "weight_step"}
+    for role, name in roles.items():
+        tensors[name] = _weight(plan, op) if role == "weight" else plan.tensors[name]
+    codec = None
+    if op.codec is not None:
+        name = op.codec["threshold"]
+        tensors[name] = plan.tensors[name].astype(np.float32) * plan.tensors[op.codec["tensor"]]
+        codec = {"kind": "hold", "tensor": name}
+    return replace(op, tensors=roles, codec=codec, precision="float32")
+
+
+def _weight(plan: Plan, op: Op) -> Array:
+    weight, step = plan.need(op, "weight").astype(np.float32), plan.need(op, "weight_step")
+    if op.kind == "conv_transpose2d":  # (C, O / g, kh, kw)
+        per_group = step.reshape(op.attributes["groups"], -1)
+        step = np.repeat(per_group, len(weight) // len(per_group), axis=0)[:, :, None, None]
+    else:
+        step = step.reshape(-1, *(1,) * (weight.ndim - 1))
+    return np.asarray(weight * step)

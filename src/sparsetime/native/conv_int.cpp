@@ -1,0 +1,181 @@
+#include "conv_int.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace sparsetime {
+
+namespace {
+
+constexpr int CHUNK = 96;  // outputs whose input rows are looked up together
+
+template <class V>
+typename V::value_type* sized(V& v, size_t n) {
+    if (v.size() < n) v.resize(n);
+    return v.data();
+}
+
+}  // namespace
+
+IntConv::IntConv(Shape in_, Shape out_, Axis rows, Axis columns, int groups, bool transposed, const int8_t* weight, const float* scale,
+                 const float* bias, int zero)
+    : in(in_), out(out_), rows_(std::move(rows)), columns_(std::move(columns)), groups_(groups), zero_(zero), kernels_(kernels().integers) {
+    // The kernel walks along rows of outputs whose rows of inputs are the same.
+    depthwise_ = groups > 1 && groups == in.channels && in.channels == out.channels && in.channels > NARROW && rows_.num == 1 && columns_.num == 1 &&
+                 rows_.taps <= MAX_INT_ROWS;
+    pointwise_ = rows_.taps == 1 && columns_.taps == 1 && rows_.den == 1 && rows_.num == 1 && columns_.den == 1 && columns_.num == 1 &&
+                 in.pixels() == out.pixels() && rows_.shift[0] == 0 && columns_.shift[0] == 0;
+    // Of few channels a tap costs more to look up than to compute.
+    const bool adjoining = !transposed && columns_.taps > 1 && columns_.shift[0] - columns_.shift[1] == 1 && groups == 1;
+    if (!depthwise_ && adjoining && byte_stride(in.channels) <= BYTE_LANE) joined_ = columns_.taps;
+    outside_.assign(size_t(byte_stride(in.channels)) + BYTE_BLOCK, uint8_t(zero));
+    if (depthwise_) pack_depthwise(weight, scale, bias);
+    else pack(weight, transposed, scale, bias);
+    const auto reached = [](const Axis& a) { return int64_t(a.source.size()) - std::count(a.source.begin(), a.source.end(), -1); };
+    dense_macs_ = reached(rows_) * reached(columns_) * in.channels * (out.channels / groups);
+}
+
+void IntConv::pack(const int8_t* weight, bool transposed, const float* scale, const float* bias) {
+    const int lanes = kernels_->width, C = in.channels, O = out.channels, cg = C / groups_, og = O / groups_, taps = rows_.taps * columns_.taps;
+    const auto at = [&](int o, int c, int t) -> int {
+        if (o >= O || c >= C || o / og != c / cg) return 0;
+        return transposed ? weight[(size_t(c) * og + o % og) * taps + t] : weight[(size_t(o) * cg + c % cg) * taps + t];
+    };
+    for (int channel = 0; channel < O;) {
+        Panel p{channel, std::min(4, (O - channel + lanes - 1) / lanes), 0, 0, weight_.size(), start_.size()};
+        const int last = std::min(O, channel + p.vectors * lanes) - 1;
+        p.first = channel / og * cg / INT_GROUP;  // channels of the groups that these outputs belong to
+        p.depth = ((last / og + 1) * cg + INT_GROUP - 1) / INT_GROUP - p.first;
+        const int stride = byte_stride(C), row = joined_ * stride;  // bytes of a tap
+        if (joined_ > 1) p.depth = row / INT_GROUP;
+        const auto output = [&](int v, int l) { return channel + (p.vectors == 4 ? packed_channel(v, l) : v * lanes + l); };
+        for (int t = 0; t < taps; t += joined_)
+            for (int k = p.first; k < p.first + p.depth; ++k)
+                for (int v = 0; v < p.vectors; ++v)
+                    for (int l = 0; l < lanes; ++l)
+                        for (int j = 0; j < INT_GROUP; ++j) {
+                            const int byte = k * INT_GROUP + j;
+                            weight_.push_back(int8_t(joined_ > 1 ? at(output(v, l), byte % stride, t + byte / stride) : at(output(v, l), byte, t)));
+                        }
+        for (int v = 0; v < p.vectors; ++v)
+            for (int l = 0; l < lanes; ++l) {
+                const int o = output(v, l);
+                int sum = 0;
+                if (o < O)
+                    for (int c = o / og * cg; c < (o / og + 1) * cg; ++c)
+                        for (int t = 0; t < taps; ++t) sum += at(o, c, t);
+                start_.push_back(int32_t(uint32_t(-zero_) * uint32_t(sum)));
+                scale_.push_back(o < O ? scale[o] : 0.0f);
+                bias_.push_back(o < O && bias ? bias[o] : 0.0f);
+            }
+        panels_.push_back(p);
+        channel += p.vectors * lanes;
+    }
+}
+
+void IntConv::pack_depthwise(const int8_t* weight, const float* scale, const float* bias) {
+    const int lanes = kernels_->width, C = in.channels, kh = rows_.taps, kw = columns_.taps;
+    for (int block = 0; block < C; block += 4 * lanes) {
+        for (int x = 0; x < kw; ++x)
+            for (int g = 0; g < kh; g += INT_GROUP)
+                for (int v = 0; v < 4; ++v)
+                    for (int l = 0; l < lanes; ++l)
+                        for (int j = 0; j < INT_GROUP; ++j) {
+                            const int c = block + packed_channel(v, l), y = g + j;
+                            weight_.push_back(c < C && y < kh ? weight[(size_t(c) * kh + y) * kw + x] : int8_t(0));
+                        }
+        for (int v = 0; v < 4; ++v)
+            for (int l = 0; l < lanes; ++l) {
+                const int c = block + packed_channel(v, l);
+                int sum = 0;
+                if (c < C)
+                    for (int t = 0; t < kh * kw; ++t) sum += weight[size_t(c) * kh * kw + t];
+                start_.push_back(-zero_ * sum);
+                scale_.push_back(c < C ? scale[c] : 0.0f);
+                bias_.push_back(c < C && bias ? bias[c] : 0.0f);
+            }
+    }
+}
+
+int IntConv::touched(const Change& change, uint8_t* mask, int32_t* list, Workspace& ws) const {
+    return touched_outputs(rows_, columns_, in, out, pointwise_, change, mask, list, ws);
+}
+
+void IntConv::run_depthwise(const uint8_t* codes, const int32_t* list, int count, const Settle& settle, int32_t* found) const {
+    const int stride = byte_stride(in.channels);
+    IntDepthwiseArgs d{};
+    d.rows = rows_.taps;
+    d.columns = columns_.taps;
+    d.step = columns_.den;
+    d.dilation = columns_.taps > 1 ? columns_.shift[0] - columns_.shift[1] : 1;
+    d.width = in.width;
+    d.stride = stride;
+    d.w = weight_.data();
+    d.start = start_.data();
+    d.scale = scale_.data();
+    d.bias = bias_.data();
+    d.zero = uint8_t(zero_);
+    for (int i = 0; i < count; i += d.pixels) {
+        const int p = list[i], y = p / out.width, x = p % out.width;
+        d.pixels = 1;
+        while (d.pixels < out.width - x && i + d.pixels < count && list[i + d.pixels] == p + d.pixels) ++d.pixels;
+        for (int r = 0; r < d.rows; ++r) {
+            const int32_t source = rows_.source[size_t(y) * size_t(d.rows) + size_t(r)];
+            d.row[r] = source < 0 ? nullptr : codes + size_t(source) * in.width * stride;
+        }
+        d.first = p;
+        d.column = x * d.step - columns_.shift[0];
+        d.count = found + i;
+        kernels_->depthwise(d, settle);
+    }
+}
+
+void IntConv::run(const uint8_t* codes, const int32_t* list, int count, const Settle& settle, IntSink& sink, IntWorkspace& ws) const {
+    const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw;
+    const size_t stride = size_t(byte_stride(in.channels));
+    int32_t* found = sized(ws.count, CHUNK);
+    const uint8_t** rows = depthwise_ ? nullptr : sized(ws.rows, size_t(CHUNK) * taps);
+    // Rows of joined columns that reach over the edge of the map are put together here.
+    uint8_t* patches = joined_ > 1 ? sized(ws.patches, size_t(CHUNK) * taps * stride + BYTE_BLOCK) : nullptr;
+    for (int from = 0; from < count; from += CHUNK) {
+        const int n = std::min(CHUNK, count - from);
+        std::memset(found, 0, size_t(n) * sizeof(int32_t));
+        if (depthwise_) {
+            run_depthwise(codes, list + from, n, settle, found);
+        } else {
+            for (int i = 0; i < n; ++i) {
+                const int p = list[from + i];
+                if (pointwise_) {
+                    rows[i] = codes + size_t(p) * stride;
+                    continue;
+                }
+                const int32_t *ry = &rows_.source[size_t(p / out.width) * kh], *rx = &columns_.source[size_t(p % out.width) * kw];
+                if (joined_ > 1) {
+                    const int first = (p % out.width) * columns_.den - columns_.shift[0];
+                    for (int y = 0, t = i; y < kh; ++y, t += n) {
+                        if (ry[y] >= 0 && first >= 0 && first + kw <= in.width) {
+                            rows[t] = codes + (size_t(ry[y]) * in.width + size_t(first)) * stride;
+                            continue;
+                        }
+                        uint8_t* patch = patches + (size_t(i) * kh + size_t(y)) * kw * stride;
+                        for (int x = 0; x < kw; ++x)
+                            std::memcpy(patch + size_t(x) * stride,
+                                        (ry[y] | rx[x]) >= 0 ? codes + (size_t(ry[y]) * in.width + rx[x]) * stride : outside_.data(), stride);
+                        rows[t] = patch;
+                    }
+                    continue;
+                }
+                for (int y = 0, t = i; y < kh; ++y)
+                    for (int x = 0; x < kw; ++x, t += n)
+                        rows[t] = (ry[y] | rx[x]) >= 0 ? codes + (size_t(ry[y]) * in.width + rx[x]) * stride : outside_.data();
+            }
+            for (const Panel& p : panels_)
+                kernels_->tile({n, taps / joined_, p.depth, rows, p.first * INT_GROUP, weight_.data() + p.w, p.vectors, start_.data() + p.at,
+                                scale_.data() + p.at, bias_.data() + p.at, p.channel, list + from, found},
+                               settle);
+        }
+        for (int i = 0; i < n; ++i) emit(sink, list[from + i], found[i]);
+    }
+}
+
+}  // namespace sparsetime

@@ -1,0 +1,265 @@
+// Streams of int8 plans: values are codes, everything is computed anew where an event touched.
+
+#include <algorithm>
+#include <cstring>
+
+#include "stream.h"
+
+namespace sparsetime {
+
+// What stands between z and the value of a node.
+Settle Stream::settle_of(const Node& node, int output) {
+    const Value& v = program_->values[size_t(output)];
+    State& state = states_[size_t(output)];
+    Settle s{};
+    s.channels = v.map.channels;
+    s.act = node.act;
+    s.act_a = node.act_a;
+    s.act_b = node.act_b;
+    s.all = flush_;
+    if (v.coded) {
+        s.codes = state.codes;
+        s.stride = byte_stride(v.map.channels);
+        s.inverse = 1.0f / v.step;
+        s.zero = v.zero;
+        s.threshold = node.threshold.data();
+    } else {
+        s.values = state.value.data();
+        s.value_stride = v.map.stride();
+    }
+    return s;
+}
+
+// Runs body(sink, from, to, thread) over parts of the list, one a thread, and joins what they emit; keeps floats for those who
+// read floats.
+template <class Body>
+void Stream::share(int output, int count, const Body& body) {
+    clear(output);
+    const Value& v = program_->values[size_t(output)];
+    State& state = states_[size_t(output)];
+    Change& change = state.change;
+    change.rowed = change.listed = false;
+    const int parts = std::max(1, std::min(pool_.threads(), count / 16));
+    std::vector<IntSink> sinks(static_cast<size_t>(parts));
+    const auto part = [&](int t) {
+        if (t >= parts) return;
+        const int from = int(int64_t(count) * t / parts), to = int(int64_t(count) * (t + 1) / parts);
+        IntSink& sink = sinks[size_t(t)];
+        sink.mask = change.mask;
+        sink.active = change.active + from;
+        sink.tally = change.tally + from;
+        if (from < to) body(sink, from, to, t);
+        if (v.coded && v.floats)
+            for (int i = 0; i < sink.active_count; ++i) decode_pixel(output, sink.active[i]);
+    };
+    if (parts == 1) part(0);
+    else pool_.run(part);
+    for (const IntSink& sink : sinks) {
+        std::memmove(change.active + change.active_count, sink.active, size_t(sink.active_count) * sizeof(int32_t));
+        std::memmove(change.tally + change.active_count, sink.tally, size_t(sink.active_count) * sizeof(int32_t));
+        change.active_count += sink.active_count;
+        change.events += sink.events;
+    }
+}
+
+void Stream::allocate_codes() {
+    size_t total = 0;
+    const auto size = [](const Value& v) { return v.coded ? size_t(round_up(v.map.pixels() * byte_stride(v.map.channels), BYTE_BLOCK)) + 3 * BYTE_BLOCK : 0; };
+    for (const Value& v : program_->values) total += size(v);
+    if (!total) return;
+    codes_.assign(total + BYTE_BLOCK, 0);  // kernels read whole blocks
+    uint8_t* next = codes_.data();
+    for (const Node& node : program_->nodes)
+        for (int v : node.outputs) {
+            states_[size_t(v)].codes = next;
+            next += size(program_->values[size_t(v)]);
+        }
+}
+
+// Lanes behind the last channel always hold `zero`.
+void Stream::forget_codes() {
+    for (size_t v = 0; v < states_.size(); ++v) {
+        const Value& value = program_->values[v];
+        if (value.coded) std::memset(states_[v].codes, value.zero, size_t(value.map.pixels()) * size_t(byte_stride(value.map.channels)));
+    }
+}
+
+void Stream::decode_pixel(int value, int pixel) {
+    const Value& v = program_->values[size_t(value)];
+    State& state = states_[size_t(value)];
+    kernels().integers->decode(state.codes + size_t(pixel) * byte_stride(v.map.channels), v.step, v.zero, v.map.channels, v.map.stride(),
+                               state.value.data() + size_t(pixel) * v.map.stride());
+}
+
+// rows() of an int8 plan; z(pixels, n, sums, stride) writes z of some pixels.
+void Stream::settle_rows(const Node& node, int output, const int32_t* list, int count, const FillRows& z) {
+    const Settle settle = settle_of(node, output);
+    share(output, count, [&](IntSink& sink, int from, int to, int thread) {
+        const int stride = round_up(settle.channels, LANE), chunk = std::max(1, std::min(64, 8 * 1024 / stride));
+        Floats& sum = int_workspaces_[size_t(thread)].sum;
+        if (sum.size() < size_t(chunk) * stride) sum.resize(size_t(chunk) * stride);
+        for (int i = from; i < to; i += chunk) {
+            const int n = std::min(chunk, to - i);
+            z(list + i, n, sum.data(), stride);
+            for (int k = 0; k < n; ++k) {
+                emit(sink, list[i + k], kernels().integers->settle(sum.data() + size_t(k) * stride, list[i + k], settle));
+            }
+        }
+    });
+}
+
+// Operations that hand codes on as they are, byte by byte.
+void Stream::move_codes(const Node& node) {
+    const int y = node.outputs[0];
+    const Value& v = program_->values[size_t(y)];
+    const Shape& out = v.map;
+    const int n = dense_ ? out.pixels() : touched(node);
+    const int32_t* list = dense_ ? all_.data() : list_.data();
+    if (n == 0) return clear(y);
+    const Settle settle = settle_of(node, y);
+    const IntKernels& kernel = *kernels().integers;
+    const int C = out.channels;
+    const auto input = [&](size_t k) -> const Value& { return program_->values[size_t(node.inputs[k])]; };
+    const auto row = [&](size_t k, int p) { return states_[size_t(node.inputs[k])].codes + size_t(p) * size_t(byte_stride(input(k).map.channels)); };
+    const auto fill = [&](int p, uint8_t* to) {
+        switch (node.kind) {
+            case Kind::cat_channels:
+                for (size_t k = 0; k < node.inputs.size(); ++k) {
+                    std::memcpy(to, row(k, p), size_t(input(k).map.channels));
+                    to += input(k).map.channels;
+                }
+                return;
+            case Kind::cat_pixels:
+            case Kind::pad: {
+                const int32_t from = node.index[size_t(p)];
+                if (from < 0) std::memset(to, v.zero, size_t(C));
+                else std::memcpy(to, row(node.owner.empty() ? 0 : size_t(node.owner[size_t(p)]), from), size_t(C));
+                return;
+            }
+            case Kind::channels: {
+                const uint8_t* x = row(0, p);
+                for (int c = 0; c < C; ++c) to[c] = node.index[size_t(c)] < 0 ? uint8_t(v.zero) : x[node.index[size_t(c)]];
+                return;
+            }
+            case Kind::gather: {
+                const int stride = input(0).map.stride();  // places are those in a map of floats
+                for (int c = 0; c < C; ++c) {
+                    const int32_t j = node.index[size_t(p) * size_t(C) + size_t(c)];
+                    to[c] = j < 0 ? uint8_t(v.zero) : row(0, j / stride)[j % stride];
+                }
+                return;
+            }
+            case Kind::max_pool: {
+                const int width = input(0).map.width;
+                const size_t oy = size_t(p / out.width), ox = size_t(p % out.width);
+                std::memset(to, 0, size_t(C));
+                for (int iy = node.rows[2 * oy]; iy < node.rows[2 * oy + 1]; iy += node.row_step)
+                    for (int ix = node.columns[2 * ox]; ix < node.columns[2 * ox + 1]; ix += node.column_step)
+                        kernel.maximum(row(0, iy * width + ix), to, C);
+                return;
+            }
+            default: std::memcpy(to, row(0, p), size_t(C));  // a reshape that moves nothing
+        }
+    };
+    share(y, n, [&](IntSink& sink, int from, int to, int thread) {
+        Bytes& bytes = int_workspaces_[size_t(thread)].patches;
+        if (bytes.size() < size_t(C) + BYTE_BLOCK) bytes.resize(size_t(C) + BYTE_BLOCK);
+        for (int i = from; i < to; ++i) {
+            fill(list[i], bytes.data());
+            emit(sink, list[i], kernel.settle_codes(bytes.data(), list[i], settle));
+        }
+    });
+}
+
+void Stream::convolve_codes(const Node& node, NodeStats& stats) {
+    const IntConv& conv = *node.integers;
+    const int x = node.inputs[0], y = node.outputs[0], r = node.inputs.size() == 2 ? node.inputs[1] : -1;
+    const int32_t* list = all_.data();
+    int n = conv.out.pixels();
+    if (!dense_) {
+        n = conv.touched(states_[size_t(x)].change, touch_.data(), list_.data(), workspaces_[0]);
+        list = list_.data();
+        if (r >= 0 && states_[size_t(r)].change.active_count) {
+            const uint8_t* mask = states_[size_t(r)].change.mask;
+            for (int p = 0; p < conv.out.pixels(); ++p) touch_[size_t(p)] |= mask[p];
+            n = listed(conv.out);
+        }
+    }
+    stats.path = n == 0 ? "sparse" : "dense";
+    stats.macs = int64_t(double(conv.dense_macs()) * n / conv.out.pixels());
+    if (n == 0) return clear(y);
+    Settle settle = settle_of(node, y);
+    if (r >= 0) {
+        const Value& v = program_->values[size_t(r)];
+        if (v.coded) {
+            settle.residual = states_[size_t(r)].codes;
+            settle.residual_stride = byte_stride(v.map.channels);
+            settle.residual_step = v.step;
+            settle.residual_zero = v.zero;
+        } else {
+            settle.residual_values = states_[size_t(r)].value.data();
+            settle.residual_value_stride = v.map.stride();
+        }
+    }
+    const uint8_t* codes = states_[size_t(x)].codes;
+    share(y, n, [&](IntSink& sink, int from, int to, int thread) {
+        conv.run(codes, list + from, to - from, settle, sink, int_workspaces_[size_t(thread)]);
+    });
+}
+
+// The frame of a camera, as take() does for floats.
+void Stream::take_codes(const Node& node, const Frame& frame) {
+    const int value = node.outputs[0];
+    clear(value);
+    const Shape& map = program_->values[size_t(value)].map;
+    Change& change = states_[size_t(value)].change;
+    change.rowed = change.listed = false;
+    prepare_lines();
+    const Settle settle = settle_of(node, value);
+    IntFrameArgs f{0, 0, nullptr, change.mask, change.active, change.tally, 0, 0};
+    for (int y = 0; y < map.height; ++y) {
+        const int from = spans_[2 * size_t(y)], to = spans_[2 * size_t(y) + 1];
+        if (to <= from) continue;
+        fetch_pixels(frame, y, from, to);
+        f.y = line_.data();
+        f.first = y * map.width + from;
+        f.pixels = to - from;
+        kernels().integers->frame(f, settle);
+    }
+    change.active_count = f.active_count;
+    change.events = f.events;
+    if (program_->values[size_t(value)].floats)
+        for (int i = 0; i < change.active_count; ++i) decode_pixel(value, change.active[i]);
+}
+
+void Stream::read_codes(int value, uint8_t* out) const {
+    const Value& v = program_->values[size_t(value)];
+    const int64_t n = product(v.shape);
+    const Layout layout(v);
+    const size_t stride = size_t(byte_stride(v.map.channels));
+    for (int64_t i = 0; i < n; ++i) out[i] = states_[size_t(value)].codes[size_t(layout.pixel(i)) * stride + size_t(layout.channel(i))];
+}
+
+void Stream::write_codes(int value, const uint8_t* in) {
+    const Value& v = program_->values[size_t(value)];
+    const int64_t n = product(v.shape);
+    const Layout layout(v);
+    const size_t stride = size_t(byte_stride(v.map.channels));
+    uint8_t* codes = states_[size_t(value)].codes;
+    std::memset(codes, v.zero, stride * size_t(v.map.pixels()));
+    for (int64_t i = 0; i < n; ++i) codes[size_t(layout.pixel(i)) * stride + size_t(layout.channel(i))] = in[i];
+    if (v.floats)
+        for (int p = 0; p < v.map.pixels(); ++p) decode_pixel(value, p);
+}
+
+// Floats of a value that has codes alone, in logical order.
+void Stream::read_decoded(int value, float* out) const {
+    const Value& v = program_->values[size_t(value)];
+    const int64_t n = product(v.shape);
+    const Layout layout(v);
+    const size_t stride = size_t(byte_stride(v.map.channels));
+    for (int64_t i = 0; i < n; ++i)
+        out[i] = float(int(states_[size_t(value)].codes[size_t(layout.pixel(i)) * stride + size_t(layout.channel(i))]) - v.zero) * v.step;
+}
+
+}  // namespace sparsetime

@@ -1,0 +1,551 @@
+// int8 layers: sums of products of bytes in registers, and from there to codes without a way through memory. Compiled once per
+// instruction set, without contracting a product and a sum into one operation: codes must be the same bits everywhere.
+
+#include "kernels_int.h"
+
+#include <cstring>
+
+#include "activate.h"
+#include "kernels.h"
+#include "vec.h"
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+namespace {
+
+using namespace sparsetime;
+
+typedef int32_t IntU __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+
+inline Int load_int(const void* p) { return *static_cast<const IntU*>(p); }
+inline Int splat_int(int32_t x) { return x - Int{}; }
+inline Int four_bytes(const uint8_t* p) {
+    int32_t x;
+    std::memcpy(&x, p, sizeof x);
+    return splat_int(x);
+}
+inline Vec floats(Int x) { return __builtin_convertvector(x, Vec); }
+inline Int rounded(Vec x) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Int>(_mm512_cvtps_epi32(x));
+#elif defined(__AVX2__)
+    return reinterpret_cast<Int>(_mm256_cvtps_epi32(x));
+#else
+    return __builtin_convertvector(round_even(x), Int);
+#endif
+}
+
+// acc + sum of four products in each lane: bytes of x without sign, of w with.
+inline Int dot(Int acc, Int x, Int w) {
+#if defined(__AVX512VNNI__)
+    return reinterpret_cast<Int>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc), reinterpret_cast<__m512i>(x), reinterpret_cast<__m512i>(w)));
+#elif defined(__AVX512BW__)
+    // Products of neighbours apart, since their sums leave 16 bits.
+    const __m512i a = reinterpret_cast<__m512i>(x), b = reinterpret_cast<__m512i>(w);
+    const __m512i even = _mm512_madd_epi16(_mm512_and_si512(a, _mm512_set1_epi16(255)), _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8));
+    const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(a, 8), _mm512_srai_epi16(b, 8));
+    return acc + reinterpret_cast<Int>(even) + reinterpret_cast<Int>(odd);
+#elif defined(__AVX2__)
+    const __m256i a = reinterpret_cast<__m256i>(x), b = reinterpret_cast<__m256i>(w);
+    const __m256i even = _mm256_madd_epi16(_mm256_and_si256(a, _mm256_set1_epi16(255)), _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));
+    const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(a, 8), _mm256_srai_epi16(b, 8));
+    return acc + reinterpret_cast<Int>(even) + reinterpret_cast<Int>(odd);
+#elif defined(__SSE2__)
+    const __m128i a = reinterpret_cast<__m128i>(x), b = reinterpret_cast<__m128i>(w);
+    const __m128i even = _mm_madd_epi16(_mm_and_si128(a, _mm_set1_epi16(255)), _mm_srai_epi16(_mm_slli_epi16(b, 8), 8));
+    const __m128i odd = _mm_madd_epi16(_mm_srli_epi16(a, 8), _mm_srai_epi16(b, 8));
+    return acc + reinterpret_cast<Int>(even) + reinterpret_cast<Int>(odd);
+#elif defined(__ARM_FEATURE_DOTPROD)
+    // Both with sign: x - 128, and what that takes away given back.
+    const int8x16_t b = reinterpret_cast<int8x16_t>(w);
+    const int32x4_t less = vdotq_s32(reinterpret_cast<int32x4_t>(acc), vreinterpretq_s8_u8(veorq_u8(reinterpret_cast<uint8x16_t>(x), vdupq_n_u8(128))), b);
+    return reinterpret_cast<Int>(vsubq_s32(less, vdotq_s32(vdupq_n_s32(0), vdupq_n_s8(-128), b)));
+#else
+    const Int low = x & 255, second = (x >> 8) & 255, third = (x >> 16) & 255, fourth = (x >> 24) & 255;
+    return acc + low * ((w << 24) >> 24) + second * ((w << 16) >> 24) + third * ((w << 8) >> 24) + fourth * (w >> 24);
+#endif
+}
+
+// ---- from numbers to codes ----------------------------------------------------------------------------------------------
+
+// What the codec needs on vectors.
+struct Scale {
+    Vec inverse, low, high;
+    Int zero;
+    explicit Scale(const Settle& s)
+        : inverse(splat(s.inverse)), low(splat(float(-s.zero))), high(splat(float(255 - s.zero))), zero(splat_int(s.zero)) {}
+    Int code(Vec y) const { return rounded(min(max(y * inverse, low), high)) + zero; }
+};
+
+// Codes of a pixel from channel c on against those held; returns how many were sent.
+inline int send(const uint8_t* code, const Settle& s, ptrdiff_t pixel, int c, int count) {
+    uint8_t* held = s.codes + pixel * s.stride + c;
+    const uint8_t* threshold = s.threshold + c;
+    int sent = 0;
+    for (int i = 0; i < count; ++i) {
+        const uint8_t n = code[i], h = held[i], far = n > h ? uint8_t(n - h) : uint8_t(h - n);
+        const bool go = s.all || far > threshold[i];
+        held[i] = go ? n : h;
+        sent += go;
+    }
+    return sent;
+}
+
+#if defined(__AVX512BW__)
+inline int send(__m512i code, const Settle& s, ptrdiff_t pixel, int c, int count) {
+    uint8_t* held = s.codes + pixel * s.stride + c;
+    const __mmask64 valid = count >= 64 ? ~__mmask64(0) : (__mmask64(1) << count) - 1;
+    const __m512i h = _mm512_loadu_si512(held);  // blocks that end behind the last pixel have room there
+    const __m512i far = _mm512_or_si512(_mm512_subs_epu8(code, h), _mm512_subs_epu8(h, code));
+    const __mmask64 go = s.all ? valid : _mm512_mask_cmpgt_epu8_mask(valid, far, _mm512_loadu_si512(s.threshold + c));
+    // Stored without asking, since whether something changed cannot be foreseen; and in whole parts of a row, since stores under a
+    // mask of bytes are slow on some machines.
+    const __m512i now = _mm512_mask_blend_epi8(go, h, code);
+    if (count > 48) {
+        _mm512_storeu_si512(held, now);
+    } else {
+        if (count > 16) _mm256_storeu_si256(reinterpret_cast<__m256i*>(held), _mm512_castsi512_si256(now));
+        if (count <= 16) _mm_storeu_si128(reinterpret_cast<__m128i*>(held), _mm512_castsi512_si128(now));
+        else if (count > 32) _mm_storeu_si128(reinterpret_cast<__m128i*>(held + 32), _mm512_extracti32x4_epi32(now, 2));
+    }
+    return int(__builtin_popcountll(go));
+}
+#endif
+
+template <Act A>
+int settle_of(const float* z, ptrdiff_t pixel, int c, int count, const Settle& s) {
+    if (s.values) {
+        float* value = s.values + pixel * s.value_stride + c;
+        Int changed{};
+        int i = 0;
+        for (; i + VL <= count; i += VL) {
+            const Vec y = activate<A>(load(z + i), s.act, s.act_a, s.act_b);
+            changed -= y != load(value + i);
+            store(value + i, y);
+        }
+        int sent = 0;
+        for (int l = 0; l < VL; ++l) sent += changed[l];
+        if (i < count) {
+            float y[VL];
+            store(y, activate<A>(load(z + i), s.act, s.act_a, s.act_b));
+            for (int l = 0; i + l < count; ++l) {
+                sent += y[l] != value[i + l];
+                value[i + l] = y[l];
+            }
+        }
+        return s.all ? count : sent;
+    }
+    const Scale scale(s);
+    int sent = 0;
+    for (int first = 0; first < count; first += BYTE_BLOCK) {
+        const int n = count - first < BYTE_BLOCK ? count - first : BYTE_BLOCK;
+        uint8_t code[BYTE_BLOCK + VL];
+        for (int i = 0; i < n; i += VL) {
+            const Int m = scale.code(activate<A>(load(z + first + i), s.act, s.act_a, s.act_b));
+            for (int l = 0; l < VL; ++l) code[i + l] = uint8_t(m[l]);
+        }
+        sent += send(code, s, pixel, c + first, n);
+    }
+    return sent;
+}
+
+int settle_from(const float* z, ptrdiff_t pixel, int c, int count, const Settle& s) {
+    if (s.act == Act::none) return settle_of<Act::none>(z, pixel, c, count, s);
+    if (s.act == Act::clamp) return settle_of<Act::clamp>(z, pixel, c, count, s);
+    return settle_of<Act::leaky_relu>(z, pixel, c, count, s);  // stands for all that are chosen at run time
+}
+
+int settle(const float* z, int pixel, const Settle& s) { return settle_from(z, pixel, 0, s.channels, s); }
+
+int settle_codes(const uint8_t* codes, int pixel, const Settle& s) {
+    int sent = 0;
+    for (int c = 0; c < s.channels; c += BYTE_BLOCK) {
+        const int n = s.channels - c < BYTE_BLOCK ? s.channels - c : BYTE_BLOCK;
+#if defined(__AVX512BW__)
+        sent += send(_mm512_loadu_si512(codes + c), s, pixel, c, n);
+#else
+        sent += send(codes + c, s, pixel, c, n);
+#endif
+    }
+    return sent;
+}
+
+void maximum(const uint8_t* x, uint8_t* sum, int n) {
+    for (int i = 0; i < n; ++i) sum[i] = x[i] > sum[i] ? x[i] : sum[i];
+}
+
+// Sums of one pixel, V vectors of a panel, with all that may come behind.
+template <int V>
+[[gnu::noinline]] int finish_any(const Int* sum, const float* scale, const float* bias, ptrdiff_t pixel, int channel, const Settle& s) {
+    float z[V * VL];
+    for (int v = 0; v < V; ++v) {
+        float lane[VL];
+        store(lane, floats(sum[v]) * load(scale + v * VL) + load(bias + v * VL));
+        for (int l = 0; l < VL; ++l) z[V == 4 ? packed_channel(v, l) : v * VL + l] = lane[l];
+    }
+    const int count = s.channels - channel < V * VL ? s.channels - channel : V * VL;
+    if (s.residual) {
+        const uint8_t* r = s.residual + pixel * s.residual_stride + channel;
+        for (int i = 0; i < count; ++i) z[i] += float(int(r[i]) - s.residual_zero) * s.residual_step;
+    }
+    if (s.residual_values) {
+        const float* r = s.residual_values + pixel * s.residual_value_stride + channel;
+        for (int i = 0; i < count; ++i) z[i] += r[i];
+    }
+    return settle_from(z, pixel, channel, count, s);
+}
+
+// The same where activation and codec are bounds of the codes alone, which most layers are.
+struct Bounds {
+    Scale scale;
+    Vec residual_step;
+    explicit Bounds(const Settle& s) : scale(s), residual_step(splat(s.residual_step)) {
+        if (s.act != Act::clamp) return;
+        // Bounds of y are bounds of y / step: rounding keeps the order.
+        scale.low = max(splat(s.act_a * s.inverse), scale.low);
+        scale.high = min(splat(s.act_b * s.inverse), scale.high);
+    }
+};
+
+inline bool bounded(const Settle& s) {
+    return s.codes && !s.residual_values && (s.act == Act::none || s.act == Act::clamp);
+}
+
+#if defined(__AVX512BW__)
+template <int V>
+[[gnu::always_inline]] inline int finish_bounded(const Int* sum, const float* scale, const float* bias, ptrdiff_t pixel, int channel, const Settle& s,
+                          const Bounds& b) {
+    Int n[V];
+    Vec y[V];
+    for (int v = 0; v < V; ++v) y[v] = floats(sum[v]) * load(scale + v * VL) + load(bias + v * VL);
+    const int count = s.channels - channel;
+    if (s.residual) {
+        const uint8_t* r = s.residual + pixel * s.residual_stride + channel;
+        __m512i wide[4];
+        if (V == 4) {
+            const __m512i bytes = _mm512_loadu_si512(r), none = _mm512_setzero_si512();
+            const __m512i low = _mm512_unpacklo_epi8(bytes, none), high = _mm512_unpackhi_epi8(bytes, none);
+            wide[0] = _mm512_unpacklo_epi16(low, none);
+            wide[1] = _mm512_unpackhi_epi16(low, none);
+            wide[2] = _mm512_unpacklo_epi16(high, none);
+            wide[3] = _mm512_unpackhi_epi16(high, none);
+        } else {
+            for (int v = 0; v < V; ++v) wide[v] = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(r + v * VL)));
+        }
+        for (int v = 0; v < V; ++v) y[v] = y[v] + floats(reinterpret_cast<Int>(wide[v]) - s.residual_zero) * b.residual_step;
+    }
+    for (int v = 0; v < V; ++v) n[v] = rounded(min(max(y[v] * b.scale.inverse, b.scale.low), b.scale.high)) + b.scale.zero;
+    __m512i code;
+    if (V == 4) {
+        const __m512i first = _mm512_packs_epi32(reinterpret_cast<__m512i>(n[0]), reinterpret_cast<__m512i>(n[1 % V]));
+        const __m512i second = _mm512_packs_epi32(reinterpret_cast<__m512i>(n[2 % V]), reinterpret_cast<__m512i>(n[3 % V]));
+        code = _mm512_packus_epi16(first, second);
+    } else {
+        code = _mm512_castsi128_si512(_mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(n[0])));
+        if (V > 1) code = _mm512_inserti32x4(code, _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(n[1 % V])), 1);
+        if (V > 2) code = _mm512_inserti32x4(code, _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(n[2 % V])), 2);
+    }
+    return send(code, s, pixel, channel, count < V * VL ? count : V * VL);
+}
+#else
+template <int V>
+inline int finish_bounded(const Int* sum, const float* scale, const float* bias, ptrdiff_t pixel, int channel, const Settle& s,
+                          const Bounds& b) {
+    uint8_t code[4 * VL];
+    const int count = s.channels - channel < V * VL ? s.channels - channel : V * VL;
+    for (int v = 0; v < V; ++v) {
+        Vec y = floats(sum[v]) * load(scale + v * VL) + load(bias + v * VL);
+        if (s.residual) {
+            const uint8_t* r = s.residual + pixel * s.residual_stride + channel;
+            Int wide;
+            for (int l = 0; l < VL; ++l) wide[l] = r[V == 4 ? packed_channel(v, l) : v * VL + l];
+            y = y + floats(wide - s.residual_zero) * b.residual_step;
+        }
+        const Int n = rounded(min(max(y * b.scale.inverse, b.scale.low), b.scale.high)) + b.scale.zero;
+        for (int l = 0; l < VL; ++l) code[V == 4 ? packed_channel(v, l) : v * VL + l] = uint8_t(n[l]);
+    }
+    return send(code, s, pixel, channel, count);
+}
+#endif
+
+// ---- register tile ------------------------------------------------------------------------------------------------------
+
+#if defined(__AVX512F__)
+constexpr int PIXELS = 6;
+constexpr int AHEAD = 1;  // groups of pixels
+#else
+constexpr int PIXELS = 2;
+constexpr int AHEAD = 8;
+#endif
+
+template <int M, int V>
+inline void tile_at(const IntTileArgs& t, int at, const Settle& s, const Bounds& b, bool fast) {
+    Int acc[M][V];
+    for (int v = 0; v < V; ++v) {
+        const Int start = load_int(t.start + v * VL);
+        for (int i = 0; i < M; ++i) acc[i][v] = start;
+    }
+    const int8_t* w = t.w;
+    for (int tap = 0; tap < t.taps; ++tap) {
+        const uint8_t* a[M];
+        for (int i = 0; i < M; ++i) a[i] = t.a[ptrdiff_t(tap) * t.pixels + at + i] + t.offset;
+        for (int k = 0; k < t.depth; ++k, w += V * VL * INT_GROUP) {
+            Int weight[V];
+            for (int v = 0; v < V; ++v) weight[v] = load_int(w + v * VL * INT_GROUP);
+            for (int i = 0; i < M; ++i) {
+                const Int x = four_bytes(a[i] + k * INT_GROUP);
+                for (int v = 0; v < V; ++v) acc[i][v] = dot(acc[i][v], x, weight[v]);
+            }
+        }
+    }
+    for (int i = 0; i < M; ++i) {
+        const ptrdiff_t p = t.pixel[at + i];
+        t.count[at + i] += fast ? finish_bounded<V>(acc[i], t.scale, t.bias, p, t.channel, s, b)
+                                : finish_any<V>(acc[i], t.scale, t.bias, p, t.channel, s);
+    }
+}
+
+// Asks for what the pixels from `at` on will need: lists jump over what did not change, so the machine cannot foresee it.
+inline void fetch(const IntTileArgs& t, const Settle& s, int at) {
+    for (int i = at; i < at + PIXELS && i < t.pixels; ++i) {
+        if (s.codes) {
+            const uint8_t* held = s.codes + ptrdiff_t(t.pixel[i]) * s.stride + t.channel;
+            __builtin_prefetch(held);
+            if (t.vectors == 4) __builtin_prefetch(held + 4 * VL - 1);
+        }
+        if (s.residual) __builtin_prefetch(s.residual + ptrdiff_t(t.pixel[i]) * s.residual_stride + t.channel);
+        if (t.taps == 1) __builtin_prefetch(t.a[i] + t.offset);
+    }
+}
+
+template <int V>
+void tile_of(const IntTileArgs& t, const Settle& s) {
+    const Bounds b(s);
+    const bool fast = bounded(s);
+    int at = 0;
+    for (; at + PIXELS <= t.pixels; at += PIXELS) {
+        fetch(t, s, at + AHEAD * PIXELS);
+        tile_at<PIXELS, V>(t, at, s, b, fast);
+    }
+    switch (t.pixels - at) {
+#if defined(__AVX512F__)
+        case 5: return tile_at<5, V>(t, at, s, b, fast);
+        case 4: return tile_at<4, V>(t, at, s, b, fast);
+        case 3: return tile_at<3, V>(t, at, s, b, fast);
+        case 2: return tile_at<2, V>(t, at, s, b, fast);
+#endif
+        case 1: return tile_at<1, V>(t, at, s, b, fast);
+        default: return;
+    }
+}
+
+void tile(const IntTileArgs& t, const Settle& s) {
+    switch (t.vectors) {
+        case 1: return tile_of<1>(t, s);
+        case 2: return tile_of<2>(t, s);
+        case 3: return tile_of<3>(t, s);
+        default: return tile_of<4>(t, s);
+    }
+}
+
+// ---- depthwise ----------------------------------------------------------------------------------------------------------
+
+// Four rows of 4 VL bytes as four vectors of lanes that hold one channel's four bytes each, in the order of packed_channel.
+struct Column {
+    Int v[4];
+};
+
+inline Column interleave(const uint8_t* const (&row)[4]) {
+    Column c;
+#if defined(__AVX512BW__)
+    const __m512i r0 = _mm512_loadu_si512(row[0]), r1 = _mm512_loadu_si512(row[1]), r2 = _mm512_loadu_si512(row[2]), r3 = _mm512_loadu_si512(row[3]);
+    const __m512i a = _mm512_unpacklo_epi8(r0, r1), b = _mm512_unpackhi_epi8(r0, r1), d = _mm512_unpacklo_epi8(r2, r3), e = _mm512_unpackhi_epi8(r2, r3);
+    c.v[0] = reinterpret_cast<Int>(_mm512_unpacklo_epi16(a, d));
+    c.v[1] = reinterpret_cast<Int>(_mm512_unpackhi_epi16(a, d));
+    c.v[2] = reinterpret_cast<Int>(_mm512_unpacklo_epi16(b, e));
+    c.v[3] = reinterpret_cast<Int>(_mm512_unpackhi_epi16(b, e));
+#elif defined(__AVX2__)
+    const auto at = [&](int i) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row[i])); };
+    const __m256i r0 = at(0), r1 = at(1), r2 = at(2), r3 = at(3);
+    const __m256i a = _mm256_unpacklo_epi8(r0, r1), b = _mm256_unpackhi_epi8(r0, r1), d = _mm256_unpacklo_epi8(r2, r3), e = _mm256_unpackhi_epi8(r2, r3);
+    c.v[0] = reinterpret_cast<Int>(_mm256_unpacklo_epi16(a, d));
+    c.v[1] = reinterpret_cast<Int>(_mm256_unpackhi_epi16(a, d));
+    c.v[2] = reinterpret_cast<Int>(_mm256_unpacklo_epi16(b, e));
+    c.v[3] = reinterpret_cast<Int>(_mm256_unpackhi_epi16(b, e));
+#else
+    for (int j = 0; j < 4; ++j)
+        for (int l = 0; l < VL; ++l) {
+            const int at = packed_channel(j, l);
+            c.v[j][l] = int32_t(uint32_t(row[0][at]) | uint32_t(row[1][at]) << 8 | uint32_t(row[2][at]) << 16 | uint32_t(row[3][at]) << 24);
+        }
+#endif
+    return c;
+}
+
+struct DepthwiseView {
+    const IntDepthwiseArgs& d;
+    const uint8_t* outside;  // 4 VL bytes of `zero`
+    int c;                   // first channel
+    Column at(int column, int group) const {
+        const uint8_t* row[4];
+        for (int r = 0; r < 4; ++r) {
+            const int y = 4 * group + r;
+            row[r] = y < d.rows && d.row[y] && column >= 0 && column < d.width ? d.row[y] + ptrdiff_t(column) * d.stride + c : outside;
+        }
+        return interleave(row);
+    }
+};
+
+// Any kernel: columns are read anew for every output.
+void depthwise_any(const IntDepthwiseArgs& d, const DepthwiseView& view, const int8_t* w, int block, const Settle& s, const Bounds& b, bool fast) {
+    const int groups = (d.rows + 3) / 4, size = 4 * VL;
+    for (int i = 0; i < d.pixels; ++i) {
+        Int acc[4];
+        for (int v = 0; v < 4; ++v) acc[v] = load_int(d.start + block * size + v * VL);
+        const int8_t* weight = w;
+        for (int k = 0; k < d.columns; ++k)
+            for (int g = 0; g < groups; ++g, weight += 4 * size) {
+                const Column x = view.at(d.column + i * d.step + k * d.dilation, g);
+                for (int v = 0; v < 4; ++v) acc[v] = dot(acc[v], x.v[v], load_int(weight + v * VL * INT_GROUP));
+            }
+        const float *scale = d.scale + block * size, *bias = d.bias + block * size;
+        d.count[i] += fast ? finish_bounded<4>(acc, scale, bias, d.first + i, block * size, s, b)
+                           : finish_any<4>(acc, scale, bias, d.first + i, block * size, s);
+    }
+}
+
+// Three columns of at most four rows: a window that slides, by S columns.
+template <int S>
+void depthwise_three(const IntDepthwiseArgs& d, const DepthwiseView& view, const int8_t* w, int block, const Settle& s, const Bounds& b) {
+    constexpr int size = 4 * VL;
+    const float *scale = d.scale + block * size, *bias = d.bias + block * size;
+    const int32_t* start = d.start + block * size;
+    int column = d.column;
+    Column x0 = view.at(column, 0), x1{};
+    if (S == 1) x1 = view.at(column + 1, 0);
+    for (int i = 0; i < d.pixels; ++i, column += S) {
+        if (S == 2) x1 = view.at(column + 1, 0);
+        const Column x2 = view.at(column + 2, 0);
+        Int acc[4];
+        for (int v = 0; v < 4; ++v) {
+            acc[v] = dot(load_int(start + v * VL), x0.v[v], load_int(w + v * VL * INT_GROUP));
+            acc[v] = dot(acc[v], x1.v[v], load_int(w + (4 + v) * VL * INT_GROUP));
+            acc[v] = dot(acc[v], x2.v[v], load_int(w + (8 + v) * VL * INT_GROUP));
+        }
+        d.count[i] += finish_bounded<4>(acc, scale, bias, d.first + i, block * size, s, b);
+        if (S == 1) {
+            x0 = x1;
+            x1 = x2;
+        } else {
+            x0 = x2;
+        }
+    }
+}
+
+void depthwise(const IntDepthwiseArgs& d, const Settle& s) {
+    const Bounds b(s);
+    const bool fast = bounded(s);
+    uint8_t outside[4 * VL];
+    std::memset(outside, d.zero, sizeof outside);
+    const size_t weights = size_t(d.columns) * ((d.rows + 3) / 4) * 4 * VL * INT_GROUP;
+    const int8_t* w = d.w;
+    for (int block = 0; block * 4 * VL < s.channels; ++block, w += weights) {
+        const DepthwiseView view{d, outside, block * 4 * VL};
+        const bool three = fast && d.columns == 3 && d.rows <= 4 && d.dilation == 1;
+        if (three && d.step == 1) depthwise_three<1>(d, view, w, block, s, b);
+        else if (three && d.step == 2) depthwise_three<2>(d, view, w, block, s, b);
+        else depthwise_any(d, view, w, block, s, b, fast);
+    }
+}
+
+// ---- frames -------------------------------------------------------------------------------------------------------------
+
+#if defined(__AVX512BW__)
+// 16 pixels of 3 channels: 48 codes, spread to the places that they have in memory.
+void frame_of_three(IntFrameArgs& f, const Settle& s) {
+    const Scale scale(s);
+    alignas(64) uint8_t repeated[64];
+    for (int i = 0; i < 64; ++i) repeated[i] = i % 4 < 3 ? s.threshold[i % 4] : 255;
+    const __m512i threshold = _mm512_load_si512(repeated);
+    const __m128i spread = _mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1);
+    const __m512i none = _mm512_set1_epi32(s.zero << 24);
+    for (int from = 0; from < f.pixels; from += 16) {
+        const int n = f.pixels - from < 16 ? f.pixels - from : 16;
+        float y[48];
+        const float* in = f.y + ptrdiff_t(from) * 3;
+        if (n < 16) {
+            std::memset(y, 0, sizeof y);
+            std::memcpy(y, in, size_t(n) * 3 * sizeof(float));
+            in = y;
+        }
+        uint8_t code[64];
+        for (int k = 0; k < 3; ++k)
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(code + 16 * k), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(scale.code(load(in + 16 * k)))));
+        const auto four = [&](int k) { return _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(code + 12 * k)), spread); };
+        __m512i now = _mm512_castsi128_si512(four(0));
+        now = _mm512_inserti32x4(now, four(1), 1);
+        now = _mm512_inserti32x4(now, four(2), 2);
+        now = _mm512_or_si512(_mm512_inserti32x4(now, four(3), 3), none);
+        uint8_t* held = s.codes + ptrdiff_t(f.first + from) * NARROW;
+        const __m512i h = _mm512_loadu_si512(held);
+        const __m512i far = _mm512_or_si512(_mm512_subs_epu8(now, h), _mm512_subs_epu8(h, now));
+        const uint64_t valid = (n < 16 ? (uint64_t(1) << 4 * n) - 1 : ~uint64_t(0)) & 0x7777777777777777u;
+        uint64_t go = s.all ? valid : valid & _mm512_cmpgt_epu8_mask(far, threshold);
+        if (!go) continue;
+        _mm512_mask_storeu_epi8(held, go, now);
+        while (go) {
+            const int p = __builtin_ctzll(go) / 4;
+            const int sent = __builtin_popcountll(go >> 4 * p & 15);
+            go &= ~(uint64_t(15) << 4 * p);
+            f.active[f.active_count] = f.first + from + p;
+            f.tally[f.active_count++] = sent;
+            f.mask[f.first + from + p] = 1;
+            f.events += sent;
+        }
+    }
+}
+#endif
+
+void frame(IntFrameArgs& f, const Settle& s) {
+#if defined(__AVX512BW__)
+    if (s.channels == 3) return frame_of_three(f, s);
+#endif
+    const Scale scale(s);
+    const int C = s.channels;
+    constexpr int PIECE = 64;  // pixels
+    for (int from = 0; from < f.pixels; from += PIECE) {
+        const int n = f.pixels - from < PIECE ? f.pixels - from : PIECE, elements = n * C;
+        float y[PIECE * NARROW + VL] = {};
+        uint8_t code[PIECE * NARROW + VL];
+        std::memcpy(y, f.y + ptrdiff_t(from) * C, size_t(elements) * sizeof(float));
+        for (int i = 0; i < elements; i += VL) {
+            const Int m = scale.code(load(y + i));
+            for (int l = 0; l < VL; ++l) code[i + l] = uint8_t(m[l]);
+        }
+        for (int i = 0; i < n; ++i) {
+            const int32_t p = f.first + from + i;
+            const int sent = send(code + i * C, s, p, 0, C);
+            f.active[f.active_count] = p;
+            f.tally[f.active_count] = sent;
+            f.active_count += sent != 0;
+            f.mask[p] = sent != 0;
+            f.events += sent;
+        }
+    }
+}
+
+void decode(const uint8_t* codes, float step, int zero, int channels, int stride, float* out) {
+    for (int c = 0; c < channels; ++c) out[c] = float(int(codes[c]) - zero) * step;
+    for (int c = channels; c < stride; ++c) out[c] = 0.0f;
+}
+
+}  // namespace
+
+namespace sparsetime {
+
+extern const IntKernels SPARSETIME_INTEGERS;
+const IntKernels SPARSETIME_INTEGERS = {VL, tile, depthwise, settle, frame, settle_codes, maximum, decode};
+
+}  // namespace sparsetime

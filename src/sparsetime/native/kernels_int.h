@@ -1,0 +1,102 @@
+// The inner loops of int8 plans, one table of functions per instruction set, found as Kernels::integers.
+//
+// Codes are bytes, channels-last: a map is rows of `byte_stride` bytes, one row per pixel. A value is step * (code - zero). Sums
+// are of 32 bits and exact; from a sum to a code every float operation is rounded by itself, so that all tables give the same bits.
+
+#pragma once
+
+#include <cstdint>
+
+#include "kernels.h"
+
+namespace sparsetime {
+
+constexpr int BYTE_LANE = 16;       // byte strides of maps of more than NARROW channels are multiples of it
+constexpr int BYTE_BLOCK = 64;      // most channels that are looked at together: arrays by channel are padded to it
+constexpr int INT_GROUP = 4;        // bytes that one multiplication joins
+constexpr int MAX_INT_ROWS = 8;     // kernel rows of the depthwise kernel
+
+inline int byte_stride(int channels) { return channels <= NARROW ? NARROW : (channels + BYTE_LANE - 1) / BYTE_LANE * BYTE_LANE; }
+
+// Output channel of lane l of vector v in a panel of four vectors: packing four vectors of 32 bits to one of bytes, by the
+// instructions that work inside of 16 bytes, puts channels in order; interleaving four rows of bytes takes it apart in the same way.
+inline int packed_channel(int vector, int lane) { return 16 * (lane / 4) + 4 * vector + lane % 4; }
+
+// From z to what consumers see; docs/plan.md, "Codes". Either `codes` or `values` is written.
+struct Settle {
+    int channels;
+    Act act;
+    float act_a, act_b;
+    uint8_t* codes;             // or null
+    int stride;                 // bytes from pixel to pixel
+    float inverse;              // 1 / step
+    int zero;
+    const uint8_t* threshold;   // [channels rounded up to BYTE_BLOCK]
+    bool all;                   // the first frame: everything is sent
+    float* values;              // or null
+    int value_stride;
+    const uint8_t* residual;    // codes added to z after the bias, or null
+    int residual_stride;
+    float residual_step;
+    int residual_zero;
+    const float* residual_values;  // the same as floats, or null
+    int residual_value_stride;
+};
+
+// A panel of outputs for a list of pixels: `vectors` vectors of sums, four in the order of packed_channel, fewer in plain order.
+struct IntTileArgs {
+    int pixels;
+    int taps, depth;            // depth: groups of four channels
+    const uint8_t* const* a;    // [taps][pixels]: input rows
+    int offset;                 // added to every row: the first channel
+    const int8_t* w;            // [taps][depth][vectors][lanes][4]
+    int vectors;
+    const int32_t* start;       // [vectors][lanes]: what sums start from
+    const float *scale, *bias;  // [vectors][lanes]
+    int channel;                // first output channel
+    const int32_t* pixel;       // [pixels]: place in the output
+    int32_t* count;             // [pixels]: changed elements are added
+};
+
+// Depthwise sums of outputs next to each other in a row.
+struct IntDepthwiseArgs {
+    int pixels;
+    int first;                  // place of the first output
+    int rows, columns;          // of the kernel
+    const uint8_t* row[MAX_INT_ROWS];  // rows of the input, from column 0; null outside of the map
+    int column;                 // of the first tap of the first output; may lie outside
+    int step, dilation;         // of columns
+    int width, stride;          // of the input
+    const int8_t* w;            // [block of channels][columns][groups of four rows][4][lanes][4]
+    const int32_t* start;       // [block][4][lanes]
+    const float *scale, *bias;  // [block][4][lanes]
+    uint8_t zero;
+    int32_t* count;             // [pixels]
+};
+
+// Pixels of a frame, at most NARROW channels, against the codes that were sent.
+struct IntFrameArgs {
+    int pixels;
+    int32_t first;              // place of the first pixel
+    const float* y;             // [pixels][channels]
+    uint8_t* mask;
+    int32_t *active, *tally;    // appended
+    int32_t active_count;
+    int64_t events;
+};
+
+struct IntKernels {
+    int width;                  // 32-bit lanes of a vector
+    void (*tile)(const IntTileArgs&, const Settle&);
+    void (*depthwise)(const IntDepthwiseArgs&, const Settle&);
+    // z of one pixel, channels rounded up to LANE readable; returns how many elements changed.
+    int (*settle)(const float* z, int pixel, const Settle&);
+    void (*frame)(IntFrameArgs&, const Settle&);
+    // Codes of one pixel that were moved as they are; returns how many changed.
+    int (*settle_codes)(const uint8_t* codes, int pixel, const Settle&);
+    void (*maximum)(const uint8_t* x, uint8_t* sum, int n);
+    // v = step (code - zero), `stride` floats of which those behind `channels` are zero.
+    void (*decode)(const uint8_t* codes, float step, int zero, int channels, int stride, float* out);
+};
+
+}  // namespace sparsetime

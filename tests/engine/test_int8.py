@@ -1,0 +1,398 @@
+"""int8 plans: the native backend equals the reference to the bit, the reference dense integer inference, for ever."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from random_plans import MAP_KINDS, frames, int8_plans
+
+import sparsetime
+from sparsetime import _native
+from sparsetime.convert.integers import quantised_plan
+from sparsetime.engine import InputSpec, Op, Plan, PlanError
+from sparsetime.engine.cpu import Native
+from sparsetime.engine.integers import IntegerReference
+
+
+def examples(n: int) -> settings:
+    return settings(max_examples=n, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(params=_native.available())
+def isa(request: pytest.FixtureRequest):
+    before = _native.isa()
+    _native.select(request.param)
+    yield request.param
+    _native.select(before)
+
+
+def check_equal(plan: Plan, seed: int, threads: int = 1, count: int = 7) -> None:
+    """Every value and every count of events, after every frame."""
+    native, reference = Native(plan, threads), IntegerReference(plan)
+    for t, frame in enumerate(frames(plan, count, seed)):
+        for got, expected in zip(native.run(frame), reference.run(frame), strict=True):
+            np.testing.assert_array_equal(got, expected)
+        state, wanted = native.state(), reference.state()
+        assert state.keys() == wanted.keys()
+        for name, expected in wanted.items():
+            assert state[name].dtype == expected.dtype, name
+            np.testing.assert_array_equal(state[name], expected, err_msg=f"frame {t}, {name}")
+        for op, got, expected in zip(plan.ops, native.stats(), reference.stats(), strict=True):
+            assert (got.events_in, got.events) == (expected.events_in, expected.events), (t, op.name)
+        if t == 4:
+            native.refresh()
+            reference.refresh()
+
+
+@pytest.mark.parametrize("kind", sorted(set(MAP_KINDS)))
+def test_every_operation_equals_the_reference(isa, kind):
+    @examples(8)
+    @given(int8_plans(kinds=(kind, "conv2d", kind), operations=4), st.integers(0, 99))
+    def check(plan, seed):
+        check_equal(plan, seed)
+
+    check()
+
+
+@examples(120)
+@given(int8_plans(), st.integers(0, 99))
+def test_networks_equal_the_reference(plan, seed):
+    check_equal(plan, seed)
+
+
+@examples(30)
+@given(int8_plans(), st.integers(0, 99))
+def test_threads_change_nothing(plan, seed):
+    check_equal(plan, seed, threads=3)
+
+
+def wide_plan(
+    channels: int, out: int, kernel: int, groups: int = 1, stride: int = 1, size: tuple[int, int] = (9, 13)
+) -> Plan:
+    """Two convolutions of many channels, with a residual: more than one block of every kernel."""
+    torch.manual_seed(channels + out)
+
+    class Two(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = torch.nn.Conv2d(3, channels, 1)
+            self.second = torch.nn.Conv2d(channels, out, kernel, stride, kernel // 2, groups=groups)
+            self.third = torch.nn.Conv2d(out, out, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.second(torch.relu(self.first(x)))
+            return torch.nn.functional.relu6(self.third(torch.relu(y)) + y)
+
+    clip = torch.randn(2, 3, 9, 13)
+    return sparsetime.compile(Two().eval(), clip[0], steps=clip, codec="hold", levels=100, precision="int8")
+
+
+@pytest.mark.parametrize(
+    ("channels", "out", "kernel", "groups", "stride"),
+    [
+        *((16, 64, 1, 1, 1), (70, 130, 3, 1, 1), (64, 48, 3, 1, 2), (5, 33, 5, 1, 1), (96, 96, 3, 96, 1)),
+        *((96, 96, 3, 96, 2), (144, 144, 5, 144, 1), (20, 20, 3, 20, 3), (64, 128, 3, 4, 1), (24, 12, 3, 12, 1)),
+    ],
+)
+def test_wide_layers_equal_the_reference(isa, channels, out, kernel, groups, stride):
+    check_equal(wide_plan(channels, out, kernel, groups, stride), seed=1, count=6)
+
+
+@pytest.mark.parametrize("codec", ["exact", "hold"])
+def test_two_thousand_frames_do_not_drift(codec):
+    """Against dense integer inference: with `exact` of the frame alone, with `hold` of the codes that are held."""
+    torch.manual_seed(1)
+    module = torch.nn.Sequential(
+        *(torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.ReLU6(), torch.nn.Conv2d(16, 16, 3, padding=1, groups=16)),
+        *(torch.nn.ReLU(), torch.nn.Conv2d(16, 24, 1), torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten()),
+        torch.nn.Linear(96, 5),
+    ).eval()
+    clip = torch.randn(4, 3, 7, 6)
+    plan = sparsetime.compile(module, clip[0], steps=clip, codec=codec, precision="int8")
+    rng = np.random.default_rng(0)
+    native, reference, dense = Native(plan), IntegerReference(plan), IntegerReference(plan)
+    frame = rng.standard_normal(plan.input_shape).astype(np.float32)
+    moved = 0
+    for t in range(2000):
+        frame = np.where(rng.random(frame.shape) < rng.choice([0, 0.05, 0.5]), rng.standard_normal(frame.shape), frame)
+        frame = frame.astype(np.float32)
+        (got,), (expected,) = native.run(frame), reference.run(frame)
+        np.testing.assert_array_equal(got, expected, err_msg=str(t))
+        moved += native.stats()[-1].events
+        if codec == "exact":
+            dense.reset()
+            dense.run(frame)
+            for name, value in dense.state().items():
+                np.testing.assert_array_equal(reference.state()[name], value, err_msg=f"{t}, {name}")
+    for name, value in reference.state().items():
+        np.testing.assert_array_equal(native.state()[name], value, err_msg=name)
+    assert moved > 2000
+
+
+@examples(40)
+@given(int8_plans(codecs=("exact", None)), st.integers(0, 99))
+def test_thresholds_of_zero_give_dense_inference(plan, seed):
+    """The state follows from the frame alone: nothing of the frames before is left in it."""
+    zero = {name: np.zeros_like(t) if name.endswith(".threshold") else t for name, t in plan.tensors.items()}
+    plan = replace(plan, tensors=zero)
+    stream, dense = Native(plan), IntegerReference(plan)
+    for frame in frames(plan, 6, seed):
+        dense.reset()
+        stream.run(frame)
+        dense.run(frame)
+        for name, expected in dense.state().items():
+            np.testing.assert_array_equal(stream.state()[name], expected, err_msg=name)
+
+
+@examples(30)
+@given(int8_plans(), st.integers(0, 99))
+def test_restore_is_exact(plan, seed):
+    stream, other = plan.stream(), plan.stream()
+    clip = frames(plan, 7, seed)
+    for frame in clip[:3]:
+        stream(frame)
+    other(clip[5])
+    other.restore(stream.snapshot())
+    for frame in clip[3:]:
+        for a, b in zip(stream(frame), other(frame), strict=True):
+            np.testing.assert_array_equal(a, b)
+        for name, expected in stream.snapshot().items():
+            np.testing.assert_array_equal(other.snapshot()[name], expected, err_msg=name)
+        assert [s.events for s in stream.stats.values()] == [s.events for s in other.stats.values()]
+
+
+@examples(15)
+@given(int8_plans(), st.integers(0, 99))
+def test_a_still_frame_costs_nothing(plan, seed):
+    native = Native(plan)
+    frame = frames(plan, 1, seed)[0]
+    for _ in range(2):
+        native.run(frame)
+    assert sum(entry.macs + entry.events for entry in native.stats()) == 0
+
+
+def one_layer(threshold: int = 0) -> Plan:
+    """1x1, two channels to two, ReLU; steps 0.5 and 0.25, zeros 128 and 0."""
+    f, i = np.float32, np.int32
+    tensors = {
+        "s0": np.asarray([0.5], f),
+        "t0": np.zeros(1, i),
+        "w": np.asarray([[2, -1], [-3, 4]], np.int8).reshape(2, 2, 1, 1),
+        "ws": np.asarray([0.5, 0.25], f),
+        "b": np.asarray([1, -1], f),
+        "s1": np.asarray([0.25], f),
+        "t1": np.full(1, threshold, i),
+    }
+    attributes = {"stride": [1, 1], "padding": [0, 0, 0, 0], "dilation": [1, 1], "groups": 1}
+    codes = [{"kind": "code", "tensor": f"s{k}", "zero": z, "threshold": f"t{k}"} for k, z in ((0, 128), (1, 0))]
+    roles = {"weight": "w", "weight_step": "ws", "bias": "b"}
+    ops = (
+        Op("input", "input", (), (0,), codec=codes[0], precision="int8"),
+        Op("conv2d", "conv", (0,), (1,), attributes, roles, {"kind": "relu"}, codes[1], precision="int8"),
+    )
+    return Plan("one", ((1, 2, 1, 1),) * 2, ops, (1,), {"output": 0}, tensors, precision="int8")
+
+
+# frame, codes of the input, codes sent, output. For (3, -1): codes 128 + 6 and 128 - 2;
+# sums 2*6 - 1*(-2) = 14 and -3*6 + 4*(-2) = -26; z = 14 * (0.5 * 0.5) + 1 = 4.5 and -26 * (0.5 * 0.25) - 1 < 0;
+# codes 4.5 / 0.25 = 18 and 0.
+TABLE = [
+    ((3.0, -1.0), (134, 126), (18, 0), (4.5, 0.0)),
+    ((3.2, -1.1), (134, 126), (18, 0), (4.5, 0.0)),  # 6.4 and -2.2 round to the same codes
+    ((3.0, -0.5), (134, 127), (17, 0), (4.25, 0.0)),  # sum 13, z = 4.25
+]
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_one_layer_by_hand(backend):
+    stream = one_layer().stream(backend)
+    for frame, codes, sent, output in TABLE:
+        got = stream(np.asarray(frame, np.float32).reshape(1, 2, 1, 1))
+        np.testing.assert_array_equal(got.ravel(), np.asarray(output, np.float32))
+        state = stream.snapshot()
+        np.testing.assert_array_equal(state["0.value"].ravel(), codes)
+        np.testing.assert_array_equal(state["1.value"].ravel(), sent)
+    # Bounds: -128 and 127 give the sums -383 and 892, z = 892 / 8 - 1 = 110.5, code 442: there is none.
+    assert stream(np.asarray([-70, 70], np.float32).reshape(1, 2, 1, 1)).ravel().tolist() == [0.0, 255 * 0.25]
+    assert stream.snapshot()["0.value"].ravel().tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_threshold_holds_codes(backend):
+    stream = one_layer(threshold=1).stream(backend)
+    x = np.zeros((1, 2, 1, 1), np.float32)
+
+    def sent(*frame: float) -> list[int]:
+        x[:] = np.asarray(frame).reshape(x.shape)
+        stream(x)
+        return stream.snapshot()["1.value"].ravel().tolist()
+
+    assert sent(3, -1) == [18, 0]
+    assert sent(3, -0.5) == [18, 0]  # 17 is one away
+    assert sent(3, 0) == [16, 0]  # 16 is two away
+
+
+def test_overflow_is_refused():
+    """2^31 / (127 * 255) = 66311.2: so many weights of 127 cannot be sure of their sum, one less can."""
+    torch.manual_seed(0)
+
+    def plan(inputs: int) -> Plan:
+        module = torch.nn.Linear(inputs, 2)
+        with torch.no_grad():
+            module.weight[1] = 1.0
+        frame = torch.rand(1, inputs)
+        return sparsetime.compile(module.eval(), frame, steps=0.01, codec="exact", precision="int8")
+
+    assert plan(66311).ops[1].kind == "linear"
+    with pytest.raises(PlanError, match=r"'.*' \(linear\): output channel 1 has weights of 8421624 in all.*2147483647"):
+        plan(66312)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_the_largest_sum_there_is(backend):
+    """All codes 255 times weights of 127 up to the bound: no wrap."""
+    n = 66311
+    f = np.float32
+    tensors = {
+        "s": np.ones(1, f),
+        "t": np.zeros(1, np.int32),
+        "w": np.stack([np.full(n, 127), np.full(n, -127)]).astype(np.int8),
+        "ws": np.ones(2, f),
+    }
+    code = {"kind": "code", "tensor": "s", "zero": 0, "threshold": "t"}
+    ops = (
+        Op("input", "input", (), (0,), codec=code, precision="int8"),
+        Op("linear", "linear", (0,), (1,), {}, {"weight": "w", "weight_step": "ws"}, precision="int8"),
+    )
+    plan = Plan("large", ((1, n), (1, 2)), ops, (1,), {"output": 0}, tensors, precision="int8")
+    out = plan.stream(backend)(np.full((1, n), 1000, f))
+    assert out.ravel().tolist() == [float(f(n * 127 * 255)), float(f(-n * 127 * 255))]
+
+
+def changed(**parts) -> Plan:
+    """`one_layer` with its convolution changed."""
+    plan = one_layer()
+    return replace(plan, ops=(plan.ops[0], replace(plan.ops[1], **parts)))
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"precision": "float32"}, "is of precision float32, its plan of int8"),
+        ({"tensors": {"weight": "w"}}, "'weight_step' is missing"),
+        ({"tensors": {"weight": "w", "weight_step": "s0"}}, r"'weight_step' must have shape \(2,\)"),
+        ({"tensors": {"weight": "ws", "weight_step": "ws"}}, "'weight' must be int8"),
+        ({"codec": {"kind": "hold", "tensor": "s1"}}, "in an int8 plan all codecs are 'code'"),
+        ({"codec": {"kind": "code", "tensor": "s1", "zero": 0}}, "has entries"),
+        ({"codec": {"kind": "code", "tensor": "s1", "zero": 256, "threshold": "t1"}}, "'zero' must be an integer"),
+        ({"codec": {"kind": "code", "tensor": "b", "zero": 0, "threshold": "t1"}}, r"must have shape \(1,\)"),
+        ({"codec": {"kind": "code", "tensor": "s1", "zero": 0, "threshold": "s1"}}, "'threshold' must be int32"),
+    ],
+)
+def test_what_does_not_fit_is_refused(parts, message):
+    with pytest.raises(PlanError, match=message):
+        changed(**parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("s1", np.asarray([0], np.float32), "step of codes must be from"),
+        ("s1", np.asarray([np.nan], np.float32), "not finite"),
+        ("ws", np.asarray([0.5, 0], np.float32), "'weight_step' must hold numbers"),
+        ("t1", np.asarray([256], np.int32), "thresholds must be from 0 to 255"),
+        ("t1", np.asarray([1, 2, 3], np.int32), "one of the shapes"),
+        ("b", np.asarray([1e35, 0], np.float32), "'bias' must not leave"),
+    ],
+)
+def test_numbers_are_checked(name, array, message):
+    plan = one_layer()
+    with pytest.raises(PlanError, match=message):
+        replace(plan, tensors={**plan.tensors, name: array})
+
+
+def test_weights_need_codes():
+    plan = one_layer()
+    tensors = {name: tensor for name, tensor in plan.tensors.items() if name not in ("s0", "t0")}
+    with pytest.raises(PlanError, match="weights of int8 need an input of codes"):
+        replace(plan, ops=(replace(plan.ops[0], codec=None), plan.ops[1]), tensors=tensors)
+
+
+def test_a_file_gives_the_plan_back(tmp_path):
+    plan = one_layer(3)
+    plan.save(tmp_path / "a.plan")
+    again = Plan.load(tmp_path / "a.plan")
+    assert again.precision == "int8"
+    assert again.ops == plan.ops
+    assert again.codings == plan.codings
+    for name, tensor in plan.tensors.items():
+        np.testing.assert_array_equal(again.tensors[name], tensor)
+
+
+def test_one_byte_a_value_and_a_weight():
+    plan = one_layer()
+    assert plan.state_bytes == 2 + 2
+    assert plan.weight_bytes == 4 + 4 * (2 + 2 + 2 + 2)  # weights; their steps, bias, steps of codes, thresholds
+    state = plan.stream()
+    state(np.zeros((1, 2, 1, 1), np.float32))
+    assert [a.dtype for a in state.snapshot().values()] == [np.uint8] * 2
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("color", ["rgb", "bgr"])
+def test_frames_of_bytes(isa, channels, color):
+    """Camera bytes of any layout, as the reference reads them."""
+    rng = np.random.default_rng(channels)
+    spec = InputSpec((3.0, 5.5, 7.0, 9.0)[:channels], (2.0, 3.0, 7.0, 11.0)[:channels], color)
+    code = {"kind": "code", "tensor": "s", "zero": 3, "threshold": "t"}
+    tensors = {"s": np.asarray([0.51], np.float32), "t": rng.integers(0, 3, channels).astype(np.int32)}
+    ops = (Op("input", "input", (), (0,), codec=code, precision="int8"),)
+    plan = Plan("camera", ((1, channels, 20, 37),), ops, (0,), {"output": 0}, tensors, spec, precision="int8")
+    native, reference = plan.stream(), plan.stream("reference")
+    frame = rng.integers(0, 256, (20, 37, channels), dtype=np.uint8)
+    for k in range(8):
+        y, x, size = int(rng.integers(0, 18)), int(rng.integers(0, 30)), (0, 1, 3, 20)[k % 4]
+        frame = frame.copy()
+        frame[y : y + size, x : x + size] = rng.integers(0, 256, frame[y : y + size, x : x + size].shape)
+        for layout in (
+            frame,
+            np.ascontiguousarray(frame.transpose(2, 0, 1)),
+            frame.transpose(2, 0, 1).astype(np.float32),
+        ):
+            np.testing.assert_array_equal(native(layout), reference(layout))
+            assert native.stats["input"].events == reference.stats["input"].events
+
+
+def test_values_of_islands_are_coded():
+    class Softmaxed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.Conv2d(3, 8, 1), torch.nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(torch.softmax(self.first(x), 1))
+
+    clip = torch.randn(3, 3, 5, 6)
+    plan = sparsetime.compile(Softmaxed().eval(), clip[0], steps=clip, precision="int8")
+    assert [op.name for op in plan.islands]
+    native, reference = plan.stream(), plan.stream("reference")
+    for frame in clip:
+        np.testing.assert_array_equal(native(frame), reference(frame))
+
+
+def test_residual_codecs_are_refused():
+    with pytest.raises(ValueError, match="residual"):
+        sparsetime.compile(
+            torch.nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 4, 4), steps=0.1, codec="residual", precision="int8"
+        )
+
+
+def test_calibration_needs_frames():
+    plan = sparsetime.compile(torch.nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 4, 4), steps=0.1)
+    with pytest.raises(ValueError, match="needs frames"):
+        quantised_plan(plan, [])
