@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -168,6 +169,40 @@ def test_refresh_takes_rounding_away():
     np.testing.assert_array_equal(stream.snapshot()["1.accumulator"], fresh.snapshot()["1.accumulator"])
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_flush_starts_the_stream_again(backend):
+    plan = tiny()
+    held = replace(plan.ops[0], codec={"kind": "hold", "tensor": "step"})
+    plan = replace(plan, ops=(held, *plan.ops[1:]))
+    stream, fresh = plan.stream(backend=backend, flush=3), plan.stream(backend=backend)
+    kept = plan.stream(backend=backend)
+    differed = 0
+    for number, frame in enumerate(frames(plan, 8, seed=3)):
+        if number % 3 == 0:
+            fresh.reset()
+        np.testing.assert_array_equal(stream(frame), fresh(frame))
+        for name, expected in fresh.snapshot().items():
+            np.testing.assert_array_equal(stream.snapshot()[name], expected)
+        kept(frame)
+        differed += any((kept.snapshot()[name] != expected).any() for name, expected in fresh.snapshot().items())
+    assert stream.frames == 8
+    assert differed  # or a flush would have nothing to take away
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_frame_that_is_refused_does_not_flush(backend):
+    stream = tiny().stream(backend=backend, flush=2)
+    for frame in clip(2):
+        stream(frame)
+    before = stream.snapshot()
+    with pytest.raises(FrameError, match="NaN"):
+        stream(np.full(tiny().input_shape, np.nan, np.float32))
+    after = stream.snapshot()
+    assert (stream.frames, set(after)) == (2, set(before))
+    for name, expected in before.items():
+        np.testing.assert_array_equal(after[name], expected)
+
+
 def test_statistics_by_hand():
     plan = tiny()
     stream = plan.stream(backend="reference")
@@ -218,7 +253,7 @@ def test_two_threads_at_once_are_refused(stream):
 
 
 def test_arguments_are_checked():
-    for arguments in ({"threads": 0}, {"refresh": -1}, {"backend": "gpu"}):
+    for arguments in ({"threads": 0}, {"refresh": -1}, {"flush": -1}, {"backend": "gpu"}):
         with pytest.raises(ValueError, match=r"threads|backend"):
             tiny().stream(**{"backend": "reference", **arguments})
 

@@ -124,6 +124,14 @@ def test_no_threshold_no_distance(tmp_path: Path, square: Path) -> None:
     assert quality["relative_error"] < 1e-5
 
 
+def test_a_flush_every_frame_is_the_dense_network(small_plan: Path, square: Path) -> None:
+    own, always = (run_file(small_plan, str(square), compare=True, flush=n) for n in (0, 1))
+    assert always["op_density"] == 1
+    assert own["op_density"] < 1
+    assert always["quality"]["relative_error"] < 1e-5 < own["quality"]["relative_error"]
+    assert (own["flush"], always["flush"]) == (0, 1)
+
+
 def test_it_ends_when_told(small_plan: Path, square: Path) -> None:
     done: list[float] = []
     result = run_file(

@@ -86,6 +86,9 @@ def run_command(
     plan: Annotated[Path, typer.Argument(metavar="FILE.plan", help="Plan written by `sparsetime compile`.")],
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="File, folder of pictures, camera number or rtsp://.")],
     threads: Annotated[int, typer.Option(min=1, metavar="N", help="Threads of the network.")] = 1,
+    flush: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Start again every N frames: nearer to the dense network. 0: never.")
+    ] = 0,
     compare: Annotated[Literal["dense"] | None, typer.Option(help="Run this network beside the stream.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N frames.")] = None,
     out_video: Annotated[
@@ -111,6 +114,7 @@ def run_command(
             plan,
             video,
             threads=threads,
+            flush=flush,
             compare=compare == "dense",
             frames=frames,
             out_video=out_video,

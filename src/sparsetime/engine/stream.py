@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsetime.engine.executor import Executor, OpStats
-from sparsetime.engine.frames import FrameReader, is_tensor
+from sparsetime.engine.frames import FrameReader, is_tensor, normalised
 from sparsetime.engine.plan import Op, Plan
 
 __all__ = ["Snapshot", "Stream", "StreamBusyError", "StreamError"]
@@ -83,20 +83,24 @@ class Stream:
         backend: `cpu` (native) or `reference` (PyTorch, slow, the meaning).
         threads: of the native backend, at least 1.
         refresh: 0, or every how many frames all sums are computed anew, which takes away rounding gathered in them.
+        flush: 0, or every how many frames the stream starts again, which takes away what `hold` and `residual` have
+            kept back too. That frame costs a dense one; those behind it cost less, since less waits to be sent.
 
     Raises:
         ValueError: an unknown backend, or numbers out of range.
     """
 
-    def __init__(self, plan: Plan, backend: str = "cpu", threads: int = 1, refresh: int = 0) -> None:
-        if threads < 1 or refresh < 0:
-            raise ValueError(f"expected threads >= 1 and refresh >= 0, got {threads} and {refresh}")
+    def __init__(self, plan: Plan, backend: str = "cpu", threads: int = 1, refresh: int = 0, flush: int = 0) -> None:
+        if threads < 1 or refresh < 0 or flush < 0:
+            raise ValueError(
+                f"expected threads >= 1, refresh >= 0 and flush >= 0, got {threads}, {refresh} and {flush}"
+            )
         self.plan = plan
         self.backend = backend
         self.frames = 0
         self._read = FrameReader(plan)
         self._executor = _executor(plan, backend, threads)
-        self._every = refresh
+        self._every, self._flush = refresh, flush
         self._lock = threading.Lock()
 
     @contextmanager
@@ -123,7 +127,11 @@ class Stream:
         """
         with self._alone():
             x = self._read.checked(frame)
-            if self._every and self.frames and self.frames % self._every == 0:
+            if self._flush and self.frames and self.frames % self._flush == 0:
+                if x.dtype.kind == "f":
+                    normalised(x, None)  # a frame that is refused leaves the stream as it was
+                self._executor.reset()
+            elif self._every and self.frames and self.frames % self._every == 0:
                 self._executor.refresh()
             outputs: list[Any] = self._executor.run(x)
             self.frames += 1

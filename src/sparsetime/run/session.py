@@ -31,6 +31,7 @@ def run_file(
     video: str,
     *,
     threads: int = 1,
+    flush: int = 0,
     compare: bool = False,
     frames: int | None = None,
     out_video: Path | None = None,
@@ -50,6 +51,7 @@ def run_file(
         plan_file: written by `Plan.save`; takes pictures of three channels.
         video: see `Source`.
         threads: of the stream, and of the dense network.
+        flush: 0, or every how many frames the stream starts again, see `Stream`.
         compare: with the dense network.
         frames: at most; None for all.
         out_video: file to draw into what was recomputed.
@@ -75,7 +77,7 @@ def run_file(
     source = Source(video, (shape[2], shape[3]), show=out_video is not None)
     # Outputs as a list, whatever the network packs them into.
     flat = dataclasses.replace(plan, structure=[{"output": k} for k in range(len(plan.outputs))])
-    stream = flat.stream(threads=threads)
+    stream = flat.stream(threads=threads, flush=flush)
     if resume_state is not None:
         statefile.load_state(stream, resume_state)
     first = stream.frames
@@ -115,6 +117,7 @@ def run_file(
         "video": source.name,
         "input_size": list(shape[2:]),
         "threads": threads,
+        "flush": flush,
         "first_frame": first,
         "damage": source.damage,
         "stopped": bool(stop is not None and stop()),
