@@ -5,10 +5,10 @@
     python benchmarks/real_streams.py table --out runs/streams --markdown streams.md --svg docs/streams.svg
 
 No training and no labels: thresholds are a share of each layer's range (`sparsetime.compile(..., codec="hold")`), found
-on 16 frames spread over the video, and a stream is never flushed after its first frame. Three things are compared with
-the dense network on the same frame, as docs/run.md defines it:
+on 16 frames spread over the video. Three things are compared with the dense network on the same frame, as docs/run.md
+defines it:
 
-    stream      one for each threshold
+    stream      one for each threshold, never flushed after its first frame or every 8 frames
     skipping    the dense network on every k-th frame, its answer held in between, at a whole k in `quality`; in
                 `table` at k = time of the dense network / time of the stream, by interpolation in 1 / k, which is what
                 a mixture of the two whole k does
@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ from sparsetime import networks
 from sparsetime.bench.density import op_density
 from sparsetime.bench.machine import machine
 from sparsetime.budget.judge import drop_of
-from sparsetime.engine import OpStats, Plan
+from sparsetime.engine import OpStats, Plan, Stream
 from sparsetime.engine.crossover import measured
 from sparsetime.report.svg import Axis, element, linear_axis, log_axis, short, text
 from sparsetime.run.dense import Dense, dense_network
@@ -176,17 +176,27 @@ class Beside:
         return {name: distance.summary() for name, distance in self._streams.items()}
 
 
-def label(share: float) -> str:
-    return f"{100 * share:g} %"
+def label(share: float, flush: int = 0) -> str:
+    return f"{100 * share:g} %" + (f", flush {flush}" if flush else "")
 
 
-def qualities(plans: dict[str, Plan], pictures: Iterable[Array]) -> dict[str, Any]:
-    """Plans of one network side by side: `controls`, and of each plan its distance and its densities."""
-    plan = next(iter(plans.values()))
-    streams = {name: plan.stream() for name, plan in plans.items()}
+class Way(NamedTuple):
+    """A plan, and every how many frames its stream starts again (0: never)."""
+
+    plan: Plan
+    flush: int
+
+    def stream(self) -> Stream:
+        return self.plan.stream(flush=self.flush)
+
+
+def qualities(ways: dict[str, Way], pictures: Iterable[Array]) -> dict[str, Any]:
+    """Streams of one network side by side: `controls`, and of each its distance and its densities."""
+    plan = next(iter(ways.values())).plan
+    streams = {name: way.stream() for name, way in ways.items()}
     looker, beside = Looker(plan), Beside(plan)
-    stats: dict[str, list[dict[str, OpStats]]] = {name: [] for name in plans}
-    done: dict[str, list[float]] = {name: [] for name in plans}
+    stats: dict[str, list[dict[str, OpStats]]] = {name: [] for name in ways}
+    done: dict[str, list[float]] = {name: [] for name in ways}
     for number, picture in enumerate(pictures):
         answers = {}
         for name, stream in streams.items():
@@ -198,7 +208,7 @@ def qualities(plans: dict[str, Plan], pictures: Iterable[Array]) -> dict[str, An
     settings = {
         name: {
             "quality": quality,
-            "events": op_density(plans[name], stats[name]),
+            "events": op_density(ways[name].plan, stats[name]),
             "operations": statistics.fmean(done[name]),
         }
         for name, quality in beside.streams().items()
@@ -206,11 +216,13 @@ def qualities(plans: dict[str, Plan], pictures: Iterable[Array]) -> dict[str, An
     return {"task": task_of(plan)[0], "controls": beside.controls(), "settings": settings}
 
 
-def turns(plan: Plan, pictures: list[Array], clock: Callable[[], int], repeats: int) -> tuple[Array, list[float]]:
+def turns(
+    plan: Plan, pictures: list[Array], clock: Callable[[], int], repeats: int, flush: int = 0
+) -> tuple[Array, list[float]]:
     """Stream and dense network in turn, over and over: the times of each frame, medians over the repeats, (frames, 2)
     in ms, and the share of operations done in each."""
     dense = fastest(plan, pictures[0])
-    stream = plan.stream()
+    stream = plan.stream(flush=flush)
     taken = np.zeros((repeats, len(pictures), 2))
     operations: list[float] = []
     for repeat in range(-1, repeats):  # the first round, a short one, brings memory and weights
@@ -226,9 +238,11 @@ def turns(plan: Plan, pictures: list[Array], clock: Callable[[], int], repeats: 
     return np.median(taken, axis=0), operations
 
 
-def times(plan: Plan, pictures: list[Array], clock: Callable[[], int], repeats: int = 1) -> dict[str, Any]:
+def times(
+    plan: Plan, pictures: list[Array], clock: Callable[[], int], repeats: int = 1, flush: int = 0
+) -> dict[str, Any]:
     """Figures of `turns`, the first frame, dense by nature, left out."""
-    taken, operations = turns(plan, pictures, clock, repeats)
+    taken, operations = turns(plan, pictures, clock, repeats, flush)
     own, dense = taken[1:].T
     # The dense network takes as long on every frame: one of its frames would only add noise to the worst ratio.
     middle = float(np.median(dense))
@@ -266,10 +280,14 @@ def write(file: Path, result: dict[str, Any]) -> None:
     part.replace(file)
 
 
-def plans_of(name: str, video: Video, data: Path, wanted: Iterable[float]) -> dict[str, Plan]:
-    """The plan of a network with thresholds of several shares of the ranges, by label."""
-    plan = compiled(name, data, frames(video, data, size_of(name)), codec="hold", levels=1.0)
-    return {label(share): scaled(plan, share) for share in wanted}
+def ways(args: argparse.Namespace, name: str, video: Video, known: Iterable[str]) -> dict[str, Way]:
+    """What has been asked for and is not known yet, by label."""
+    wanted = {label(share, flush): (share, flush) for flush in args.flush for share in args.shares}
+    missing = {key: value for key, value in wanted.items() if key not in known}
+    if not missing:
+        return {}
+    plan = compiled(name, args.data, frames(video, args.data, size_of(name)), codec="hold", levels=1.0)
+    return {key: Way(scaled(plan, share), flush) for key, (share, flush) in missing.items()}
 
 
 def scaled(plan: Plan, factor: float) -> Plan:
@@ -282,12 +300,11 @@ def scaled(plan: Plan, factor: float) -> Plan:
 def quality(args: argparse.Namespace) -> None:
     for name, video, file in trials(args):
         result = read(file)
-        missing = [s for s in args.shares if label(s) not in result.get("settings", {})]
+        started = time.monotonic()
+        missing = ways(args, name, video, result.get("settings", {}))
         if not missing:
             continue
-        started = time.monotonic()
-        plans = plans_of(name, video, args.data, missing)
-        found = qualities(plans, frames(video, args.data, size_of(name), args.frames))
+        found = qualities(missing, frames(video, args.data, size_of(name), args.frames))
         found["settings"] = result.get("settings", {}) | found["settings"]
         write(file, {"network": name, "video": video.name} | result | found)
         shown = {
@@ -302,14 +319,14 @@ def timing(args: argparse.Namespace) -> None:
     for name, video, file in trials(args):
         result = read(file)
         taken = {} if args.again else result.get("times", {})
-        missing = [s for s in args.shares if label(s) not in taken]
+        missing = ways(args, name, video, taken)
         if not missing:
             continue
         compared = [found["quality"]["frames"] + 1 for found in result.get("settings", {}).values()]
         count = max(compared, default=args.frames)  # the same ones: time and quality of other frames say nothing
         pictures = list(frames(video, args.data, size_of(name), count))
-        for setting, plan in plans_of(name, video, args.data, missing).items():
-            taken[setting] = times(plan, pictures, clock)
+        for setting, way in missing.items():
+            taken[setting] = times(way.plan, pictures, clock, flush=way.flush)
         write(
             file,
             {"network": name, "video": video.name}
@@ -360,12 +377,12 @@ def cell(values: Iterable[float | None]) -> str:
     return " / ".join("-" if value is None else f"{value:.3f}" for value in values)
 
 
-def rows(result: dict[str, Any], shares: Iterable[float]) -> Iterator[str]:
-    """Rows of the table, one for each threshold that has been measured and timed."""
+def rows(result: dict[str, Any], settings: Iterable[str]) -> Iterator[str]:
+    """Rows of the table, one for each setting that has been measured and timed."""
     names = (*FIGURES[result["task"]], "relative_error")
     frozen = cell(result["controls"]["frozen"][name] for name in names)
-    for share in shares:
-        found, taken = (result.get(key, {}).get(label(share)) for key in ("settings", "times"))
+    for setting in settings:
+        found, taken = (result.get(key, {}).get(setting) for key in ("settings", "times"))
         if found is None or taken is None:
             continue
         own = nearness(result["task"], found["quality"])
@@ -375,7 +392,7 @@ def rows(result: dict[str, Any], shares: Iterable[float]) -> Iterator[str]:
             verdicts.append("-" if own is None or other is None else f"{own - other:+.3f}")
         yield " | ".join(
             [
-                f"| {result['video']} | {label(share)} | {found['events']:.3f}",
+                f"| {result['video']} | {setting} | {found['events']:.3f}",
                 f"{taken['dense_ms']:.2f} | {taken['stream_ms']:.2f} | {taken['time_share']:.2f}",
                 cell(found["quality"][name] for name in names),
                 cell(skipping(result, taken["time_share"], name) for name in names),
@@ -388,6 +405,7 @@ def rows(result: dict[str, Any], shares: Iterable[float]) -> Iterator[str]:
 def table(args: argparse.Namespace) -> None:
     lines = []
     results = [read(file) for _, _, file in trials(args)]
+    settings = [label(share, flush) for share in args.shares for flush in args.flush]
     for name in args.networks:
         own = [r for r in results if r.get("network") == name and "settings" in r]
         if not own:
@@ -399,7 +417,7 @@ def table(args: argparse.Namespace) -> None:
             "| video | threshold | operations | dense, ms | stream, ms | time | stream | skipping at equal time "
             "| frozen | ahead at equal time | at equal operations |",
             "| --- " * 11 + "|",
-            *(row for result in own for row in rows(result, args.shares)),
+            *(row for result in own for row in rows(result, settings)),
             "",
         ]
     written = "\n".join(lines)
@@ -496,12 +514,14 @@ def main() -> None:
         p = actions.add_parser(action)
         p.add_argument("--data", type=Path, required=True)
         p.add_argument("--shares", type=float, nargs="+", default=list(SHARES))
+        p.add_argument("--flush", type=int, nargs="+", default=[0, 8], help="frames between flushes; 0: never")
         p.add_argument("--frames", type=int, default=150, help="of each video, at most")
         p.set_defaults(function=function)
     p.add_argument("--wall", action="store_true", help="take wall time instead of CPU time: on an idle machine")
     p.add_argument("--again", action="store_true", help="take all times anew")
     p = actions.add_parser("table")
     p.add_argument("--shares", type=float, nargs="+", default=list(SHARES), help="thresholds that are shown")
+    p.add_argument("--flush", type=int, nargs="+", default=[0, 8], help="frames between flushes that are shown")
     p.add_argument("--markdown", type=Path)
     p.add_argument("--svg", type=Path)
     p.set_defaults(function=table)
