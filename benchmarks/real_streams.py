@@ -8,7 +8,8 @@ No training and no labels: thresholds are a share of each layer's range (`sparse
 on 16 frames spread over the video. Three things are compared with the dense network on the same frame, as docs/run.md
 defines it:
 
-    stream      one for each threshold, never flushed after its first frame or every 8 frames
+    stream      one for each threshold, never flushed after its first frame, or whenever its changes have asked for the
+                operations of a dense frame (`flush 1`, as `sparsetime run` does)
     skipping    the dense network on every k-th frame, its answer held in between, at a whole k in `quality`; in
                 `table` at k = time of the dense network / time of the stream, by interpolation in 1 / k, which is what
                 a mixture of the two whole k does
@@ -176,15 +177,15 @@ class Beside:
         return {name: distance.summary() for name, distance in self._streams.items()}
 
 
-def label(share: float, flush: int = 0) -> str:
-    return f"{100 * share:g} %" + (f", flush {flush}" if flush else "")
+def label(share: float, flush: float = 0) -> str:
+    return f"{100 * share:g} %" + (f", flush {flush:g}" if flush else "")
 
 
 class Way(NamedTuple):
-    """A plan, and every how many frames its stream starts again (0: never)."""
+    """A plan, and after how much change its stream starts again, see `Stream`."""
 
     plan: Plan
-    flush: int
+    flush: float
 
     def stream(self) -> Stream:
         return self.plan.stream(flush=self.flush)
@@ -217,7 +218,7 @@ def qualities(ways: dict[str, Way], pictures: Iterable[Array]) -> dict[str, Any]
 
 
 def turns(
-    plan: Plan, pictures: list[Array], clock: Callable[[], int], repeats: int, flush: int = 0
+    plan: Plan, pictures: list[Array], clock: Callable[[], int], repeats: int, flush: float = 0
 ) -> tuple[Array, list[float]]:
     """Stream and dense network in turn, over and over: the times of each frame, medians over the repeats, (frames, 2)
     in ms, and the share of operations done in each."""
@@ -239,7 +240,7 @@ def turns(
 
 
 def times(
-    plan: Plan, pictures: list[Array], clock: Callable[[], int], repeats: int = 1, flush: int = 0
+    plan: Plan, pictures: list[Array], clock: Callable[[], int], repeats: int = 1, flush: float = 0
 ) -> dict[str, Any]:
     """Figures of `turns`, the first frame, dense by nature, left out."""
     taken, operations = turns(plan, pictures, clock, repeats, flush)
@@ -392,7 +393,7 @@ def rows(result: dict[str, Any], settings: Iterable[str]) -> Iterator[str]:
             verdicts.append("-" if own is None or other is None else f"{own - other:+.3f}")
         yield " | ".join(
             [
-                f"| {result['video']} | {setting} | {found['events']:.3f}",
+                f"| {result['video']} | {setting} | {found['events']:.3f} / {found['operations']:.3f}",
                 f"{taken['dense_ms']:.2f} | {taken['stream_ms']:.2f} | {taken['time_share']:.2f}",
                 cell(found["quality"][name] for name in names),
                 cell(skipping(result, taken["time_share"], name) for name in names),
@@ -414,8 +415,8 @@ def table(args: argparse.Namespace) -> None:
         lines += [
             f"**{name}**, {figures}:",
             "",
-            "| video | threshold | operations | dense, ms | stream, ms | time | stream | skipping at equal time "
-            "| frozen | ahead at equal time | at equal operations |",
+            "| video | threshold | operations asked for / done | dense, ms | stream, ms | time | stream "
+            "| skipping at equal time | frozen | ahead at equal time | at equal operations |",
             "| --- " * 11 + "|",
             *(row for result in own for row in rows(result, settings)),
             "",
@@ -456,13 +457,18 @@ def chart(results: list[dict[str, Any]]) -> str:
         skipped = sorted((1 / int(k), nearness(task, v)) for k, v in result["controls"]["skipping"].items())
         skipped = [(a, b) for a, b in skipped if b is not None]
         frozen = nearness(task, result["controls"]["frozen"])
-        asked = sorted((v["events"], nearness(task, v["quality"]) or 0.0) for v in result["settings"].values())
-        timed = sorted(
-            (t["time_share"], nearness(task, result["settings"][name]["quality"]) or 0.0)
-            for name, t in result.get("times", {}).items()
-            if name in result["settings"]
-        )
-        y = linear_axis(max(min(b for _, b in (*skipped, *asked)) - 0.02, 0.0), 1.0, 3)
+        lines_of = []
+        for style, flushed in (("s2", False), ("s4", True)):
+            own = {
+                k: v
+                for k, v in result["settings"].items()
+                if k.endswith(", flush 1") == flushed and (flushed or "flush" not in k)
+            }
+            near = {k: nearness(task, v["quality"]) or 0.0 for k, v in own.items()}
+            lines_of.append((f"{style} broken", sorted((v["events"], near[k]) for k, v in own.items())))
+            timed = {k: t["time_share"] for k, t in result.get("times", {}).items() if k in own}
+            lines_of.append((style, sorted((t, near[k]) for k, t in timed.items())))
+        y = linear_axis(max(min(b for _, b in (*skipped, *lines_of[0][1], *lines_of[2][1])) - 0.02, 0.0), 1.0, 3)
         inner = []
         for tick in y.ticks:
             at = HEIGHT * (1 - y.place(tick))
@@ -475,11 +481,11 @@ def chart(results: list[dict[str, Any]]) -> str:
             at = HEIGHT * (1 - y.place(frozen))
             inner.append(element("line", x1=0, x2=WIDTH, y1=at, y2=at, class_="chance"))
         inner.append(path(skipped, y, "s1"))
-        inner += [path(asked, y, "s2 broken"), path(timed, y, "s2")]
-        for style, points in (("s2 open", asked), ("s2", timed)):
+        for style, points in lines_of:
+            inner.append(path(points, y, style))
             for a, b in points:
                 place = {"cx": WIDTH * x.place(a), "cy": HEIGHT * (1 - y.place(b))}
-                inner.append(element("circle", r=2.6, class_=style, **place))
+                inner.append(element("circle", r=2.6, class_=style.replace("broken", "open"), **place))
         left, top = LEFT + column * (WIDTH + GAP_X), TOP + line * (HEIGHT + GAP_Y)
         parts.append(element("svg", *inner, x=left, y=top, width=WIDTH, height=HEIGHT, overflow="visible"))
         if line == 0:
@@ -491,7 +497,12 @@ def chart(results: list[dict[str, Any]]) -> str:
     end = TOP + len(lines) * (HEIGHT + GAP_Y) + 4
     width = LEFT + len(columns) * (WIDTH + GAP_X)
     parts.append(text("share of the dense network's time", x=width - GAP_X, y=end, class_="title end"))
-    legend = (("s2", "stream"), ("s2 broken", "stream if time were operations"), ("s1", "frame skipping"))
+    legend = (
+        ("s2", "stream"),
+        ("s4", "stream that flushes"),
+        ("s2 broken", "by operations instead of time"),
+        ("s1", "frame skipping"),
+    )
     at = 12
     for style, name in legend:
         parts.append(element("path", d=f"M{at},{end + 26}h26", class_=f"line {style}"))
@@ -514,14 +525,14 @@ def main() -> None:
         p = actions.add_parser(action)
         p.add_argument("--data", type=Path, required=True)
         p.add_argument("--shares", type=float, nargs="+", default=list(SHARES))
-        p.add_argument("--flush", type=int, nargs="+", default=[0, 8], help="frames between flushes; 0: never")
+        p.add_argument("--flush", type=float, nargs="+", default=[0, 1], help="see `Stream`; 0: never flushed")
         p.add_argument("--frames", type=int, default=150, help="of each video, at most")
         p.set_defaults(function=function)
     p.add_argument("--wall", action="store_true", help="take wall time instead of CPU time: on an idle machine")
     p.add_argument("--again", action="store_true", help="take all times anew")
     p = actions.add_parser("table")
     p.add_argument("--shares", type=float, nargs="+", default=list(SHARES), help="thresholds that are shown")
-    p.add_argument("--flush", type=int, nargs="+", default=[0, 8], help="frames between flushes that are shown")
+    p.add_argument("--flush", type=float, nargs="+", default=[0, 1], help="flushes that are shown")
     p.add_argument("--markdown", type=Path)
     p.add_argument("--svg", type=Path)
     p.set_defaults(function=table)

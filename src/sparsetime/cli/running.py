@@ -87,8 +87,13 @@ def run_command(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="File, folder of pictures, camera number or rtsp://.")],
     threads: Annotated[int, typer.Option(min=1, metavar="N", help="Threads of the network.")] = 1,
     flush: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Start again every N frames: nearer to the dense network. 0: never.")
-    ] = 0,
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="X",
+            help="Start again once changes asked for X dense frames' operations; 0: never.  [default: 1; exact: 0]",
+        ),
+    ] = None,
     compare: Annotated[Literal["dense"] | None, typer.Option(help="Run this network beside the stream.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N frames.")] = None,
     out_video: Annotated[

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from sparsetime.engine.plan import Op
+    from sparsetime.engine.plan import Op, Plan
 
-__all__ = ["dense_macs", "position_fanout"]
+__all__ = ["caused", "dense_macs", "position_fanout"]
 
 
 def _reached(inputs: int, outputs: int, kernel: int, stride: int, before: int, dilation: int) -> NDArray[np.int64]:
@@ -55,3 +55,16 @@ def dense_macs(op: Op, x: tuple[int, ...], y: tuple[int, ...], weight: tuple[int
     if op.kind == "linear":
         return prod(x) * weight[0]
     return int(position_fanout(op, x, y, weight).sum()) * x[1]
+
+
+def caused(plan: Plan) -> NDArray[np.float64]:
+    """Multiply-accumulates that an event of each operation causes in those that read it, on average: (L,)."""
+    places = {value: place for place, op in enumerate(plan.ops) for value in op.outputs}
+    sizes = [sum(prod(plan.values[value]) for value in op.outputs) for op in plan.ops]
+    found = np.zeros(len(plan.ops))
+    for op in plan.ops:
+        macs = plan.op_macs(op)
+        if macs:
+            maker = places[op.inputs[0]]
+            found[maker] += macs / sizes[maker]
+    return found

@@ -172,7 +172,7 @@ class Plan:
             return 0
         return dense_macs(op, self.values[op.inputs[0]], self.values[op.output], self.need(op, "weight").shape)
 
-    def stream(self, backend: str = "cpu", threads: int = 1, refresh: int = 0, flush: int = 0) -> Stream:
+    def stream(self, backend: str = "cpu", threads: int = 1, refresh: int = 0, flush: float = 0.0) -> Stream:
         """A stream of frames through this plan; see `Stream`."""
         from sparsetime.engine.stream import Stream
 

@@ -23,6 +23,9 @@ from sparsetime.run.sources import Source
 __all__ = ["Skipping", "Tally", "run_file"]
 
 Array = NDArray[Any]
+FLUSH = 1.0
+"""When streams of codecs that keep something back start again, see `Stream`."""
+
 _FALLBACK_RATE = 25.0  # frames a second of a drawn video whose source states none
 
 
@@ -31,7 +34,7 @@ def run_file(
     video: str,
     *,
     threads: int = 1,
-    flush: int = 0,
+    flush: float | None = None,
     compare: bool = False,
     frames: int | None = None,
     out_video: Path | None = None,
@@ -51,7 +54,8 @@ def run_file(
         plan_file: written by `Plan.save`; takes pictures of three channels.
         video: see `Source`.
         threads: of the stream, and of the dense network.
-        flush: 0, or every how many frames the stream starts again, see `Stream`.
+        flush: after how much change the stream starts again, see `Stream`. None: 1 where a codec keeps something back
+            (`hold`, `residual`), else 0.
         compare: with the dense network.
         frames: at most; None for all.
         out_video: file to draw into what was recomputed.
@@ -77,6 +81,9 @@ def run_file(
     source = Source(video, (shape[2], shape[3]), show=out_video is not None)
     # Outputs as a list, whatever the network packs them into.
     flat = dataclasses.replace(plan, structure=[{"output": k} for k in range(len(plan.outputs))])
+    codecs = sorted({op.codec["kind"] for op in plan.ops if op.codec is not None})
+    if flush is None:
+        flush = FLUSH if {"hold", "residual"} & set(codecs) else 0.0
     stream = flat.stream(threads=threads, flush=flush)
     if resume_state is not None:
         statefile.load_state(stream, resume_state)
@@ -113,7 +120,7 @@ def run_file(
         "plan": str(plan_file),
         "network": plan.name,
         "producer": plan.producer,
-        "codecs": sorted({op.codec["kind"] for op in plan.ops if op.codec is not None}),
+        "codecs": codecs,
         "video": source.name,
         "input_size": list(shape[2:]),
         "threads": threads,
