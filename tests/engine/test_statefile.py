@@ -165,6 +165,8 @@ def test_damage_is_refused(state, tmp_path):
         ({"frames": -1}, "frames"),
         ({"frames": 2.0}, "frames"),
         ({"frames": 0}, "arrays after 0 frames"),
+        ({"asked": -0.5}, "asked"),
+        ({"asked": 1}, "asked"),
         ({"more": 1}, "expected the entries"),
         ({"plan": None}, "another plan"),
         ({"arrays": "0"}, "damaged"),

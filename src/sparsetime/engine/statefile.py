@@ -3,7 +3,7 @@
 One safetensors file: the arrays of `Stream.snapshot` by the names of docs/plan.md, and in the metadata a header that
 binds them to their plan and to each other:
 
-    {"format": "sparsetime.state", "version": 1, "frames": n, "plan": SHA-256, "arrays": SHA-256}
+    {"format": "sparsetime.state", "version": 1, "frames": n, "asked": x, "plan": SHA-256, "arrays": SHA-256}
 
 The plan's digest covers what the state depends on: operations, shapes, steps and weights, the frame's normalisation.
 Names, producer and the packing of the outputs may differ.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ __all__ = ["FORMAT", "VERSION", "load_state", "plan_digest", "save_state"]
 
 FORMAT = "sparsetime.state"
 VERSION = 1
-_KEYS = {"format", "version", "frames", "plan", "arrays"}
+_KEYS = {"format", "version", "frames", "asked", "plan", "arrays"}
 _NO_MATTER = ("producer", "name", "structure", "outputs")  # entries of a plan's header that no state depends on
 
 
@@ -71,6 +72,7 @@ def save_state(stream: Stream, path: str | Path) -> None:
         "format": FORMAT,
         "version": VERSION,
         "frames": kept.frames,
+        "asked": kept.asked,
         "plan": plan_digest(stream.plan),
         "arrays": _digest("", kept),
     }
@@ -107,7 +109,7 @@ def load_state(stream: Stream, path: str | Path) -> None:
         raise StreamError(f"{path}: the file is damaged: its arrays are not those that were written")
     if bool(arrays) != bool(header["frames"]):
         raise StreamError(f"{path}: {len(arrays)} arrays after {header['frames']} frames cannot be")
-    stream.restore(Snapshot(arrays, header["frames"]))
+    stream.restore(Snapshot(arrays, header["frames"], header["asked"]))
 
 
 def _header(text: str | None, path: Path) -> dict[str, Any]:
@@ -127,4 +129,6 @@ def _header(text: str | None, path: Path) -> dict[str, Any]:
         raise StreamError(f"{path}: expected the entries {sorted(_KEYS)}, got {sorted(header)[:8]}")
     if type(header["frames"]) is not int or header["frames"] < 0:
         raise StreamError(f"{path}: frames: expected a number, got {str(header['frames'])[:20]}")
+    if type(header["asked"]) is not float or not 0 <= header["asked"] < math.inf:
+        raise StreamError(f"{path}: asked: expected a number, got {str(header['asked'])[:20]}")
     return header

@@ -78,6 +78,7 @@ class FallbackStream:
         plan: what to run.
         example: a frame as the stream takes it, to find the fastest runtime on.
         threads: of the stream, and of the dense network.
+        flush: see `Stream`.
         dense: the dense network, if it is there already.
         schedule: if another one than by measured times is wanted.
     """
@@ -88,13 +89,14 @@ class FallbackStream:
         example: Any,
         *,
         threads: int = 1,
+        flush: float = 0.0,
         dense: Dense | None = None,
         schedule: Schedule | None = None,
     ) -> None:
         self.plan = plan
         self.runtime = dense or dense_network(plan, example, threads)
         self.dense_frames = 0
-        self._stream = dataclasses.replace(plan, structure=_listed(plan)).stream(threads=threads)
+        self._stream = dataclasses.replace(plan, structure=_listed(plan)).stream(threads=threads, flush=flush)
         self._schedule = schedule or Schedule(self._time_of(example))
         self._was_dense = False
 

@@ -24,6 +24,9 @@ from sparsetime.run.sources import Source
 __all__ = ["Skipping", "Tally", "run_file"]
 
 Array = NDArray[Any]
+FLUSH = 1.0
+"""When streams of codecs that keep something back start again, see `Stream`."""
+
 _FALLBACK_RATE = 25.0  # frames a second of a drawn video whose source states none
 
 
@@ -32,6 +35,7 @@ def run_file(
     video: str,
     *,
     threads: int = 1,
+    flush: float | None = None,
     compare: bool = False,
     fallback: bool = False,
     frames: int | None = None,
@@ -52,6 +56,8 @@ def run_file(
         plan_file: written by `Plan.save`; takes pictures of three channels.
         video: see `Source`.
         threads: of the stream, and of the dense network.
+        flush: after how much change the stream starts again, see `Stream`. None: 1 where a codec keeps something back
+            (`hold`, `residual`), else 0.
         compare: with the dense network.
         fallback: leave the stream for the dense network while that is faster, see `sparsetime.run.fallback`.
         frames: at most; None for all.
@@ -84,7 +90,10 @@ def run_file(
     source = Source(video, (shape[2], shape[3]), show=out_video is not None)
     # Outputs as a list, whatever the network packs them into.
     flat = dataclasses.replace(plan, structure=[{"output": k} for k in range(len(plan.outputs))])
-    stream: Stream | FallbackStream = flat.stream(threads=threads)
+    codecs = sorted({op.codec["kind"] for op in plan.ops if op.codec is not None})
+    if flush is None:
+        flush = FLUSH if {"hold", "residual"} & set(codecs) else 0.0
+    stream: Stream | FallbackStream = flat.stream(threads=threads, flush=flush)
     if resume_state is not None and isinstance(stream, Stream):
         statefile.load_state(stream, resume_state)
     first = stream.frames
@@ -105,7 +114,7 @@ def run_file(
                 dense = dense_network(plan, shot.picture, threads)
                 comparison = Comparison(reader) if compare else None
                 if fallback:
-                    stream = FallbackStream(flat, shot.picture, threads=threads, dense=dense)
+                    stream = FallbackStream(flat, shot.picture, threads=threads, flush=flush, dense=dense)
             beside = dense if compare else None
             outputs, time_ns, expected, dense_ns = _both(
                 stream, beside, shot.picture, dense_first=tally.frames % 2 == 1
@@ -126,10 +135,11 @@ def run_file(
         "network": plan.name,
         "producer": plan.producer,
         "precision": plan.precision,
-        "codecs": sorted({op.codec["kind"] for op in plan.ops if op.codec is not None}),
+        "codecs": codecs,
         "video": source.name,
         "input_size": list(shape[2:]),
         "threads": threads,
+        "flush": flush,
         "first_frame": first,
         "damage": source.damage,
         "stopped": bool(stop is not None and stop()),
