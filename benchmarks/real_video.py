@@ -2,6 +2,11 @@
 
     python benchmarks/real_video.py run --data ../shared/data --out runs/real      # hours; goes on where it stopped
     python benchmarks/real_video.py table --out runs/real --json real_video.json
+    python benchmarks/real_video.py run --data ../shared/data --out runs/cross --folds 7 --only uti-025 --seeds 0
+    python benchmarks/real_video.py table --out runs/cross
+
+With `--folds` train and test are put together and divided anew, whole groups at a time: every clip is tested once, by a
+network that has seen no clip of its group. `--within train` divides the training split alone: settings are chosen there.
 
 Every run is the command line program's own `train` and `evaluate`. A dense network is refined from ImageNet weights;
 spatial L1 and delta refine that network further. docs/results.md says how the settings were chosen.
@@ -10,6 +15,7 @@ spatial L1 and delta refine that network further. docs/results.md says how the s
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import statistics
@@ -20,6 +26,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 #: Rounding alone leaves much in motion: the whole network has to move, which takes larger steps than the default's.
 EXACT = """
@@ -83,6 +91,40 @@ FIGURES = (
 )
 
 
+def divide(rows: list[dict[str, str]], parts: int, seed: int = 0) -> list[list[dict[str, str]]]:
+    """Divide clips into parts, whole groups at a time, each with about as many clips of every class.
+
+    The largest groups go first, each to the part that has fewest clips of its classes, then fewest clips; what is
+    equal otherwise is in random order.
+    """
+    groups: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault(row["group"], []).append(row)
+    if len(groups) < parts:
+        raise SystemExit(f"--folds: {len(groups)} groups cannot be divided into {parts} parts")
+    names = sorted(groups)
+    order = np.random.default_rng(seed).permutation(len(names)).tolist()
+    folds: list[list[dict[str, str]]] = [[] for _ in range(parts)]
+    for name in sorted((names[i] for i in order), key=lambda name: -len(groups[name])):
+        labels = {row["label"] for row in groups[name]}
+        min(folds, key=lambda fold: (sum(row["label"] in labels for row in fold), len(fold))).extend(groups[name])
+    return folds
+
+
+def write_fold(source: Path, target: Path, fold: int, parts: int, within: str | None) -> None:
+    """Write a `clips.csv` in which one part is ``test`` and the others ``train``; the videos stay where they are."""
+    with (source / "clips.csv").open(newline="", encoding="utf-8") as stream:
+        rows = [row for row in csv.DictReader(stream) if within in (None, row["split"])]
+    target.mkdir(parents=True, exist_ok=True)
+    with (target / "clips.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, ["file", "label", "group", "split"], extrasaction="ignore")
+        writer.writeheader()
+        for number, part in enumerate(divide(rows, parts)):
+            for row in part:
+                changed = {"file": str((source / row["file"]).resolve()), "split": "test" if number == fold else "train"}
+                writer.writerow(row | changed)
+
+
 def directory(out: Path, experiment: Experiment, method: str, seed: int) -> Path:
     return out / f"{experiment.name}-{method}-{seed}"
 
@@ -90,6 +132,9 @@ def directory(out: Path, experiment: Experiment, method: str, seed: int) -> Path
 def commands(args: argparse.Namespace, experiment: Experiment, method: str, seed: int) -> Iterator[list[str]]:
     """The two commands of one run."""
     data = args.data / experiment.data
+    if args.fold is not None:
+        data = args.out / experiment.data
+        write_fold(args.data / experiment.data, data, args.fold, args.folds, args.within)
     run = directory(args.out, experiment, method, seed)
     recipe = args.out / f"{experiment.name}-{method}.toml"
     name, settings = METHODS[method]
@@ -108,6 +153,7 @@ def commands(args: argparse.Namespace, experiment: Experiment, method: str, seed
 
 def chain(args: argparse.Namespace, experiment: Experiment, seed: int) -> None:
     """All methods of one seed, one after the other; what is there already is left."""
+    args.out.mkdir(parents=True, exist_ok=True)
     for method in args.methods:
         run = directory(args.out, experiment, method, seed)
         if (run / "evaluation-test.json").exists():
@@ -121,12 +167,37 @@ def chain(args: argparse.Namespace, experiment: Experiment, seed: int) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    args.out.mkdir(parents=True, exist_ok=True)
     wanted = [e for e in EXPERIMENTS if not args.only or e.name in args.only]
-    jobs = [(experiment, seed) for experiment in wanted for seed in args.seeds]
+    places = [(None, args.out)] if not args.folds else [(k, args.out / f"fold{k}") for k in range(args.folds)]
+    jobs = [
+        (argparse.Namespace(**vars(args) | {"fold": fold, "out": out}), experiment, seed)
+        for seed in args.seeds
+        for experiment in wanted
+        for fold, out in places
+    ]
     with ThreadPoolExecutor(args.jobs) as pool:
-        for future in [pool.submit(chain, args, *job) for job in jobs]:
+        for future in [pool.submit(chain, *job) for job in jobs]:
             future.result()
+
+
+def pooled(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Folds of one seed as one result: every figure by the clips of its fold."""
+    weights = [result["clips"] for result in results]
+    whole: dict[str, Any] = {"clips": sum(weights), "predictions": [p for r in results for p in r["predictions"]]}
+    for key in FIGURES:
+        whole[key] = sum(r[key] * w for r, w in zip(results, weights, strict=True)) / sum(weights)
+    return whole
+
+
+def read_results(out: Path, name: str) -> dict[int, dict[str, Any]]:
+    """What was measured of an experiment and method, by seed; seeds of which a fold is missing are left out."""
+    folds = sorted(out.glob("fold*")) or [out]
+    found: dict[int, list[dict[str, Any]]] = {}
+    for fold in folds:
+        for file in sorted(fold.glob(f"{name}-*/evaluation-test.json")):
+            seed = int(file.parent.name.rsplit("-", 1)[1])
+            found.setdefault(seed, []).append(json.loads(file.read_text(encoding="utf-8")))
+    return {seed: pooled(results) for seed, results in sorted(found.items()) if len(results) == len(folds)}
 
 
 def summarise(out: Path) -> list[dict[str, Any]]:
@@ -134,8 +205,7 @@ def summarise(out: Path) -> list[dict[str, Any]]:
     rows = []
     for experiment in EXPERIMENTS:
         for method in METHODS:
-            files = sorted(out.glob(f"{experiment.name}-{method}-*/evaluation-test.json"))
-            results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+            results = list(read_results(out, f"{experiment.name}-{method}").values())
             if not results:
                 continue
             row: dict[str, Any] = {"experiment": experiment.name, "method": method, "seeds": len(results)}
@@ -173,6 +243,8 @@ def main() -> None:
     runner.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     runner.add_argument("--only", nargs="*", choices=[e.name for e in EXPERIMENTS])
     runner.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    runner.add_argument("--folds", type=int, default=0, help="cross-validate over groups, in so many parts")
+    runner.add_argument("--within", metavar="SPLIT", help="with --folds: divide this split alone")
     runner.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     runner.add_argument("--program", default=str(Path(sys.executable).with_name("sparsetime")))
     runner.set_defaults(function=run)
