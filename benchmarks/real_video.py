@@ -6,7 +6,7 @@
     python benchmarks/real_video.py table --out runs/cross
 
 With `--folds` train and test are put together and divided anew, whole groups at a time: every clip is tested once, by a
-network that has seen no clip of its group. `--within train` divides the training split alone: settings are chosen there.
+network that has seen no clip of its group. `--within train` divides the training split alone; settings are chosen so.
 
 Every run is the command line program's own `train` and `evaluate`. A dense network is refined from ImageNet weights;
 spatial L1 and delta refine that network further. docs/results.md says how the settings were chosen.
@@ -121,7 +121,10 @@ def write_fold(source: Path, target: Path, fold: int, parts: int, within: str | 
         writer.writeheader()
         for number, part in enumerate(divide(rows, parts)):
             for row in part:
-                changed = {"file": str((source / row["file"]).resolve()), "split": "test" if number == fold else "train"}
+                changed = {
+                    "file": str((source / row["file"]).resolve()),
+                    "split": "test" if number == fold else "train",
+                }
                 writer.writerow(row | changed)
 
 
@@ -180,10 +183,40 @@ def run(args: argparse.Namespace) -> None:
             future.result()
 
 
+def by_group(result: dict[str, Any]) -> list[tuple[str, str, bool]]:
+    """Group, file and whether the network was right, of every clip of an evaluation."""
+    with Path(result["data"], "clips.csv").open(newline="", encoding="utf-8") as stream:
+        groups = {row["file"]: row["group"] for row in csv.DictReader(stream)}
+    return [(groups[p["file"]], p["file"], p["correct"]) for p in result["predictions"]]
+
+
+def interval(shares: dict[tuple[str, str], float], draws: int = 10_000) -> tuple[float, float]:
+    """The 95 % interval of the mean over clips, by drawing groups anew, since the clips of a group are alike.
+
+    Args:
+        shares: a figure of every clip, by (group, file).
+    """
+    groups = sorted({group for group, _ in shares})
+    sums = np.array([sum(x for (group, _), x in shares.items() if group == name) for name in groups])
+    counts = np.array([sum(group == name for group, _ in shares) for name in groups])
+    chosen = np.random.default_rng(0).integers(len(groups), size=(draws, len(groups)))
+    low, high = np.quantile(sums[chosen].sum(1) / counts[chosen].sum(1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def shares_right(results: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
+    """Of every clip, by (group, file): the share of seeds that had it right."""
+    right: dict[tuple[str, str], list[bool]] = {}
+    for result in results:
+        for group, file, correct in result["right"]:
+            right.setdefault((group, file), []).append(correct)
+    return {clip: statistics.fmean(found) for clip, found in right.items()}
+
+
 def pooled(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Folds of one seed as one result: every figure by the clips of its fold."""
     weights = [result["clips"] for result in results]
-    whole: dict[str, Any] = {"clips": sum(weights), "predictions": [p for r in results for p in r["predictions"]]}
+    whole: dict[str, Any] = {"clips": sum(weights), "right": [clip for r in results for clip in by_group(r)]}
     for key in FIGURES:
         whole[key] = sum(r[key] * w for r, w in zip(results, weights, strict=True)) / sum(weights)
     return whole
@@ -201,11 +234,13 @@ def read_results(out: Path, name: str) -> dict[int, dict[str, Any]]:
 
 
 def summarise(out: Path) -> list[dict[str, Any]]:
-    """Mean and range over seeds of every experiment and method."""
+    """Mean and range over seeds of every experiment and method, and intervals that take the clips as a sample."""
     rows = []
     for experiment in EXPERIMENTS:
+        dense = read_results(out, f"{experiment.name}-dense")
         for method in METHODS:
-            results = list(read_results(out, f"{experiment.name}-{method}").values())
+            found = read_results(out, f"{experiment.name}-{method}")
+            results = list(found.values())
             if not results:
                 continue
             row: dict[str, Any] = {"experiment": experiment.name, "method": method, "seeds": len(results)}
@@ -213,6 +248,13 @@ def summarise(out: Path) -> list[dict[str, Any]]:
                 values = [result[key] for result in results]
                 row[key] = {"mean": statistics.fmean(values), "min": min(values), "max": max(values)}
             row["clips"] = results[0]["clips"]
+            shares = shares_right(results)
+            row["accuracy_interval_95"] = interval(shares)
+            base = shares_right([dense[seed] for seed in found if seed in dense])
+            if base.keys() == shares.keys():
+                difference = {clip: share - base[clip] for clip, share in shares.items()}
+                row["against_dense"] = statistics.fmean(difference.values())
+                row["against_dense_interval_95"] = interval(difference)
             rows.append(row)
     return rows
 
@@ -223,14 +265,20 @@ SHOWN = ("accuracy", "accuracy_frozen", "op_density")
 def table(args: argparse.Namespace) -> None:
     rows = summarise(args.out)
     dense = {row["experiment"]: row for row in rows if row["method"] == "dense"}
-    print("| experiment | method | seeds | accuracy | frozen | operations | first frame in | of dense |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    titles = ("experiment", "method", "seeds", "accuracy", "frozen", "operations", "first frame in", "of dense")
+    titles += ("95 % interval", "minus dense (95 %)")
+    print(f"| {' | '.join(titles)} |")
+    print(f"| {' | '.join('---' for _ in titles)} |")
     for row in rows:
         cells = [f"{row[k]['mean']:.3f} ({row[k]['min']:.3f}-{row[k]['max']:.3f})" for k in SHOWN]
         first = f"{row['op_density_with_first_frame']['mean']:.3f}"
         base = dense.get(row["experiment"])
         ratio = f"{row['op_density']['mean'] / base['op_density']['mean']:.2f}" if base else ""
-        print(f"| {row['experiment']} | {row['method']} | {row['seeds']} | {' | '.join(cells)} | {first} | {ratio} |")
+        cells += [first, ratio, "{:.2f}-{:.2f}".format(*row["accuracy_interval_95"])]
+        if "against_dense" in row:
+            low, high = row["against_dense_interval_95"]
+            cells.append(f"{row['against_dense']:+.3f} ({low:+.3f} to {high:+.3f})")
+        print(f"| {row['experiment']} | {row['method']} | {row['seeds']} | {' | '.join(cells)} |")
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
