@@ -73,6 +73,16 @@ def test_a_run_of_each_method(method: str, clips: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
+def test_labels_may_weigh_nothing_once_layers_quantize(clips: Path, tmp_path: Path) -> None:
+    train(small_recipe(clips, epochs=3, labels=0.0), tmp_path / "run", machine=MACHINE, quiet=True)
+    warm_up, *others = rows(tmp_path / "run")
+    assert float(warm_up["train_loss"]) == pytest.approx(float(warm_up["task_loss"]))
+    for row in others:
+        penalty, distance = float(row["penalty_weight"]) * float(row["penalty"]), float(row["distance"])
+        assert float(row["train_loss"]) == pytest.approx(penalty + 0.5 * distance)
+        assert float(row["task_loss"]) > 0.1
+
+
 def test_steps_are_calibrated_where_quantization_begins_and_the_input_keeps_its_step(
     clips: Path, tmp_path: Path
 ) -> None:

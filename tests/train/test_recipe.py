@@ -101,6 +101,7 @@ def test_toml(tmp_path: Path) -> None:
         ({"input_size": [32]}, r"key 'input_size': expected 2 values, got \[32\]"),
         ({"input_size": 32}, r"key 'input_size': expected a list, got 32"),
         ({"epochs": 0}, "epochs must be more than 0, got 0"),
+        ({"labels": -1}, "labels must be 0 or more, got -1"),
         ({"penalty": -1}, "penalty must be 0 or more, got -1"),
         ({"validate": 1.0}, "validate is a share"),
         ({"percentile": 0}, r"percentile lies in \(0, 100\]"),
@@ -111,6 +112,13 @@ def test_toml(tmp_path: Path) -> None:
 def test_refusals_name_the_key(change: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         from_dict({"network": "small_cnn", "data": "clips"} | change)
+
+
+def test_a_recipe_learns_from_labels_or_from_the_network_before() -> None:
+    recipe = Recipe("small_cnn", "clips", labels=0.0)
+    with pytest.raises(RecipeError, match="labels = 0 and distill = 0"):
+        resolve(recipe, trained=False)
+    assert resolve(recipe.replace(weights="w.npz"), trained=True).labels == 0.0
 
 
 def test_integers_are_numbers_too() -> None:

@@ -192,6 +192,7 @@ class Loop:
         seed_epoch(self.recipe.seed, epoch, self.fabric.global_rank)
         self.wrapped.train()
         sums = torch.zeros(5, dtype=torch.float64)  # clips, task loss, penalty, distance, right
+        labels = self.recipe.labels if self.sparse and span.quantize else 1.0
         for step, batch in enumerate(loader.epoch(epoch)):
             progress = epoch + step / len(loader)
             for group in self.optimizer.param_groups:
@@ -203,7 +204,7 @@ class Loop:
             task = F.nll_loss(log_p, label)
             penalty = sparsetime.penalty(self.model.model) if span.penalty else task.new_zeros(())
             distance = self.teacher.distance(clip) if self.teacher and span.quantize else task.new_zeros(())
-            loss = task + span.penalty * penalty + (self.recipe.distill or 0.0) * distance
+            loss = labels * task + span.penalty * penalty + (self.recipe.distill or 0.0) * distance
             if not torch.isfinite(loss):
                 raise TrainingError(
                     f"the loss is {loss.item()} (task {task.item()}, penalty {penalty.item()}) in epoch {epoch}, step "
@@ -225,7 +226,8 @@ class Loop:
             "phase": span.name,
             "lr": resolved_rates(self.recipe)[0] * span.lr * lr_factor(self.recipe, self.spans, epoch),
             "penalty_weight": span.penalty,
-            "train_loss": (task_sum + span.penalty * penalty_sum + (self.recipe.distill or 0.0) * distance_sum) / clips,
+            "train_loss": (labels * task_sum + span.penalty * penalty_sum + (self.recipe.distill or 0.0) * distance_sum)
+            / clips,
             "task_loss": task_sum / clips,
             "penalty": penalty_sum / clips,
             "distance": distance_sum / clips,

@@ -52,6 +52,8 @@ class Recipe:
         phases: in order; when empty, ``resolve`` puts in those of the method (``default_phases``).
         epochs: of all phases together.
         penalty: weight of the strong phase, unit-free; None for the method's own (``DEFAULT_PENALTY``).
+        labels: weight of the task loss while layers quantize; 0 leaves it to `distill` alone what a network that
+            knows its training clips by heart shall keep.
         distill: weight of the distance from the network before it was made sparse, see ``sparsetime.train.teacher``;
             None for 1 where that network was trained before, else 0.
         clip_length: frames in a training clip, T.
@@ -94,6 +96,7 @@ class Recipe:
     phases: tuple[Phase, ...] = ()
     epochs: int = 40
     penalty: float | None = None
+    labels: float = 1.0
     distill: float | None = None
     clip_length: int = 4
     batch_size: int = 4
@@ -171,11 +174,14 @@ def resolve(recipe: Recipe, *, trained: bool) -> Recipe:
     hold = recipe.method == "delta" and codec == "hold"
     penalty = HOLD_PENALTY if hold else DEFAULT_PENALTY[recipe.method]
     distill = 1.0 if refined and recipe.method != "dense" else 0.0
+    distill = distill if recipe.distill is None else recipe.distill
+    if not recipe.labels and not distill:
+        raise RecipeError("recipe: with labels = 0 and distill = 0 there is nothing to learn; set one of them above 0")
     return recipe.replace(
         phases=recipe.phases or default_phases(recipe.method, warm_up=warm_up),
         penalty=penalty if recipe.penalty is None else recipe.penalty,
         lr=lr,
-        distill=distill if recipe.distill is None else recipe.distill,
+        distill=distill,
         codec=codec,
         levels=(32 if hold else 16) if recipe.levels is None else recipe.levels,
         head_lr=lr * (10 if fresh_head else 1) if recipe.head_lr is None else recipe.head_lr,
@@ -344,7 +350,17 @@ def _check(recipe: Recipe) -> None:
         value = getattr(recipe, name)
         if value is not None and not value > 0:
             raise RecipeError(f"recipe: {name} must be more than 0, got {value}")
-    for name in ("penalty", "distill", "step_lr", "head_lr", "weight_decay", "clip_gradient", "patience", "seed"):
+    for name in (
+        "penalty",
+        "labels",
+        "distill",
+        "step_lr",
+        "head_lr",
+        "weight_decay",
+        "clip_gradient",
+        "patience",
+        "seed",
+    ):
         if not (getattr(recipe, name) or 0) >= 0:
             raise RecipeError(f"recipe: {name} must be 0 or more, got {getattr(recipe, name)}")
     for name in ("validate", "warmup"):
