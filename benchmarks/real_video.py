@@ -54,6 +54,7 @@ METHODS = {
     "exact": ("delta", EXACT),
     "hold": ("delta", 'codec = "hold"\n'),
     "hold64": ("delta", 'codec = "hold"\nlevels = 64\n'),  # thresholds half as large
+    "set": ("delta", 'codec = "hold"\nlevels = 48\nepochs = 0\n'),  # thresholds alone, no training
 }
 
 
@@ -77,7 +78,7 @@ EXPERIMENTS = (
     Experiment("uti-mbv2", "ut_interaction", "mobilenet_v2", "mobilenet_v2_1.0_224_quant.npz", 10, 10, 8),
     Experiment("jhmdb-025", "jhmdb", "mobilenet_v1_025", "mobilenet_v1_0.25_128_quant.npz", 16, 16),
     Experiment("uti-050", "ut_interaction", "mobilenet_v1_050", "mobilenet_v1_0.5_160_quant.npz", 16, 16, 8),
-    Experiment("jhmdb-050", "jhmdb", "mobilenet_v1_050", "mobilenet_v1_0.5_160_quant.npz", 14, 10, 8),
+    Experiment("jhmdb-050", "jhmdb", "mobilenet_v1_050", "mobilenet_v1_0.5_160_quant.npz", 10, 6, 8),
 )
 
 
@@ -149,7 +150,9 @@ def commands(args: argparse.Namespace, experiment: Experiment, method: str, seed
         train += ["--weights", str(weights), "--epochs", str(experiment.dense_epochs)]
     else:
         dense = directory(args.out, experiment, "dense", seed)
-        train += ["--weights", str(dense), "--epochs", str(experiment.refine_epochs)]
+        train += ["--weights", str(dense)]
+        if "epochs" not in settings:
+            train += ["--epochs", str(experiment.refine_epochs)]
     yield train
     yield [args.program, "evaluate", str(run), "--data", str(data), "--split", "test", "--threads", "1"]
 

@@ -100,7 +100,7 @@ def test_toml(tmp_path: Path) -> None:
         ({"method": "sparse"}, r"key 'method': expected one of 'dense', 'spatial_l1', 'delta', got 'sparse'"),
         ({"input_size": [32]}, r"key 'input_size': expected 2 values, got \[32\]"),
         ({"input_size": 32}, r"key 'input_size': expected a list, got 32"),
-        ({"epochs": 0}, "epochs must be more than 0, got 0"),
+        ({"epochs": -1}, "epochs must be 0 or more, got -1"),
         ({"labels": -1}, "labels must be 0 or more, got -1"),
         ({"penalty": -1}, "penalty must be 0 or more, got -1"),
         ({"validate": 1.0}, "validate is a share"),
@@ -119,6 +119,12 @@ def test_a_recipe_learns_from_labels_or_from_the_network_before() -> None:
     with pytest.raises(RecipeError, match="labels = 0 and distill = 0"):
         resolve(recipe, trained=False)
     assert resolve(recipe.replace(weights="w.npz"), trained=True).labels == 0.0
+
+
+@pytest.mark.parametrize(("method", "trained"), [("delta", False), ("dense", True), ("spatial_l1", True)])
+def test_no_epochs_need_steps_to_set_in_a_trained_network(method: str, trained: bool) -> None:
+    with pytest.raises(RecipeError, match="epochs = 0 sets the steps of a trained network"):
+        resolve(Recipe("small_cnn", "clips", method=method, weights="runs/dense", epochs=0), trained=trained)  # type: ignore[arg-type]
 
 
 def test_integers_are_numbers_too() -> None:

@@ -143,13 +143,15 @@ class Loop:
         """Train to the end, from where the checkpoint left off if there is one.
 
         Returns:
-            One row an epoch, see ``COLUMNS``.
+            One row an epoch, see ``COLUMNS``; none where the recipe has no epochs and only steps are set.
 
         Raises:
             TrainingError: the loss is not finite; names the epoch and the step.
             CheckpointError: a checkpoint cannot be written; the one before is whole.
         """
         sample = self._sample()
+        if not self.spans:
+            self._calibrate(sample)
         for span in self.spans:
             loader: PhaseLoader | None = None
             for epoch in range(max(span.first, self.epochs_done), span.end):
@@ -173,16 +175,19 @@ class Loop:
         if span.quantize and self.recipe.distill and self.teacher is None:
             self.teacher = self._make_teacher()
         if span.quantize and epoch == next(s.first for s in self.spans if s.quantize):
-            x = self.model.spec.normalise(sample.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
-            clips = x.unflatten(0, sample.shape[:2])
-            assert self.recipe.levels is not None, "resolve(recipe) puts it in"
-            sparsetime.calibrate(
-                self.model.model, clips.split(1), percentile=self.recipe.percentile, levels=self.recipe.levels
-            )
+            self._calibrate(sample)
             for group in self.optimizer.param_groups:
                 if group["name"] == "step":
                     group["peak_lr"] = step_rate(group["params"][0], self.recipe.step_lr)
         sparsetime.enable(self.model.model, span.quantize)
+
+    def _calibrate(self, sample: Tensor) -> None:
+        x = self.model.spec.normalise(sample.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
+        clips = x.unflatten(0, sample.shape[:2])
+        assert self.recipe.levels is not None, "resolve(recipe) puts it in"
+        sparsetime.calibrate(
+            self.model.model, clips.split(1), percentile=self.recipe.percentile, levels=self.recipe.levels
+        )
 
     def _make_teacher(self) -> Teacher:
         return Teacher(self.model, f"model.{self.model.model.classifier_name}")

@@ -54,7 +54,7 @@ class Progress:
         self.line(
             f"{recipe.network} {recipe.method}: {len(data.clips)} videos, {len(data.classes)} classes{held_out}{broken}"
             + "; "
-            + ", ".join(f"{span.name} {span.end - span.first}" for span in schedule(recipe))
+            + (", ".join(f"{span.name} {span.end - span.first}" for span in schedule(recipe)) or "steps alone, 0")
             + f" epochs; seed {recipe.seed}"
         )
         if resumed:

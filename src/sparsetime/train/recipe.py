@@ -50,7 +50,7 @@ class Recipe:
         start: ``refinement`` keeps a dense warm-up in front unless the weights are those of a trained run;
             ``vanilla`` trains with the penalty from the first epoch.
         phases: in order; when empty, ``resolve`` puts in those of the method (``default_phases``).
-        epochs: of all phases together.
+        epochs: of all phases together; with 0 the layers' steps are set from the training clips and nothing is trained.
         penalty: weight of the strong phase, unit-free; None for the method's own (``DEFAULT_PENALTY``).
         labels: weight of the task loss while layers quantize; 0 leaves it to `distill` alone what a network that
             knows its training clips by heart shall keep.
@@ -165,7 +165,15 @@ def resolve(recipe: Recipe, *, trained: bool) -> Recipe:
         recipe: as written.
         trained: the weights already solve this task (an earlier run on the same classes), so a refinement
             needs no warm-up.
+
+    Raises:
+        RecipeError: nothing to learn from, or nothing to set.
     """
+    if recipe.epochs == 0 and not (trained and recipe.method == "delta"):
+        raise RecipeError(
+            "recipe: epochs = 0 sets the steps of a trained network and trains nothing; it takes method delta and the "
+            "directory of an earlier run on the same classes as weights"
+        )
     warm_up = recipe.start == "refinement" and not trained
     lr = recipe.lr or (1e-3 if recipe.weights is None else 2e-4)
     fresh_head = recipe.weights is not None and not trained
@@ -337,7 +345,6 @@ def _check(recipe: Recipe) -> None:
     if recipe.method not in METHODS:
         raise RecipeError(f"recipe: method is one of {', '.join(METHODS)}, got {recipe.method!r}")
     for name in (
-        "epochs",
         "clip_length",
         "batch_size",
         "stride",
@@ -351,6 +358,7 @@ def _check(recipe: Recipe) -> None:
         if value is not None and not value > 0:
             raise RecipeError(f"recipe: {name} must be more than 0, got {value}")
     for name in (
+        "epochs",
         "penalty",
         "labels",
         "distill",
