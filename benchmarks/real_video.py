@@ -78,7 +78,7 @@ EXPERIMENTS = (
     Experiment("uti-mbv2", "ut_interaction", "mobilenet_v2", "mobilenet_v2_1.0_224_quant.npz", 10, 10, 8),
     Experiment("jhmdb-025", "jhmdb", "mobilenet_v1_025", "mobilenet_v1_0.25_128_quant.npz", 16, 16),
     Experiment("uti-050", "ut_interaction", "mobilenet_v1_050", "mobilenet_v1_0.5_160_quant.npz", 16, 16, 8),
-    Experiment("jhmdb-050", "jhmdb", "mobilenet_v1_050", "mobilenet_v1_0.5_160_quant.npz", 10, 6, 8),
+    Experiment("jhmdb-050", "jhmdb", "mobilenet_v1_050", "mobilenet_v1_0.5_160_quant.npz", 8, 5, 8),
 )
 
 
