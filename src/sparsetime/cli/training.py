@@ -77,7 +77,9 @@ def train(
     start: Annotated[
         Literal["refinement", "vanilla"] | None, typer.Option(help="vanilla has no dense warm-up.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(metavar="N", help="Epochs of all phases together.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", help="Epochs of all phases together; 0 sets the steps alone.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(metavar="S", help="Seed of weights, clips and order.")] = None,
     penalty: Annotated[float | None, typer.Option(help="Weight of the penalty in the strong phase.")] = None,
     clip_length: Annotated[int | None, typer.Option(metavar="T", help="Frames in a training clip.")] = None,
@@ -148,7 +150,8 @@ def train(
     )
     if os.environ.get("RANK", "0") == "0":  # under torchrun every process comes here
         finish(result, json_file)
-        print(f"{result['run']}: {result['epochs']} epochs, training accuracy {result['train_accuracy']:.3f}")
+        accuracy = f", training accuracy {result['train_accuracy']:.3f}" if result["epochs"] else ""
+        print(f"{result['run']}: {result['epochs']} epochs{accuracy}")
 
 
 @guarded

@@ -58,7 +58,8 @@ def train(
         quiet: no progress on stderr.
 
     Returns:
-        The last row of metrics.csv and: run, method, network, epochs, resumed_from_epoch, clips, broken, time_s.
+        The last row of metrics.csv, if there is one, and: run, method, network, epochs, resumed_from_epoch, clips,
+        broken, time_s.
 
     Raises:
         RunError: `out` holds a finished run or one with another recipe.
@@ -107,7 +108,7 @@ def train(
         write_csv(out / runs.METRICS, COLUMNS, rows)
         runs.write_weights(out, model.model, config)
     fabric.barrier()
-    return rows[-1] | {
+    return (rows[-1] if rows else {}) | {
         "run": str(out),
         "network": recipe.network,
         "method": recipe.method,
