@@ -30,6 +30,18 @@ inline void fetch(const FinishArgs& sink, int32_t pixel, int from, int to) {
     }
 }
 
+// Rows and columns of ascending pixels, without a division for each.
+struct Walk {
+    int width, y = 0, start = 0, end = 0;
+    explicit Walk(int width_) : width(width_) {}
+    void to(int p) {
+        if (p < end && p >= start) return;
+        y = p / width;
+        start = y * width;
+        end = start + width;
+    }
+};
+
 int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
 }  // namespace
@@ -239,6 +251,7 @@ void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, i
     float* patched = patches ? sized(ws.patches, size_t(chunk) * patch) : nullptr;
     const int terms = patches ? kw * C : C;  // of a segment
     const int depth_chunk = std::min(terms, 768);
+    Walk walk(out.width);
 
     for (int start = 0; start < count; start += chunk) {
         const int n = std::min(chunk, count - start);
@@ -261,13 +274,19 @@ void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, i
             const int32_t* rx[MAX_TILE];
             for (int i = 0; i < m; ++i) {
                 const int p = list[start + from + i];
-                ry[i] = &rows_.source[size_t(p / out.width) * kh];
-                rx[i] = &columns_.source[size_t(p % out.width) * kw];
+                walk.to(p);
+                ry[i] = &rows_.source[size_t(walk.y) * kh];
+                rx[i] = &columns_.source[size_t(p - walk.start) * kw];
             }
             if (patches) {
                 for (int i = 0; i < m; ++i) {
                     float* to = patched + size_t(from + i) * patch;
                     const bool beside = !mask && rx[i][0] >= 0 && rx[i][kw - 1] == rx[i][0] + kw - 1;
+                    if (beside && ry[i][0] >= 0 && ry[i][kh - 1] == ry[i][0] + kh - 1) {
+                        const float* x = rows + (ptrdiff_t(ry[i][0]) * in.width + rx[i][0]) * C;
+                        for (int ky = 0; ky < kh; ++ky, x += ptrdiff_t(in.width) * C) ptr[ky * m + i] = x;
+                        continue;
+                    }
                     for (int ky = 0; ky < kh; ++ky, to += kw * C) {
                         const int y = ry[i][ky];
                         if (y >= 0 && beside) {
@@ -354,13 +373,15 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
     std::vector<float*>& outs = ws.outputs;
     if (int(outs.size()) < chunk) outs.resize(size_t(chunk));
     const int step = columns_.den;
+    Walk walk(out.width);
     const bool runs = !mask && kh == 3 && kw == 3 && columns_.num == 1 && step <= 2 && columns_.shift[0] - columns_.shift[1] == 1;
     for (int start = 0; start < count; start += chunk) {
         const int n = std::min(chunk, count - start);
         int loose = 0;  // pixels for the general kernel
         const auto general = [&](int i) {
             const int p = list[start + i];
-            const int32_t *ry = &rows_.source[size_t(p / out.width) * kh], *rx = &columns_.source[size_t(p % out.width) * kw];
+            walk.to(p);
+            const int32_t *ry = &rows_.source[size_t(walk.y) * kh], *rx = &columns_.source[size_t(p - walk.start) * kw];
             const float** ptr = pointers + size_t(loose) * taps;
             for (int ky = 0; ky < kh; ++ky)
                 for (int kx = 0; kx < kw; ++kx) {
@@ -370,7 +391,9 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
             outs[size_t(loose++)] = sum + size_t(i) * stride;
         };
         for (int i = 0; i < n;) {
-            const int p = list[start + i], y = p / out.width, x = p % out.width;
+            const int p = list[start + i];
+            walk.to(p);
+            const int y = walk.y, x = p - walk.start;
             const int32_t* ry = &rows_.source[size_t(y) * kh];
             const int first = x * step - columns_.shift[0];
             if (!runs || first < 0) {

@@ -168,16 +168,24 @@ void runs(const RunArgs& r) {
 
 // ---- depthwise ----------------------------------------------------------------------------------------------------------
 
+// V vectors side by side hide the latency of an addition, and read whole runs of an input.
+template <int V>
+inline void depthwise_of(const DepthwiseArgs& d, const float* const* a, float* out, int c) {
+    Vec acc[V] = {};
+    const float* w = d.w + c;
+    for (int s = 0; s < d.segments; ++s, w += d.stride)
+        for (int v = 0; v < V; ++v) acc[v] += load(a[s] + c + v * VL) * load(w + v * VL);
+    for (int v = 0; v < V; ++v) store(out + c + v * VL, acc[v]);
+}
+
 void depthwise(const DepthwiseArgs& d) {
+    constexpr int V = 4;
     for (int i = 0; i < d.pixels; ++i) {
         const float* const* a = d.a + ptrdiff_t(i) * d.segments;
-        float* out = d.out[i];
-        for (int c = 0; c < d.stride; c += VL) {
-            Vec acc{};
-            const float* w = d.w + c;
-            for (int s = 0; s < d.segments; ++s, w += d.stride) acc += load(a[s] + c) * load(w);
-            store(out + c, acc);
-        }
+        int c = 0;
+        for (; c + V * VL <= d.stride; c += V * VL) depthwise_of<V>(d, a, d.out[i], c);
+        for (; c + 2 * VL <= d.stride; c += 2 * VL) depthwise_of<2>(d, a, d.out[i], c);
+        for (; c < d.stride; c += VL) depthwise_of<1>(d, a, d.out[i], c);
     }
 }
 
