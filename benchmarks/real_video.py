@@ -52,7 +52,7 @@ METHODS = {
     "dense": ("dense", ""),
     "spatial_l1": ("spatial_l1", ""),
     "exact": ("delta", EXACT),
-    "set": ("delta", 'codec = "hold"\nlevels = 48\nepochs = 0\n'),  # thresholds alone: what `train` does by itself
+    "set": ("delta", 'codec = "hold"\nlevels = 48\nepochs = 0\n'),  # thresholds alone, no training
     "hold": ("delta", 'codec = "hold"\nlevels = 32\n'),
     "hold64": ("delta", 'codec = "hold"\nlevels = 64\n'),  # thresholds half as large
 }

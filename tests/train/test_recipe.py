@@ -127,20 +127,11 @@ def test_no_epochs_need_steps_to_set_in_a_trained_network(method: str, trained: 
         resolve(Recipe("small_cnn", "clips", method=method, weights="runs/dense", epochs=0), trained=trained)  # type: ignore[arg-type]
 
 
-def test_hold_on_a_trained_network_is_not_trained_unless_told() -> None:
-    recipe = Recipe("small_cnn", "clips", weights="runs/dense")
-    found = resolve(recipe, trained=True)
-    assert (found.epochs, found.levels, schedule(found)) == (0, 48, ())
-    for changes, epochs, levels in (
-        ({"epochs": 10}, 10, 32),
-        ({"codec": "exact"}, 40, 16),
-        ({"start": "vanilla"}, 40, 16),
-        ({"method": "spatial_l1"}, 40, 16),
-        ({"phases": (Phase("strong"),)}, 40, 32),
-    ):
-        found = resolve(recipe.replace(**changes), trained=True)  # type: ignore[arg-type]
-        assert (found.epochs, found.levels) == (epochs, levels), changes
-    assert resolve(recipe, trained=False).epochs == 40
+def test_without_training_thresholds_are_finer() -> None:
+    recipe = resolve(Recipe("small_cnn", "clips", weights="runs/dense", epochs=0), trained=True)
+    assert (recipe.levels, schedule(recipe)) == (48, ())
+    assert resolve(recipe.replace(epochs=10, levels=None), trained=True).levels == 32
+    assert resolve(recipe.replace(codec="exact", levels=None), trained=True).levels == 16
 
 
 def test_integers_are_numbers_too() -> None:
@@ -169,7 +160,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "codec", "levels", "penalty"),
     [
-        ({"weights": "w.npz", "epochs": 10}, "hold", 32, 10.0),
+        ({"weights": "w.npz"}, "hold", 32, 10.0),
         ({"weights": "w.npz", "codec": "exact"}, "exact", 16, 40.0),
         ({"weights": "w.npz", "start": "vanilla"}, "exact", 16, 40.0),
         ({}, "exact", 16, 40.0),

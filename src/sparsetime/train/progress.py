@@ -48,7 +48,7 @@ class Progress:
 
     def start(self, recipe: Recipe, data: TrainingData, resumed: int) -> None:
         """Say what begins."""
-        self.epochs = recipe.epochs or 0
+        self.epochs = recipe.epochs
         broken = f", {len(data.broken)} broken left out" if data.broken else ""
         held_out = f", {len(data.held_out)} held out" if data.held_out else ""
         self.line(

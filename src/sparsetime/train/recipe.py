@@ -51,8 +51,6 @@ class Recipe:
             ``vanilla`` trains with the penalty from the first epoch.
         phases: in order; when empty, ``resolve`` puts in those of the method (``default_phases``).
         epochs: of all phases together; with 0 the layers' steps are set from the training clips and nothing is trained.
-            None for 0 where ``hold`` comes on top of a trained run (training has cost more than it brought there),
-            else 40.
         penalty: weight of the strong phase, unit-free; None for the method's own (``DEFAULT_PENALTY``).
         labels: weight of the task loss while layers quantize; 0 leaves it to `distill` alone what a network that
             knows its training clips by heart shall keep.
@@ -96,7 +94,7 @@ class Recipe:
     weights: str | None = None
     start: Literal["refinement", "vanilla"] = "refinement"
     phases: tuple[Phase, ...] = ()
-    epochs: int | None = None
+    epochs: int = 40
     penalty: float | None = None
     labels: float = 1.0
     distill: float | None = None
@@ -174,10 +172,7 @@ def resolve(recipe: Recipe, *, trained: bool) -> Recipe:
     refined = recipe.weights is not None and recipe.start == "refinement"
     codec = recipe.codec or ("hold" if refined else "exact")
     hold = recipe.method == "delta" and codec == "hold"
-    epochs = recipe.epochs
-    if epochs is None:
-        epochs = 0 if hold and refined and trained and not recipe.phases else 40
-    if epochs == 0 and not (trained and recipe.method == "delta"):
+    if recipe.epochs == 0 and not (trained and recipe.method == "delta"):
         raise RecipeError(
             "recipe: epochs = 0 sets the steps of a trained network and trains nothing; it takes method delta and the "
             "directory of an earlier run on the same classes as weights"
@@ -196,8 +191,7 @@ def resolve(recipe: Recipe, *, trained: bool) -> Recipe:
         lr=lr,
         distill=distill,
         codec=codec,
-        epochs=epochs,
-        levels=recipe.levels or ((32 if epochs else 48) if hold else 16),
+        levels=recipe.levels or ((32 if recipe.epochs else 48) if hold else 16),
         head_lr=lr * (10 if fresh_head else 1) if recipe.head_lr is None else recipe.head_lr,
     )
 
@@ -238,10 +232,8 @@ def schedule(recipe: Recipe) -> tuple[Span, ...]:
     Raises:
         RecipeError: the recipe has no phases; see ``resolve``.
     """
-    if not recipe.phases or recipe.penalty is None or recipe.epochs is None:
-        raise RecipeError(
-            "schedule: the recipe leaves phases, penalty or epochs to the method; call resolve(recipe) first"
-        )
+    if not recipe.phases or recipe.penalty is None:
+        raise RecipeError("schedule: the recipe leaves phases or penalty to the method; call resolve(recipe) first")
     total = sum(phase.share for phase in recipe.phases)
     exact = [recipe.epochs * phase.share / total for phase in recipe.phases]
     counts = [int(e) for e in exact]
