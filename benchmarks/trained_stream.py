@@ -3,10 +3,10 @@
     python benchmarks/trained_stream.py runs/real/uti-mbv2-hold-0 --data ../shared/data/ut_interaction
 
 The run is compiled to a plan and every video of the split goes through one stream, which is flushed at its first frame
-and never again. The dense network is the same one without codecs, in the fastest runtime that is installed; stream and
-dense take turns frame by frame. The class of a video is the arg-max of the mean of the probabilities over its frames.
-Controls: `frozen` keeps the first dense answer, `skipping` computes densely every k-th frame, k such that it takes as
-long as the stream.
+and after that as `--flush` says (see `sparsetime.Stream`; 0: never, 1: what `sparsetime run` does). The dense network is
+the same one without codecs, in the fastest runtime that is installed; stream and dense take turns frame by frame. The
+class of a video is the arg-max of the mean of the probabilities over its frames. Controls: `frozen` keeps the first dense
+answer, `skipping` computes densely every k-th frame, k such that it takes as long as the stream.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def skipped(dense: list[np.ndarray], share: float) -> list[np.ndarray]:
     return [a[(np.floor(np.floor(np.arange(len(a)) * share) / share + 1e-9)).astype(int)] for a in dense]
 
 
-def measure(run: Path, data: Path, split: str, threads: int, frames: int | None) -> dict[str, Any]:
+def measure(run: Path, data: Path, split: str, threads: int, flush: float, frames: int | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.plan"
         compile_file(str(run), file)
         plan = Plan.load(file)
     classes = read_config(run)["classes"]
     size = plan.input_shape[2:]
-    stream = plan.stream(threads=threads)
+    stream = plan.stream(threads=threads, flush=flush)
     dense = None
     labels: list[int] = []
     ours: list[np.ndarray] = []
@@ -86,6 +86,7 @@ def measure(run: Path, data: Path, split: str, threads: int, frames: int | None)
         "clips": len(labels),
         "frames": len(times),
         "threads": threads,
+        "flush": flush,
         "accuracy": right(ours, labels),
         "accuracy_dense": right(theirs, labels),
         "accuracy_frozen": right([a[:1] for a in theirs], labels),
@@ -106,15 +107,21 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--split", default="test")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--flush", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--frames", type=int, help="of each video, at most")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    rows = [measure(run, args.data, args.split, n, args.frames) for n in args.threads for run in args.runs]
-    print("| run | threads | accuracy | dense | frozen | skipping | operations | ms | dense ms | speed-up |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    rows = [
+        measure(run, args.data, args.split, n, flush, args.frames)
+        for n in args.threads
+        for flush in args.flush
+        for run in args.runs
+    ]
+    print("| run | threads | flush | accuracy | dense | frozen | skipping | operations | ms | dense ms | speed-up |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for r in rows:
         figures = [r[k] for k in ("accuracy", "accuracy_dense", "accuracy_frozen", "accuracy_skipping", "op_density")]
-        cells = [r["run"], str(r["threads"]), *("-" if x is None else f"{x:.3f}" for x in figures)]
+        cells = [r["run"], str(r["threads"]), f"{r['flush']:g}", *("-" if x is None else f"{x:.3f}" for x in figures)]
         print(
             f"| {' | '.join(cells)} | {r['ms']:.2f} | {r['ms_dense']:.2f} ({r['dense_runtime']}) | {r['speedup']:.2f} |"
         )
