@@ -3,10 +3,10 @@
     python benchmarks/trained_stream.py runs/real/uti-mbv2-hold-0 --data ../shared/data/ut_interaction
 
 The run is compiled to a plan and every video of the split goes through one stream, which is flushed at its first frame
-and after that as `--flush` says (see `sparsetime.Stream`; 0: never, 1: what `sparsetime run` does). The dense network is
-the same one without codecs, in the fastest runtime that is installed; stream and dense take turns frame by frame. The
-class of a video is the arg-max of the mean of the probabilities over its frames. Controls: `frozen` keeps the first dense
-answer, `skipping` computes densely every k-th frame, k such that it takes as long as the stream.
+and after that as `--flush` says (see `sparsetime.Stream`; 0: never, 1: what `sparsetime run` does). The dense network
+is the same one without codecs, in the fastest runtime that is installed; stream and dense take turns frame by frame.
+The class of a video is the arg-max of the mean of the probabilities over its frames. Controls: `frozen` keeps the first
+dense answer, `skipping` computes densely every k-th frame, k such that it takes as long as the stream.
 """
 
 from __future__ import annotations
