@@ -172,8 +172,25 @@ int settle_codes(const uint8_t* codes, int pixel, const Settle& s) {
     return sent;
 }
 
-void maximum(const uint8_t* x, uint8_t* sum, int n) {
-    for (int i = 0; i < n; ++i) sum[i] = x[i] > sum[i] ? x[i] : sum[i];
+void maximum(const uint8_t* const* x, int rows, int n, uint8_t* out) {
+    typedef uint8_t Lane __attribute__((vector_size(BYTE_LANE)));
+    if (n < BYTE_LANE) {
+        for (int i = 0; i < n; ++i) {
+            uint8_t most = x[0][i];
+            for (int r = 1; r < rows; ++r) most = x[r][i] > most ? x[r][i] : most;
+            out[i] = most;
+        }
+        return;
+    }
+    for (int i = 0; i < n; i += BYTE_LANE) {
+        Lane most, next;
+        std::memcpy(&most, x[0] + i, sizeof most);
+        for (int r = 1; r < rows; ++r) {
+            std::memcpy(&next, x[r] + i, sizeof next);
+            most = next > most ? next : most;
+        }
+        std::memcpy(out + i, &most, sizeof most);
+    }
 }
 
 // Sums of one pixel, V vectors of a panel, with all that may come behind.
@@ -236,7 +253,12 @@ template <int V>
         }
         for (int v = 0; v < V; ++v) y[v] = y[v] + floats(reinterpret_cast<Int>(wide[v]) - s.residual_zero) * b.residual_step;
     }
-    for (int v = 0; v < V; ++v) n[v] = rounded(min(max(y[v] * b.scale.inverse, b.scale.low), b.scale.high)) + b.scale.zero;
+    for (int v = 0; v < V; ++v) y[v] = y[v] * b.scale.inverse;
+    if (V < 4 || !s.saturates)
+        for (int v = 0; v < V; ++v) y[v] = min(max(y[v], b.scale.low), b.scale.high);
+    for (int v = 0; v < V; ++v) n[v] = rounded(y[v]);
+    if (s.zero)
+        for (int v = 0; v < V; ++v) n[v] += b.scale.zero;
     __m512i code;
     if (V == 4) {
         const __m512i first = _mm512_packs_epi32(reinterpret_cast<__m512i>(n[0]), reinterpret_cast<__m512i>(n[1 % V]));
@@ -416,30 +438,59 @@ void depthwise_any(const IntDepthwiseArgs& d, const DepthwiseView& view, const i
     }
 }
 
-// Three columns of at most four rows: a window that slides, by S columns.
+// Three rows and columns: a window that slides, by S columns.
 template <int S>
-void depthwise_three(const IntDepthwiseArgs& d, const DepthwiseView& view, const int8_t* w, int block, const Settle& s, const Bounds& b) {
+void depthwise_three(const IntDepthwiseArgs& d, const uint8_t* outside, const int8_t* w, int block, const Settle& s, const Bounds& b) {
     constexpr int size = 4 * VL;
     const float *scale = d.scale + block * size, *bias = d.bias + block * size;
     const int32_t* start = d.start + block * size;
-    int column = d.column;
-    Column x0 = view.at(column, 0), x1{};
-    if (S == 1) x1 = view.at(column + 1, 0);
-    for (int i = 0; i < d.pixels; ++i, column += S) {
-        if (S == 2) x1 = view.at(column + 1, 0);
-        const Column x2 = view.at(column + 2, 0);
+    const uint8_t* row[3];
+    ptrdiff_t advance[3];  // rows outside of the map stand still
+    for (int r = 0; r < 3; ++r) {
+        row[r] = d.row[r] ? d.row[r] + block * size : outside;
+        advance[r] = d.row[r] ? d.stride : 0;
+    }
+    const Column edge = interleave({outside, outside, outside, outside});
+    const unsigned width = unsigned(d.width);
+    const auto at = [&](int column) __attribute__((always_inline)) {
+        if (unsigned(column) >= width) return edge;
+        // The weights of the fourth row are zero.
+        return interleave({row[0] + column * advance[0], row[1] + column * advance[1], row[2] + column * advance[2], outside});
+    };
+    const auto finish = [&](int i, const Column& left, const Column& middle, const Column& right) __attribute__((always_inline)) {
         Int acc[4];
         for (int v = 0; v < 4; ++v) {
-            acc[v] = dot(load_int(start + v * VL), x0.v[v], load_int(w + v * VL * INT_GROUP));
-            acc[v] = dot(acc[v], x1.v[v], load_int(w + (4 + v) * VL * INT_GROUP));
-            acc[v] = dot(acc[v], x2.v[v], load_int(w + (8 + v) * VL * INT_GROUP));
+            acc[v] = dot(load_int(start + v * VL), left.v[v], load_int(w + v * VL * INT_GROUP));
+            acc[v] = dot(acc[v], middle.v[v], load_int(w + (4 + v) * VL * INT_GROUP));
+            acc[v] = dot(acc[v], right.v[v], load_int(w + (8 + v) * VL * INT_GROUP));
         }
         d.count[i] += finish_bounded<4>(acc, scale, bias, d.first + i, block * size, s, b);
-        if (S == 1) {
-            x0 = x1;
-            x1 = x2;
+    };
+    // Three columns that take turns: copies of them would go through memory.
+    int column = d.column;
+    Column x0 = at(column), x1 = S == 1 ? at(column + 1) : edge, x2;
+    for (int i = 0;;) {
+        if constexpr (S == 1) {
+            if (i == d.pixels) return;
+            x2 = at(column + 2);
+            finish(i++, x0, x1, x2);
+            if (i == d.pixels) return;
+            x0 = at(column + 3);
+            finish(i++, x1, x2, x0);
+            if (i == d.pixels) return;
+            x1 = at(column + 4);
+            finish(i++, x2, x0, x1);
+            column += 3;
         } else {
-            x0 = x2;
+            if (i == d.pixels) return;
+            x1 = at(column + 1);
+            x2 = at(column + 2);
+            finish(i++, x0, x1, x2);
+            if (i == d.pixels) return;
+            x1 = at(column + 3);
+            x0 = at(column + 4);
+            finish(i++, x2, x1, x0);
+            column += 4;
         }
     }
 }
@@ -453,9 +504,9 @@ void depthwise(const IntDepthwiseArgs& d, const Settle& s) {
     const int8_t* w = d.w;
     for (int block = 0; block * 4 * VL < s.channels; ++block, w += weights) {
         const DepthwiseView view{d, outside, block * 4 * VL};
-        const bool three = fast && d.columns == 3 && d.rows <= 4 && d.dilation == 1;
-        if (three && d.step == 1) depthwise_three<1>(d, view, w, block, s, b);
-        else if (three && d.step == 2) depthwise_three<2>(d, view, w, block, s, b);
+        const bool three = fast && d.columns == 3 && d.rows == 3 && d.dilation == 1;
+        if (three && d.step == 1) depthwise_three<1>(d, outside, w, block, s, b);
+        else if (three && d.step == 2) depthwise_three<2>(d, outside, w, block, s, b);
         else depthwise_any(d, view, w, block, s, b, fast);
     }
 }
