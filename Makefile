@@ -10,8 +10,13 @@ READY := $(VENV)/.ready
 $(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "sparsetime needs Python 3.11 or newer; set PYTHON=... (found: $$($(PYTHON) -V))"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
-	  || { rm -rf $(VENV); echo "no venv module: on Debian, apt-get install python3-venv"; exit 1; }
+	@for c in $$CXX c++ g++ clang++; do command -v $$c >/dev/null && exit; done; \
+	  echo "sparsetime needs a C++17 compiler: on Debian, apt-get install g++; set CXX=... where it has another name"; exit 1
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
+	  || { echo "sparsetime needs Python's venv module: on Debian, apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig as s; sys.exit(not os.path.isfile(s.get_path("include") + "/Python.h"))' \
+	  || { echo "sparsetime needs Python's header files: on Debian, apt-get install python3-dev"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	@# torch first: once the pinned build is there, no range that it satisfies fetches another.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch numpy
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
@@ -21,9 +26,7 @@ demo: $(READY)
 	$(BIN)/sparsetime demo --out runs/demo
 
 test: lint
-	@# The dense runtimes get a process of their own: training in a process that has run them all has crashed.
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --ignore tests/bench
-	$(BIN)/python -m pytest tests/bench
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # Damaged plan files: each must be an error or a valid plan, and cost no memory.
 fuzz: $(READY)

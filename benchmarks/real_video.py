@@ -2,6 +2,11 @@
 
     python benchmarks/real_video.py run --data ../shared/data --out runs/real      # hours; goes on where it stopped
     python benchmarks/real_video.py table --out runs/real --json real_video.json
+    python benchmarks/real_video.py run --data ../shared/data --out runs/cross --folds 7 --only uti-025 --seeds 0
+    python benchmarks/real_video.py table --out runs/cross
+
+With `--folds` train and test are put together and divided anew, whole groups at a time: every clip is tested once, by a
+network that has seen no clip of its group. `--within train` divides the training split alone; settings are chosen so.
 
 Every run is the command line program's own `train` and `evaluate`. A dense network is refined from ImageNet weights;
 spatial L1 and delta refine that network further. docs/results.md says how the settings were chosen.
@@ -10,6 +15,7 @@ spatial L1 and delta refine that network further. docs/results.md says how the s
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import statistics
@@ -20,6 +26,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 #: Rounding alone leaves much in motion: the whole network has to move, which takes larger steps than the default's.
 EXACT = """
@@ -44,7 +52,8 @@ METHODS = {
     "dense": ("dense", ""),
     "spatial_l1": ("spatial_l1", ""),
     "exact": ("delta", EXACT),
-    "hold": ("delta", 'codec = "hold"\n'),
+    "set": ("delta", 'codec = "hold"\nlevels = 48\nepochs = 0\n'),  # thresholds alone: what `train` does by itself
+    "hold": ("delta", 'codec = "hold"\nlevels = 32\n'),
     "hold64": ("delta", 'codec = "hold"\nlevels = 64\n'),  # thresholds half as large
 }
 
@@ -69,7 +78,7 @@ EXPERIMENTS = (
     Experiment("uti-mbv2", "ut_interaction", "mobilenet_v2", "mobilenet_v2_1.0_224_quant.npz", 10, 10, 8),
     Experiment("jhmdb-025", "jhmdb", "mobilenet_v1_025", "mobilenet_v1_0.25_128_quant.npz", 16, 16),
     Experiment("uti-050", "ut_interaction", "mobilenet_v1_050", "mobilenet_v1_0.5_160_quant.npz", 16, 16, 8),
-    Experiment("jhmdb-050", "jhmdb", "mobilenet_v1_050", "mobilenet_v1_0.5_160_quant.npz", 14, 10, 8),
+    Experiment("jhmdb-050", "jhmdb", "mobilenet_v1_050", "mobilenet_v1_0.5_160_quant.npz", 8, 5, 8),
 )
 
 
@@ -83,6 +92,43 @@ FIGURES = (
 )
 
 
+def divide(rows: list[dict[str, str]], parts: int, seed: int = 0) -> list[list[dict[str, str]]]:
+    """Divide clips into parts, whole groups at a time, each with about as many clips of every class.
+
+    The largest groups go first, each to the part that has fewest clips of its classes, then fewest clips; what is
+    equal otherwise is in random order.
+    """
+    groups: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault(row["group"], []).append(row)
+    if len(groups) < parts:
+        raise SystemExit(f"--folds: {len(groups)} groups cannot be divided into {parts} parts")
+    names = sorted(groups)
+    order = np.random.default_rng(seed).permutation(len(names)).tolist()
+    folds: list[list[dict[str, str]]] = [[] for _ in range(parts)]
+    for name in sorted((names[i] for i in order), key=lambda name: -len(groups[name])):
+        labels = {row["label"] for row in groups[name]}
+        min(folds, key=lambda fold: (sum(row["label"] in labels for row in fold), len(fold))).extend(groups[name])
+    return folds
+
+
+def write_fold(source: Path, target: Path, fold: int, parts: int, within: str | None) -> None:
+    """Write a `clips.csv` in which one part is ``test`` and the others ``train``; the videos stay where they are."""
+    with (source / "clips.csv").open(newline="", encoding="utf-8") as stream:
+        rows = [row for row in csv.DictReader(stream) if within in (None, row["split"])]
+    target.mkdir(parents=True, exist_ok=True)
+    with (target / "clips.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, ["file", "label", "group", "split"], extrasaction="ignore")
+        writer.writeheader()
+        for number, part in enumerate(divide(rows, parts)):
+            for row in part:
+                changed = {
+                    "file": str((source / row["file"]).resolve()),
+                    "split": "test" if number == fold else "train",
+                }
+                writer.writerow(row | changed)
+
+
 def directory(out: Path, experiment: Experiment, method: str, seed: int) -> Path:
     return out / f"{experiment.name}-{method}-{seed}"
 
@@ -90,6 +136,9 @@ def directory(out: Path, experiment: Experiment, method: str, seed: int) -> Path
 def commands(args: argparse.Namespace, experiment: Experiment, method: str, seed: int) -> Iterator[list[str]]:
     """The two commands of one run."""
     data = args.data / experiment.data
+    if args.fold is not None:
+        data = args.out / experiment.data
+        write_fold(args.data / experiment.data, data, args.fold, args.folds, args.within)
     run = directory(args.out, experiment, method, seed)
     recipe = args.out / f"{experiment.name}-{method}.toml"
     name, settings = METHODS[method]
@@ -101,13 +150,16 @@ def commands(args: argparse.Namespace, experiment: Experiment, method: str, seed
         train += ["--weights", str(weights), "--epochs", str(experiment.dense_epochs)]
     else:
         dense = directory(args.out, experiment, "dense", seed)
-        train += ["--weights", str(dense), "--epochs", str(experiment.refine_epochs)]
+        train += ["--weights", str(dense)]
+        if "epochs" not in settings:
+            train += ["--epochs", str(experiment.refine_epochs)]
     yield train
     yield [args.program, "evaluate", str(run), "--data", str(data), "--split", "test", "--threads", "1"]
 
 
 def chain(args: argparse.Namespace, experiment: Experiment, seed: int) -> None:
     """All methods of one seed, one after the other; what is there already is left."""
+    args.out.mkdir(parents=True, exist_ok=True)
     for method in args.methods:
         run = directory(args.out, experiment, method, seed)
         if (run / "evaluation-test.json").exists():
@@ -121,21 +173,77 @@ def chain(args: argparse.Namespace, experiment: Experiment, seed: int) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    args.out.mkdir(parents=True, exist_ok=True)
     wanted = [e for e in EXPERIMENTS if not args.only or e.name in args.only]
-    jobs = [(experiment, seed) for experiment in wanted for seed in args.seeds]
+    places = [(None, args.out)] if not args.folds else [(k, args.out / f"fold{k}") for k in range(args.folds)]
+    jobs = [
+        (argparse.Namespace(**vars(args) | {"fold": fold, "out": out}), experiment, seed)
+        for seed in args.seeds
+        for experiment in wanted
+        for fold, out in places
+    ]
     with ThreadPoolExecutor(args.jobs) as pool:
-        for future in [pool.submit(chain, args, *job) for job in jobs]:
+        for future in [pool.submit(chain, *job) for job in jobs]:
             future.result()
 
 
+def by_group(result: dict[str, Any]) -> list[tuple[str, str, bool]]:
+    """Group, file and whether the network was right, of every clip of an evaluation."""
+    with Path(result["data"], "clips.csv").open(newline="", encoding="utf-8") as stream:
+        groups = {row["file"]: row["group"] for row in csv.DictReader(stream)}
+    return [(groups[p["file"]], p["file"], p["correct"]) for p in result["predictions"]]
+
+
+def interval(shares: dict[tuple[str, str], float], draws: int = 10_000) -> tuple[float, float]:
+    """The 95 % interval of the mean over clips, by drawing groups anew, since the clips of a group are alike.
+
+    Args:
+        shares: a figure of every clip, by (group, file).
+    """
+    groups = sorted({group for group, _ in shares})
+    sums = np.array([sum(x for (group, _), x in shares.items() if group == name) for name in groups])
+    counts = np.array([sum(group == name for group, _ in shares) for name in groups])
+    chosen = np.random.default_rng(0).integers(len(groups), size=(draws, len(groups)))
+    low, high = np.quantile(sums[chosen].sum(1) / counts[chosen].sum(1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def shares_right(results: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
+    """Of every clip, by (group, file): the share of seeds that had it right."""
+    right: dict[tuple[str, str], list[bool]] = {}
+    for result in results:
+        for group, file, correct in result["right"]:
+            right.setdefault((group, file), []).append(correct)
+    return {clip: statistics.fmean(found) for clip, found in right.items()}
+
+
+def pooled(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Folds of one seed as one result: every figure by the clips of its fold."""
+    weights = [result["clips"] for result in results]
+    whole: dict[str, Any] = {"clips": sum(weights), "right": [clip for r in results for clip in by_group(r)]}
+    for key in FIGURES:
+        whole[key] = sum(r[key] * w for r, w in zip(results, weights, strict=True)) / sum(weights)
+    return whole
+
+
+def read_results(out: Path, name: str) -> dict[int, dict[str, Any]]:
+    """What was measured of an experiment and method, by seed; seeds of which a fold is missing are left out."""
+    folds = sorted(out.glob("fold*")) or [out]
+    found: dict[int, list[dict[str, Any]]] = {}
+    for fold in folds:
+        for file in sorted(fold.glob(f"{name}-*/evaluation-test.json")):
+            seed = int(file.parent.name.rsplit("-", 1)[1])
+            found.setdefault(seed, []).append(json.loads(file.read_text(encoding="utf-8")))
+    return {seed: pooled(results) for seed, results in sorted(found.items()) if len(results) == len(folds)}
+
+
 def summarise(out: Path) -> list[dict[str, Any]]:
-    """Mean and range over seeds of every experiment and method."""
+    """Mean and range over seeds of every experiment and method, and intervals that take the clips as a sample."""
     rows = []
     for experiment in EXPERIMENTS:
+        dense = read_results(out, f"{experiment.name}-dense")
         for method in METHODS:
-            files = sorted(out.glob(f"{experiment.name}-{method}-*/evaluation-test.json"))
-            results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+            found = read_results(out, f"{experiment.name}-{method}")
+            results = list(found.values())
             if not results:
                 continue
             row: dict[str, Any] = {"experiment": experiment.name, "method": method, "seeds": len(results)}
@@ -143,6 +251,13 @@ def summarise(out: Path) -> list[dict[str, Any]]:
                 values = [result[key] for result in results]
                 row[key] = {"mean": statistics.fmean(values), "min": min(values), "max": max(values)}
             row["clips"] = results[0]["clips"]
+            shares = shares_right(results)
+            row["accuracy_interval_95"] = interval(shares)
+            base = shares_right([dense[seed] for seed in found if seed in dense])
+            if base.keys() == shares.keys():
+                difference = {clip: share - base[clip] for clip, share in shares.items()}
+                row["against_dense"] = statistics.fmean(difference.values())
+                row["against_dense_interval_95"] = interval(difference)
             rows.append(row)
     return rows
 
@@ -153,14 +268,20 @@ SHOWN = ("accuracy", "accuracy_frozen", "op_density")
 def table(args: argparse.Namespace) -> None:
     rows = summarise(args.out)
     dense = {row["experiment"]: row for row in rows if row["method"] == "dense"}
-    print("| experiment | method | seeds | accuracy | frozen | operations | first frame in | of dense |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    titles = ("experiment", "method", "seeds", "accuracy", "frozen", "operations", "first frame in", "of dense")
+    titles += ("95 % interval", "minus dense (95 %)")
+    print(f"| {' | '.join(titles)} |")
+    print(f"| {' | '.join('---' for _ in titles)} |")
     for row in rows:
         cells = [f"{row[k]['mean']:.3f} ({row[k]['min']:.3f}-{row[k]['max']:.3f})" for k in SHOWN]
         first = f"{row['op_density_with_first_frame']['mean']:.3f}"
         base = dense.get(row["experiment"])
         ratio = f"{row['op_density']['mean'] / base['op_density']['mean']:.2f}" if base else ""
-        print(f"| {row['experiment']} | {row['method']} | {row['seeds']} | {' | '.join(cells)} | {first} | {ratio} |")
+        cells += [first, ratio, "{:.2f}-{:.2f}".format(*row["accuracy_interval_95"])]
+        if "against_dense" in row:
+            low, high = row["against_dense_interval_95"]
+            cells.append(f"{row['against_dense']:+.3f} ({low:+.3f} to {high:+.3f})")
+        print(f"| {row['experiment']} | {row['method']} | {row['seeds']} | {' | '.join(cells)} |")
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
@@ -173,6 +294,8 @@ def main() -> None:
     runner.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     runner.add_argument("--only", nargs="*", choices=[e.name for e in EXPERIMENTS])
     runner.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    runner.add_argument("--folds", type=int, default=0, help="cross-validate over groups, in so many parts")
+    runner.add_argument("--within", metavar="SPLIT", help="with --folds: divide this split alone")
     runner.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     runner.add_argument("--program", default=str(Path(sys.executable).with_name("sparsetime")))
     runner.set_defaults(function=run)

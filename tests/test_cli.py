@@ -154,7 +154,7 @@ def test_options_win_over_the_recipe(clips: Path, tmp_path: Path) -> None:
         ({"--model": "mobilnet"}, "unknown network 'mobilnet': expected one of .*small_cnn"),
         ({"--weights": "absent.npz"}, "absent.npz"),
         ({"--recipe": "absent.toml"}, "recipe: no file absent.toml"),
-        ({"--epochs": "0"}, "epochs must be more than 0"),
+        ({"--epochs": "0"}, "epochs = 0 sets the steps"),
         ({"--clip-length": "0"}, "clip_length must be more than 0"),
         ({"--allow": "anything"}, r"key 'allow'\[0\]: expected one of 'class_in_one_split'"),
     ],
@@ -318,17 +318,22 @@ def test_ctrl_c_ends_with_the_figures_so_far(delta_plan: Path, tmp_path: Path) -
     """A run on a terminal is told to stop once it says that it goes on."""
     from sparsetime.video import write_video
 
-    video, file = tmp_path / "long.mkv", tmp_path / "run.json"
-    write_video(video, np.zeros((3000, 64, 64, 3), np.uint8))
+    video, file = tmp_path / "short.mkv", tmp_path / "run.json"
+    write_video(video, np.zeros((30, 64, 64, 3), np.uint8))
+    endless = (  # so that the signal never comes too late
+        "from sparsetime.run.sources import Source\nframes = Source.__iter__\n"
+        "Source.__iter__ = lambda self: (shot for _ in iter(int, 1) for shot in frames(self))\n"
+        "from sparsetime.cli import main\nmain()"
+    )
     terminal, its_end = pty.openpty()
-    command = [sys.executable, "-m", "sparsetime", "run", str(delta_plan), str(video), "--json", str(file)]
+    command = [sys.executable, "-c", endless, "run", str(delta_plan), str(video), "--json", str(file)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=its_end, text=True)
     os.close(its_end)
     said = b""
     while b"frames/s" not in said:
         said += os.read(terminal, 4096)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=120)
     with suppress(OSError):  # how a terminal says that its other end is closed
         while more := os.read(terminal, 4096):
             said += more
@@ -338,5 +343,5 @@ def test_ctrl_c_ends_with_the_figures_so_far(delta_plan: Path, tmp_path: Path) -
     assert b"\r" in said.partition(b"frames/s")[0]  # one line, written over itself
     result = json.loads(file.read_text())
     assert result["stopped"]
-    assert 1 <= result["frames"] < 3000
+    assert result["frames"] >= 1
     assert f"frames              {result['frames']} (stopped)" in out

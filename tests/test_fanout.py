@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsetime.fanout import LinearOp, fanout
+from sparsetime.fanout import LinearOp, dense_macs, fanout, position_fanout
 from sparsetime.watch import LinearCall, WatchLinear
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -31,6 +32,10 @@ def counted(function: Any, x: Tensor, weight: Tensor, **options: Any) -> Tensor:
     function(x, (weight != 0).double(), None, **options).sum().backward()
     assert x.grad is not None
     return x.grad[0]
+
+
+def same(found: np.ndarray, expected: Tensor) -> bool:
+    return torch.equal(torch.from_numpy(found).double(), expected)
 
 
 @st.composite
@@ -74,8 +79,12 @@ def test_fanout_equals_brute_force(case: tuple[Any, Tensor, Tensor, dict[str, An
     op = described(function, x, weight, **options).op
     assert op.channels == x.shape[1]
     everything = torch.ones_like(weight)
-    assert torch.equal(fanout(op, tuple(x.shape[1:])), counted(function, x, everything, **options))
-    assert torch.equal(fanout(op, tuple(x.shape[1:]), weight), counted(function, x, weight, **options))
+    frame = tuple(x.shape[1:])
+    expected = counted(function, x, everything, **options)
+    assert same(fanout(op, frame), expected)
+    assert same(fanout(op, frame, (weight != 0).numpy()), counted(function, x, weight, **options))
+    assert same(position_fanout(op, frame), expected[0])
+    assert dense_macs(op, frame) == expected.sum()
 
 
 def test_a_convolution_by_hand() -> None:
@@ -99,16 +108,18 @@ def test_zero_weights_of_groups_count_for_their_own_channels() -> None:
     weight = torch.zeros(4, 2, 1, 1)
     weight[0, 0] = weight[1, 0] = weight[2, 1] = 1  # group 0: channel 0 to two outputs; group 1: channel 3 to one
     op = LinearOp("conv", (4, 2, 1, 1), (1, 1), (0, 0), (1, 1), (1, 1), 2)
-    assert fanout(op, (4, 1, 1), weight).flatten().tolist() == [2.0, 0.0, 0.0, 1.0]
+    assert fanout(op, (4, 1, 1), weight.numpy() != 0).flatten().tolist() == [2.0, 0.0, 0.0, 1.0]
 
 
 def test_a_linear_layer() -> None:
     op = LinearOp("linear", (7, 3))
     assert fanout(op, (3,)).tolist() == [7.0, 7.0, 7.0]
     assert fanout(op, (10, 3)).tolist() == [7.0, 7.0, 7.0]
+    assert position_fanout(op, (3,)) == 7
+    assert dense_macs(op, (10, 3)) == 210
     weight = torch.ones(7, 3)
     weight[:5, 1] = 0
-    assert fanout(op, (3,), weight).tolist() == [7.0, 2.0, 7.0]
+    assert fanout(op, (3,), weight.numpy() != 0).tolist() == [7.0, 2.0, 7.0]
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
@@ -120,7 +131,7 @@ def test_padding_by_name(kernel: int, dilation: int) -> None:
             continue
         op = described(F.conv2d, x, weight, padding=padding, dilation=(dilation, 1)).op
         expected = counted(F.conv2d, x, weight, padding=padding, dilation=(dilation, 1))
-        assert torch.equal(fanout(op, (2, 6, 7)), expected)
+        assert same(fanout(op, (2, 6, 7)), expected)
 
 
 def test_the_sum_is_the_number_of_multiplications() -> None:
@@ -140,4 +151,4 @@ def test_output_padding_of_a_transposed_convolution() -> None:
     for output_padding in (0, 1):
         options = {"stride": 3, "output_padding": output_padding, "padding": 1}
         op = described(F.conv_transpose1d, x, weight, **options).op
-        assert torch.equal(fanout(op, (1, 3)), counted(F.conv_transpose1d, x, weight, **options))
+        assert same(fanout(op, (1, 3)), counted(F.conv_transpose1d, x, weight, **options))

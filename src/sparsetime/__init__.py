@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sparsetime.meter import Counts, Meter
     from sparsetime.nn import DeltaActivation, SpatialL1
     from sparsetime.objective import calibrate, delta_layers, enable, parameter_groups, penalty
+    from sparsetime.run.fallback import FallbackStream
 
 __version__ = "0.1.0.dev0"
 
@@ -24,6 +25,7 @@ __all__ = [
     "Counts",
     "DeltaActivation",
     "DeltaStream",
+    "FallbackStream",
     "Meter",
     "Plan",
     "SparseNetwork",
@@ -50,6 +52,7 @@ _HOMES = {
     "sparsetime.engine": ("Plan", "Stream"),
     "sparsetime.meter": ("Counts", "Meter"),
     "sparsetime.nn": ("DeltaActivation", "SpatialL1"),
+    "sparsetime.run.fallback": ("FallbackStream",),
     "sparsetime.objective": ("calibrate", "delta_layers", "enable", "parameter_groups", "penalty"),
 }
 

@@ -7,19 +7,26 @@ alone:
     F[c, h, w] = sum_{kh, kw} A_h[kh, h] A_w[kw, w] M[c, kh, kw]
 
 with A[k, p] = 1 where some output position meets p through k, else 0, and M[c, k] the number of output channels that
-weight
-(c, k) leads to. The sum of F over a frame is the operation's dense MACs, zeros of the padding not counted; the sum
-over the elements that are not zero is its effective MACs.
+weight (c, k) leads to. The sum of F over a frame is the operation's dense MACs, zeros of the padding not counted; the
+sum over the elements that are not zero is its effective MACs. Where all weights count, M is one number m, all channels
+have the same fan-out, and
+
+    F[h, w] = m (sum_k A_h[k, h]) (sum_k A_w[k, w])
+
+No PyTorch in here: the engine counts with it too.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
+from math import prod
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["LinearOp", "fanout"]
+__all__ = ["LinearOp", "dense_macs", "fanout", "position_fanout"]
 
 
 @dataclass(frozen=True)
@@ -49,53 +56,66 @@ class LinearOp:
             return self.weight_shape[0]
         return self.weight_shape[1] * self.groups
 
+    @property
+    def outputs_per_weight(self) -> int:
+        """m of the module docstring."""
+        return self.weight_shape[1] if self.kind == "conv_transpose" else self.weight_shape[0] // self.groups
 
-def _meets(op: LinearOp, dim: int, size: int) -> Tensor:
-    """A[k, p] of the module docstring for one spatial dimension, (kernel, size), float64."""
+
+def _meets(op: LinearOp, dim: int, size: int) -> NDArray[np.bool_]:
+    """A[k, p] of the module docstring for one spatial dimension, (kernel, size)."""
     out = op.output_shape[dim]
     # What a conv does from output to input, a conv_transpose does from input to output.
     near, far = (out, size) if op.kind == "conv" else (size, out)
-    k = torch.arange(op.weight_shape[2 + dim]).unsqueeze(1)
-    position = torch.arange(near) * op.stride[dim] - op.padding[dim] + k * op.dilation[dim]
-    inside = (position >= 0) & (position < far)
+    taps = np.arange(op.weight_shape[2 + dim])[:, None] * op.dilation[dim]
+    position = np.arange(near) * op.stride[dim] - op.padding[dim] + taps
+    inside: NDArray[np.bool_] = (position >= 0) & (position < far)
     if op.kind == "conv_transpose":
-        return inside.double()
-    meets = torch.zeros(len(k), size, dtype=torch.float64)
-    rows, outputs = inside.nonzero(as_tuple=True)
-    meets[rows, position[rows, outputs]] = 1
+        return inside
+    meets = np.zeros((len(taps), size), np.bool_)
+    rows, outputs = inside.nonzero()
+    meets[rows, position[rows, outputs]] = True
     return meets
 
 
-def _outputs_per_weight(op: LinearOp, weight: Tensor | None) -> Tensor:
-    """M[c, k...]: output channels reached through each weight position of each input channel, float64."""
-    kernel = op.weight_shape[2:]
-    if weight is None:
-        per_group = op.weight_shape[1] if op.kind == "conv_transpose" else op.weight_shape[0] // op.groups
-        return torch.full((op.channels, *kernel), float(per_group), dtype=torch.float64)
-    alive = (weight.detach() != 0).double().cpu()
+def _outputs_per_weight(op: LinearOp, alive: NDArray[Any] | None) -> NDArray[np.float64]:
+    """M[c, k...]: output channels reached through each weight position of each input channel."""
+    if alive is None:
+        return np.full((op.channels, *op.weight_shape[2:]), op.outputs_per_weight, np.float64)
     if op.kind == "conv_transpose":
-        return alive.sum(1)
+        return np.asarray(alive.sum(axis=1), np.float64)
     # (groups, O/groups, I/groups, k...) -> (groups * I/groups, k...)
-    by_group: Tensor = alive.unflatten(0, (op.groups, -1))
-    return by_group.sum(1).flatten(0, 1)
+    by_group = alive.reshape(op.groups, -1, *alive.shape[1:]).sum(axis=1)
+    return np.asarray(by_group.reshape(-1, *alive.shape[2:]), np.float64)
 
 
-def fanout(op: LinearOp, input_shape: tuple[int, ...], weight: Tensor | None = None) -> Tensor:
-    """F of the module docstring.
+def fanout(op: LinearOp, input_shape: tuple[int, ...], alive: NDArray[Any] | None = None) -> NDArray[np.float64]:
+    """F of the module docstring, by channel and position.
 
     Args:
         op: the operation.
         input_shape: one frame, (C, *spatial) or (..., F) for linear.
-        weight: count only weights that are not zero; None counts all.
+        alive: which weights count, booleans of the weight's shape; None counts all.
 
     Returns:
-        float64, shape (C, *spatial), or (F,) for linear.
+        Shape (C, *spatial), or (F,) for linear.
     """
-    if op.kind == "linear":
-        return _outputs_per_weight(op, weight)
-    result: Tensor = _outputs_per_weight(op, weight)
-    for dim, size in enumerate(input_shape[1:]):
+    result = _outputs_per_weight(op, alive)
+    for dim, size in enumerate(() if op.kind == "linear" else input_shape[1:]):
         # contracts the kernel axis at position 1 and appends the spatial axis at the end
-        spread: Tensor = torch.tensordot(result, _meets(op, dim, size), dims=([1], [0]))
-        result = spread
+        result = np.tensordot(result, _meets(op, dim, size).astype(np.float64), axes=([1], [0]))
     return result
+
+
+def position_fanout(op: LinearOp, input_shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """F of the module docstring with all weights, by position: (*spatial), or () for linear."""
+    sizes = () if op.kind == "linear" else input_shape[1:]
+    along = [_meets(op, dim, size).sum(axis=0, dtype=np.int64) for dim, size in enumerate(sizes)]
+    return np.asarray(op.outputs_per_weight * reduce(np.multiply.outer, along, np.int64(1)), np.int64)
+
+
+def dense_macs(op: LinearOp, input_shape: tuple[int, ...]) -> int:
+    """Multiply-accumulates when every input element counts. Of linear, leading dimensions of the input are frames."""
+    if op.kind == "linear":
+        return prod(input_shape) * op.weight_shape[0]
+    return int(position_fanout(op, input_shape).sum()) * op.channels

@@ -1,5 +1,7 @@
 """Dense runtimes: all compute the network, and one that does not is found out."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -93,6 +95,28 @@ def test_all_runtimes_agree(network: Network) -> None:
     lying = replace(found[1], outputs=lambda result: [1.01 * x for x in result])
     with pytest.raises(DisagreementError, match=r"ONNX Runtime .* is 0\.01 away from PyTorch"):
         check(lying, network.frames[0], network.expected)
+
+
+SIGNAL_AFTER_OPENVINO = """
+import os, signal
+import numpy as np
+from torch import nn
+from sparsetime.bench.opponents import Network
+
+frame = np.zeros((1, 3, 8, 8), np.float32)
+first, second = (Network(nn.Sequential(nn.Conv2d(3, 4, 3)), [frame])._openvino("float32", 1) for _ in range(2))
+del first
+del second
+signal.signal(signal.SIGINT, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_signals_are_handled_after_openvino() -> None:
+    pytest.importorskip("openvino", reason="needs the extra bench")
+    pytest.importorskip("onnxscript", reason="needs the extra bench")
+    done = subprocess.run([sys.executable, "-c", SIGNAL_AFTER_OPENVINO], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr  # -11 where the signal's stack is gone
 
 
 def test_prepacked_convolution() -> None:

@@ -165,6 +165,8 @@ def test_damage_is_refused(state, tmp_path):
         ({"frames": -1}, "frames"),
         ({"frames": 2.0}, "frames"),
         ({"frames": 0}, "arrays after 0 frames"),
+        ({"asked": -0.5}, "asked"),
+        ({"asked": 1}, "asked"),
         ({"more": 1}, "expected the entries"),
         ({"plan": None}, "another plan"),
         ({"arrays": "0"}, "damaged"),
@@ -184,7 +186,9 @@ def test_a_wrong_header_is_refused(state, change, match):
 
 def test_a_file_is_whole_or_not_there(state, tmp_path):
     before = state.read_bytes()
-    with pytest.raises(OSError, match="absent"):
-        save_state(tiny().stream(), tmp_path / "absent" / "a.state")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        save_state(tiny().stream(), tmp_path / "folder")
+    (tmp_path / "folder").rmdir()
     assert state.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["a.state"]

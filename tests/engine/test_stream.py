@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,6 +125,21 @@ def test_restore_continues_to_the_bit(stream):
         np.testing.assert_array_equal(other.snapshot()[name], expected)
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_value_is_that_of_the_snapshot(backend):
+    plan = tiny()
+    stream = plan.stream(backend=backend)
+    with pytest.raises(StreamError, match="got a new one"):
+        stream.value(0)
+    for frame in clip(3):
+        stream(frame)
+        values = [stream.value(op.output) for op in plan.ops]
+        values[0] += 1  # a copy
+        kept = stream.snapshot()
+        np.testing.assert_array_equal(values[0] - 1, kept["0.value"])
+        np.testing.assert_array_equal(values[1], kept["1.value"])
+
+
 def test_a_snapshot_before_the_first_frame_is_empty(stream):
     empty = stream.snapshot()
     assert len(empty) == 0
@@ -166,6 +182,74 @@ def test_refresh_takes_rounding_away():
     fresh = plan.stream(backend="reference")
     fresh(frame)  # frame 10 was a refresh
     np.testing.assert_array_equal(stream.snapshot()["1.accumulator"], fresh.snapshot()["1.accumulator"])
+
+
+def holding(**stream) -> Stream:
+    plan = tiny()
+    held = replace(plan.ops[0], codec={"kind": "hold", "tensor": "step"})
+    return replace(plan, ops=(held, *plan.ops[1:])).stream(**stream)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_stream_starts_again_after_the_work_of_a_dense_frame(backend):
+    stream, fresh, kept = holding(backend=backend, flush=1.0), holding(backend=backend), holding(backend=backend)
+    plan = stream.plan
+    flushed, differed, asked = [], 0, 0.0
+    for number, frame in enumerate(frames(plan, 12, seed=3)):
+        if number and asked >= 1:
+            flushed.append(number)
+            fresh.reset()
+        first = not fresh.frames
+        np.testing.assert_array_equal(stream(frame), fresh(frame))
+        # Every element of the input causes as many operations on average, and nothing else causes any.
+        asked = 0.0 if first else asked + fresh.stats["input"].events / 40
+        for name, expected in fresh.snapshot().items():
+            np.testing.assert_array_equal(stream.snapshot()[name], expected)
+        kept(frame)
+        differed += any((kept.snapshot()[name] != expected).any() for name, expected in fresh.snapshot().items())
+    assert stream.frames == 12
+    assert len(flushed) >= 2
+    assert differed  # or a flush would have nothing to take away
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_still_picture_is_not_flushed(backend):
+    stream = holding(backend=backend, flush=0.01)
+    for _ in range(5):
+        stream(clip(1)[0])
+        last = stream.op_density
+    assert last == 0
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_flush_comes_when_it_would_have_come(backend):
+    stream, other = holding(backend=backend, flush=0.8), holding(backend=backend, flush=0.8)
+    paths = []
+    for number, frame in enumerate(frames(stream.plan, 12, seed=3)):
+        if number == 4:
+            other.restore(stream.snapshot())
+        y = stream(frame)
+        if number >= 4:
+            np.testing.assert_array_equal(other(frame), y)
+            paths.append((stream.op_density, other.op_density))
+    assert all(a == b for a, b in paths)
+    assert any(a == 1 for a, _ in paths)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_frame_that_is_refused_does_not_flush(backend):
+    stream = holding(backend=backend, flush=0.5)
+    first, second = np.zeros(stream.plan.input_shape, np.float32), np.full(stream.plan.input_shape, 9, np.float32)
+    stream(first)
+    stream(second)
+    before = stream.snapshot()
+    assert before.asked == 1  # the next frame is a flush
+    with pytest.raises(FrameError, match="NaN"):
+        stream(np.full(stream.plan.input_shape, np.nan, np.float32))
+    after = stream.snapshot()
+    assert (after.frames, after.asked, set(after)) == (2, 1, set(before))
+    for name, expected in before.items():
+        np.testing.assert_array_equal(after[name], expected)
 
 
 def test_statistics_by_hand():
@@ -218,7 +302,7 @@ def test_two_threads_at_once_are_refused(stream):
 
 
 def test_arguments_are_checked():
-    for arguments in ({"threads": 0}, {"refresh": -1}, {"backend": "gpu"}):
+    for arguments in ({"threads": 0}, {"refresh": -1}, {"flush": -1}, {"flush": float("nan")}, {"backend": "gpu"}):
         with pytest.raises(ValueError, match=r"threads|backend"):
             tiny().stream(**{"backend": "reference", **arguments})
 

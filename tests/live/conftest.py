@@ -47,7 +47,7 @@ class Watch:
     def interrupt(self) -> tuple[int, str, str]:
         """Ctrl-C; exit status, stdout and stderr."""
         self.process.send_signal(signal.SIGINT)
-        out, err = self.process.communicate(timeout=30)
+        out, err = self.process.communicate(timeout=120)
         return self.process.returncode, out, err
 
 

@@ -43,12 +43,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def size(browser: Any, width: int, height: int) -> None:
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")  # it is laid out
 
 
 def wait(browser: Any, condition: str) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
-    WebDriverWait(browser, 30, 0.05).until(lambda driver: driver.execute_script(f"return {condition}"))
+    WebDriverWait(browser, 120, 0.05).until(lambda driver: driver.execute_script(f"return {condition}"))
 
 
 def text(page: Any, name: str) -> str:
@@ -111,26 +112,28 @@ def test_it_steps_plays_pauses_and_starts_again(page: Any) -> None:
 
 
 def test_figures_are_those_of_the_stream(page: Any) -> None:
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 300
     while page.execute_script("return shown.header.fps_dense") is None:  # the fastest runtime is being looked for
         assert time.monotonic() < deadline
         press(page, "step")
         time.sleep(0.5)
-    header = page.execute_script("return shown.header")
-    assert text(page, "saved") == f"{100 * header['saved']:.1f}\u202f%"
-    assert float(text(page, "fps")) == pytest.approx(header["fps"], rel=0.01)
-    assert float(text(page, "fps-dense")) == pytest.approx(header["fps_dense"], rel=0.01)
-    assert text(page, "runtime") == header["dense_runtime"]
-    bars = page.execute_script(
+    # All in one look: the answer to the last step may be on its way.
+    header, texts, bars = page.execute_script(
         """
-        return [...document.querySelectorAll(".layer")].map((row) => {
+        const text = (id) => [id, document.getElementById(id).textContent];
+        const texts = Object.fromEntries(["saved", "fps", "fps-dense", "runtime"].map(text));
+        return [shown.header, texts, [...document.querySelectorAll(".layer")].map((row) => {
           const track = row.querySelector(".track").getBoundingClientRect();
           const mean = row.querySelector(".mean").getBoundingClientRect();
           return [row.querySelector(".fill").getBoundingClientRect().width / track.width,
                   (mean.left + mean.width / 2 - track.left) / track.width, row.querySelector(".value").textContent];
-        });
+        })];
         """
     )
+    assert texts["saved"] == f"{100 * header['saved']:.1f}\u202f%"
+    for name, rate in (("fps", header["fps"]), ("fps-dense", header["fps_dense"])):
+        assert float(texts[name]) == pytest.approx(rate, abs=0.051 if rate < 100 else 0.51)  # one digit, or none
+    assert texts["runtime"] == header["dense_runtime"]
     assert len(bars) == 3
     for (length, middle, value), density, mean in zip(bars, header["layers"], header["means"], strict=True):
         assert length == pytest.approx(density, abs=0.01)

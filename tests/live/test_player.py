@@ -58,7 +58,7 @@ class Played:
         self.player.send((what, layer))  # type: ignore[arg-type]
 
     def next(self) -> Message:
-        return parse(self._messages.get(timeout=20))
+        return parse(self._messages.get(timeout=60))
 
     def step(self) -> Message:
         """The message of the next frame; the one before it answers the command."""
@@ -133,7 +133,7 @@ def test_the_dense_network_is_measured_when_it_was_found(played: Played) -> None
     played.step()
     assert played.step().header["fps_dense"] is None
     assert played.player._finding is not None
-    played.player._finding.join(20)
+    played.player._finding.join(60)
     header = played.step().header
     assert header["fps_dense"] > 0
     assert header["dense_runtime"].startswith("sparsetime")
@@ -150,6 +150,8 @@ def test_no_dense_network_is_told(small_plan: Path, short: Path) -> None:
     while not end.header["ended"]:
         end = played.next()
     played.player.stop()
+    assert played.player._finding is not None
+    played.player._finding.join(60)
     assert played.player.figures()["error"] == "no dense network to compare with: nothing there"
     assert played.player.figures()["frames"] == 6
 

@@ -17,7 +17,7 @@ def drain(feed: Feed) -> list[tuple[int, int]]:
     feed.start()
     found = []
     while not feed.inbox.finished:
-        arrival = feed.inbox.take(10)
+        arrival = feed.inbox.take(60)
         if arrival is not None:
             found.append((arrival.number, int(arrival.shot.picture[0, 0, 0])))
     feed.stop()
@@ -76,7 +76,7 @@ def test_a_file_that_may_be_dropped_comes_at_its_own_rate() -> None:
     feed.start()
     arrivals = []
     while not feed.inbox.finished:
-        arrivals.append(feed.inbox.take(10))
+        arrivals.append(feed.inbox.take(60))
     times = [arrival.at_s for arrival in arrivals if arrival is not None]
     assert [b - a for a, b in pairwise(times)] == pytest.approx([0.05] * 4)  # 20 frames a second
 
@@ -86,7 +86,7 @@ def test_stop_ends_a_reader_that_waits_for_room_and_one_that_waits_to_reconnect(
     away = Feed(attempts([SourceError("refused")]), backoff=Backoff(1000, 1000))
     for feed in (full, away):
         feed.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not (full.read == 2 and away.state == "waiting") and time.monotonic() < deadline:
         time.sleep(0.001)
     for feed in (full, away):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from square_video import save_square
 
 import sparsetime
 from sparsetime.engine import Plan, PlanError
@@ -65,11 +66,11 @@ def test_a_slow_one_and_a_dead_one_hold_nobody_up(plan: Plan) -> None:
             finished.set()
 
     with Runner(plan, feeds, threads=1, on_output=see) as runner:
-        assert finished.wait(30)  # one thread, and the two quick ones are through
+        assert finished.wait(60)  # one thread, and the two quick ones are through
         assert not runner.wait(0.01)
         before = runner.statistics()
         go.set()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while runner.statistics()[1]["state"] != "ended" and time.monotonic() < deadline:
             time.sleep(0.001)
         hang.set()
@@ -84,14 +85,14 @@ def test_who_waits_for_the_end_takes_no_wake_up_call(plan: Plan, policy: str) ->
     turn = threading.Semaphore(0)
     script: list[Any] = []
     for grey in range(40):  # each frame comes when the one before was computed and the pool waits again
-        script += [grey, lambda: turn.acquire(timeout=5), lambda: time.sleep(0.002)]
+        script += [grey, lambda: turn.acquire(timeout=60), lambda: time.sleep(0.002)]
     feed = Feed(lambda: FakeVideo(script, live=True), size=1, policy=policy, retries=0)  # type: ignore[arg-type]
     runner = Runner(plan, [feed], threads=2, on_output=lambda *_: turn.release())
-    waiting = [threading.Thread(target=runner.wait, args=(30,)) for _ in range(4)]
+    waiting = [threading.Thread(target=runner.wait, args=(60,)) for _ in range(4)]
     for thread in waiting:
         thread.start()
     with runner:
-        assert runner.wait(30)
+        assert runner.wait(60)
     for thread in waiting:
         thread.join()
     figures = runner.statistics()[0]
@@ -102,7 +103,7 @@ def test_one_that_comes_back_goes_on_from_its_state(plan: Plan) -> None:
     feed = Feed(attempts([1, 2, OSError("lost")], [3, 4]), size=9, backoff=Backoff(0.01, 0.01), frames=4)
     got = []
     with Runner(plan, [feed], on_output=lambda k, number, y: got.append(y.tobytes())) as runner:
-        assert runner.wait(30)
+        assert runner.wait(60)
     alone = plan.stream()
     assert got == [alone(shot.picture).tobytes() for shot in FakeVideo([1, 2, 3, 4])]
     figures = runner.statistics()[0]
@@ -122,11 +123,11 @@ def test_what_is_computed_when_frames_come_too_fast(plan: Plan, policy: str, com
         got.append(number)
         if number == 0:
             first.set()
-            assert through.wait(0.3 if policy == "block" else 10) == (policy != "block")
+            assert through.wait(0.3 if policy == "block" else 60) == (policy != "block")
 
     feed = Feed(lambda: video, size=2, policy=policy, retries=0)  # type: ignore[arg-type]
     with Runner(plan, [feed], on_output=see) as runner:
-        assert runner.wait(30)
+        assert runner.wait(60)
     assert got == computed
     figures = runner.statistics()[0]
     assert (figures["frames"], figures["dropped"], figures["read"]) == (len(computed), 10 - len(computed), 10)
@@ -140,7 +141,7 @@ def test_an_error_ends_its_stream_alone(plan: Plan) -> None:
     feeds = [Feed(lambda: FakeVideo(greys(20, 1))), Feed(lambda: FakeVideo([7] * 3 + [8] * 5, size=(9, 9)))]
     feeds.append(Feed(lambda: FakeVideo(greys(20, 2))))
     with Runner(plan, feeds, threads=2, on_output=see) as runner:
-        assert runner.wait(30)
+        assert runner.wait(60)
     first, wrong, other = runner.statistics()
     assert (first["state"], first["error"], first["frames"]) == ("failed", "nobody listens", 4)
     assert (wrong["state"], wrong["frames"]) == ("failed", 0)
@@ -162,7 +163,7 @@ def test_turns_are_taken(plan: Plan) -> None:
         runner._list(lane)
     for thread in runner._threads:
         thread.start()
-    assert runner.wait(30)
+    assert runner.wait(60)
     runner.stop()
     assert order == [0, 1, 2] * 30
 
@@ -210,11 +211,12 @@ def test_files(small_plan: Path, square: Path) -> None:
     assert (result["state_bytes"], result["weight_bytes"]) == (3 * plan.state_bytes, plan.weight_bytes)
 
 
-def test_stop_is_asked(small_plan: Path, square: Path) -> None:
-    result = run_many(small_plan, [str(square)], policy="drop-newest", stop=lambda: True)
+def test_stop_is_asked(small_plan: Path, tmp_path: Path) -> None:
+    video = save_square(tmp_path / "long.mkv", 600)
+    result = run_many(small_plan, [str(video)], policy="drop-newest", stop=lambda: True)
     assert result["stopped"]
     assert result["streams"][0]["state"] == "ended"
-    assert result["frames"] < 10  # it comes at 20 frames a second
+    assert result["frames"] < 600  # they come at 20 a second: half a minute
 
 
 def test_arguments_are_checked(plan: Plan, tmp_path: Path, square: Path) -> None:

@@ -60,7 +60,7 @@ def child(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     np.savez(folder / "in.npz", cases=np.array(json.dumps(CASES)), **arrays)
     settings = {"KERAS_BACKEND": request.param, "JAX_PLATFORMS": "cpu", "KERAS_HOME": str(folder)}
     command = [sys.executable, str(CHILD), str(folder / "in.npz"), str(folder / "out.npz"), str(folder)]
-    ran = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=900)
     assert ran.returncode == 0, ran.stderr
     with np.load(folder / "out.npz") as found:
         return {"backend": request.param} | dict(found)

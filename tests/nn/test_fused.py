@@ -266,7 +266,7 @@ def in_a_process(code: str) -> str:
         "torch.set_num_threads(2)\nfused = lambda x: clamp_quantize(x, torch.tensor(0.37), 0.0, 6.0, 2)\n"
         "tasks = lambda: len(os.listdir('/proc/self/task'))\nx = torch.randn(2, 300_007)\n" + code
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr
     return run.stdout.strip()
 

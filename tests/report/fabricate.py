@@ -195,3 +195,27 @@ def moving_square(density: float, count: int = 8, size: int = 128) -> tuple[NDAr
             scale = size // values.shape[1]
             values[t, 40 // scale : 72 // scale, left // scale : (left + 32) // scale] = min(1.0, density * 4)
     return frames, maps
+
+
+def fabricate_stream(path: Path, *, video: str = "street.mp4", layers: int = 30, compared: bool = True) -> Path:
+    """A file as `sparsetime run --json` writes it: 4 ms a frame where the dense network takes 10."""
+    each = {"codec": "hold", "dense_macs": 1000, "effective_macs": 100.0, "events_in": 5.0, "events": 4.0}
+    rows = [
+        {"name": f"features_{k}", "kind": "conv2d", **each, "op_density": 0.1, "delta_density": 0.05}
+        | {"time_ms": 0.1 * (k + 1), "dense_path": 0.25}
+        for k in range(layers)
+    ]
+    rows.append({"name": "flatten", "kind": "reshape", **each, "op_density": None, "delta_density": 0.05})
+    figures = {
+        **{"plan": "a.plan", "network": "mobilenet_v1_025", "video": f"/videos/{video}", "threads": 1, "frames": 300},
+        **{"time_ms": {"first": 12.0, "median": 4.0, "p95": 6.5}, "op_density": 0.1, "state_bytes": 3_000_000},
+        **{"weight_bytes": 900_000, "layers": rows, "dense_runtime": None, "time_dense_ms": None},
+        **{"speedup_median": None, "quality": None, "quality_frozen": None, "quality_frame_skipping": None},
+    }
+    if compared:
+        figures |= {"dense_runtime": "OpenVINO 1.2", "time_dense_ms": {"median": 10.0}, "speedup_median": 2.5}
+        figures["quality"] = {"total_variation": 0.02, "argmax_agreement": 0.97}
+        figures["quality_frozen"] = {"total_variation": 0.3, "argmax_agreement": 0.4}
+        figures["quality_frame_skipping"] = {"every": 2.5, "total_variation": 0.05, "argmax_agreement": None}
+    path.write_text(json.dumps(figures))
+    return path

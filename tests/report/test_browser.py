@@ -11,7 +11,7 @@ import pytest
 
 from sparsetime.report import write_report
 
-from .fabricate import fabricate
+from .fabricate import fabricate, fabricate_stream
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -56,7 +56,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for penalty, density, right in ((1.0, 0.27, 18), (40.0, 0.05, 9)):
         path = folder / f"jhmdb-delta-p{penalty:g}"
         runs.append(fabricate(path, data="jhmdb", penalty=penalty, density=density, right=right))
-    write_report(runs, folder / "report.html")
+    streams = [
+        fabricate_stream(folder / f"{name}.json", video=f"{name}_with_a_name_of_some_length.mp4") for name in ("a", "b")
+    ]
+    write_report(runs, folder / "report.html", streams=streams)
     return folder / "report.html"
 
 
@@ -72,11 +75,13 @@ def page(browser: Any, report: Path) -> Any:
 def size(browser: Any, width: int, height: int) -> None:
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    frames(browser)
 
 
 def emulate(browser: Any, scheme: str) -> None:
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    frames(browser)
 
 
 def wait(browser: Any, condition: str) -> None:
@@ -283,20 +288,60 @@ def test_a_click_sorts_numbers_as_numbers(page: Any) -> None:
     assert column("run") == sorted(names)
 
 
+def test_the_slowest_operations_are_found_by_a_click(page: Any) -> None:
+    page.execute_script("document.querySelector('#streams details').open = true")
+    head = page.find_elements("css selector", "#streams details[open] thead button")
+    by_title = {button.text: button for button in head}
+    for _ in range(2):
+        page.execute_script("arguments[0].click()", by_title["ms"])
+    first = "return [...document.querySelectorAll('#streams details[open] .tall tbody tr')].slice(0, 2)"
+    first += ".map((row) => [...row.cells].slice(0, 4).map((cell) => cell.textContent.trim()))"
+    # 0.1 + 0.2 + ... + 3.0 = 46.5 ms
+    assert page.execute_script(first) == [
+        ["features_29", "conv2d", "3.00", "6.5\u202f%"],
+        ["features_28", "conv2d", "2.90", "6.2\u202f%"],
+    ]
+    page.execute_script("arguments[0].click()", by_title["operation"])
+    assert [row[0] for row in page.execute_script(first)] == ["features_0", "features_1"]
+
+
 def test_a_mark_says_what_it_is(page: Any) -> None:
+    point_at(page, "svg[data-quantity=density] .mark.run")
+    assert tip(page).startswith("jhmdb-dense-0\n0.665 of operations, 51.7\u202f% accuracy")
+    point_at(page, "svg.curves")
+    assert tip(page).startswith("epoch ")
+    assert "with penalty: " in tip(page)
+    page.execute_script("scrollBy(0, 50)")
+    frames(page)
+    assert tip(page) == ""
+
+
+def test_a_mark_in_focus_says_what_it_is(page: Any) -> None:
+    # Focus scrolls the page, and scrolling hides tips: not this one.
+    page.execute_script("scrollTo(0, document.body.scrollHeight)")
+    frames(page)
+    page.execute_script("document.querySelector('svg[data-quantity=density] .mark.run').focus()")
+    frames(page)
+    assert tip(page).startswith("jhmdb-dense-0\n0.665 of operations, 51.7\u202f% accuracy")
+
+
+def point_at(page: Any, selector: str) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 
-    mark = page.find_element("css selector", "svg[data-quantity=density] .mark.run")
-    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", mark)
-    ActionChains(page).move_to_element(mark).perform()
-    tip = page.find_element("id", "tip")
-    assert tip.is_displayed()
-    assert tip.text.startswith("jhmdb-dense-0\n0.665 of operations, 51.7\u202f% accuracy")
-    curve = page.find_element("css selector", "svg.curves")
-    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", curve)
-    ActionChains(page).move_to_element(curve).perform()
-    assert tip.text.startswith("epoch ")
-    assert "with penalty: " in tip.text
+    element = page.find_element("css selector", selector)
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+    ActionChains(page).move_to_element(element).perform()
+    frames(page)
+
+
+def frames(page: Any) -> None:
+    """Until two frames were drawn: the page has then been told of scrolls and of where the pointer is."""
+    page.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+
+
+def tip(page: Any) -> str:
+    """What the tip says; nothing where it is hidden."""
+    return page.find_element("id", "tip").text
 
 
 NOT_ON_TOP = """

@@ -107,16 +107,26 @@ def test_every_frame_stands_alone() -> None:
 
 
 def test_the_fastest_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    import time
-
-    def sleeper(seconds: float) -> Dense:
-        return Dense(str(seconds), lambda frame: time.sleep(seconds) or [])
-
     import sparsetime.run.dense as module
 
-    monkeypatch.setattr(module, "candidates", lambda plan, threads: [sleeper(0.02), sleeper(0.01)])
-    monkeypatch.setattr(module, "exported", lambda plan, frame, threads: [sleeper(0.001), sleeper(0.04)])
-    assert dense_network(None, np.zeros(1), 1).name == "0.001"
+    now = 0
+
+    def takes(*times_ns: int) -> Dense:
+        left = iter(times_ns)
+
+        def run(frame: np.ndarray) -> list[np.ndarray]:
+            nonlocal now
+            now += next(left)
+            return []
+
+        return Dense(str(times_ns), run)
+
+    # The first call only warms up; of the others the median counts, not the fastest.
+    slow, fast, uneven = takes(1, *[20] * 5), takes(90, *[10] * 5), takes(1, 1, 1, 40, 40, 40)
+    monkeypatch.setattr(module, "candidates", lambda plan, threads: [slow])
+    monkeypatch.setattr(module, "exported", lambda plan, frame, threads: [fast, uneven])
+    monkeypatch.setattr(module.time, "perf_counter_ns", lambda: now)
+    assert dense_network(None, np.zeros(1), 1) is fast
 
 
 def test_other_runtimes_give_the_same() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import sparsetime
-from sparsetime.engine import Plan
+from sparsetime.engine import Plan, Stream
 from sparsetime.run import run_file
 from sparsetime.run.draw import OutputError, VideoSink, Work, _shares, overlay
 
@@ -51,6 +51,17 @@ def test_work_is_where_the_change_is() -> None:
     if all(s.path == "sparse" for s in stream.stats.values() if s.macs):
         weights = work._all / work._all.sum()
         assert (found * weights).sum() == pytest.approx(stream.op_density, rel=1e-4)
+
+
+def test_drawing_leaves_the_stream_alone(
+    small_plan: Path, square: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Stream) -> None:
+        raise AssertionError("a snapshot copies the whole state, and how sums are rounded changes with it")
+
+    monkeypatch.setattr(Stream, "snapshot", refuse)
+    result = run_file(small_plan, str(square), out_video=tmp_path / "out.mkv")
+    assert result["frames"] == 10
 
 
 def test_overlay() -> None:

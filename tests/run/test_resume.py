@@ -40,7 +40,7 @@ def same_bits(plan_file: Path, video: Path, folder: Path, cut: int, frames: int)
     rest = run(plan_file, video, folder, "--frames", frames - cut, "--resume-state", state, "--save-state", state)
     assert (rest["frames"], rest["first_frame"]) == (frames - cut, cut)
 
-    stream = plan.stream()
+    stream = plan.stream(flush=1.0)  # as runs have it
     shots = [shot.picture for shot in itertools.islice(Source(str(video), plan.input_shape[2:]), frames)]
     for picture in shots[:cut]:
         stream(picture)

@@ -124,6 +124,18 @@ def test_no_threshold_no_distance(tmp_path: Path, square: Path) -> None:
     assert quality["relative_error"] < 1e-5
 
 
+def test_a_flush_at_every_change_is_the_dense_network(small_plan: Path, square: Path) -> None:
+    never, always = (run_file(small_plan, str(square), compare=True, flush=x) for x in (0, 1e-9))
+    assert always["quality"]["relative_error"] < never["quality"]["relative_error"]
+    assert always["op_density"] > never["op_density"]
+    assert run_file(small_plan, str(square), frames=2)["flush"] == 1  # where nothing is said
+
+
+def test_a_codec_that_keeps_nothing_back_is_not_flushed(tmp_path: Path, square: Path) -> None:
+    sparsetime.compile(small_network(), torch.zeros(1, 3, 24, 32), steps=0.5, codec="exact").save(tmp_path / "p.plan")
+    assert run_file(tmp_path / "p.plan", str(square), frames=2)["flush"] == 0
+
+
 def test_it_ends_when_told(small_plan: Path, square: Path) -> None:
     done: list[float] = []
     result = run_file(

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsetime.run.sources import Source, SourceError, _ranges, _without_login
+from sparsetime.run.sources import Source, SourceError, _Log, _ranges, _without_login
 from sparsetime.video import read_frames
 
 from .conftest import moving_square
@@ -83,6 +83,31 @@ def test_two_videos_at_a_time(square: Path, tmp_path: Path) -> None:
     assert sources[0].damage == []
     assert sources[1].damage
     assert av.logging.get_level() == level
+
+
+def test_what_is_heard_while_two_decode_is_said_of_neither() -> None:
+    import av.logging as log
+
+    def say(text: str) -> None:
+        log.log(log.ERROR, "test", text)
+
+    level = log.get_level()
+    ears = _Log()
+    first, second, third = (ears.listening(log) for _ in range(3))
+    heard = [first.__enter__()]
+    say("of the first")
+    heard.append(second.__enter__())
+    say("of one of two")
+    first.__exit__(None, None, None)  # not the last that came
+    heard.append(third.__enter__())
+    say("of the second or third")
+    second.__exit__(None, None, None)
+    third.__exit__(None, None, None)
+    assert heard == [[], [], []]
+    with ears.listening(log) as alone:
+        say("of the only one")
+    assert [text for _, _, text in alone] == ["of the only one"]
+    assert log.get_level() == level
 
 
 @pytest.mark.parametrize(

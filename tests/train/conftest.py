@@ -73,6 +73,13 @@ def start_train(recipe: Path, out: Path, *arguments: str, program: str = "") -> 
     )
 
 
+HANGS_IN_THE_THIRD_EPOCH = """
+import time
+from sparsetime.train.progress import Progress
+Progress.batch = lambda self, epoch, done, total, loss: time.sleep(600) if epoch == 2 else None
+"""  # so that whoever waits for two epochs always comes in time, however busy the machine is
+
+
 def wait_for_epochs(process: subprocess.Popen[str], out: Path, count: int) -> None:
     """Wait until metrics.csv has so many rows."""
     metrics = out / "metrics.csv"
@@ -86,8 +93,8 @@ def wait_for_epochs(process: subprocess.Popen[str], out: Path, count: int) -> No
 @pytest.fixture(scope="session")
 def recipe_file(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`small_recipe` as a file, with epochs enough to be stopped in between."""
+    from sparsetime.files import write_json
     from sparsetime.train import to_dict
-    from sparsetime.train.files import write_json
 
     path = tmp_path_factory.mktemp("recipe") / "small.json"
     write_json(path, to_dict(small_recipe(clips)))
@@ -96,9 +103,9 @@ def recipe_file(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def killed_run(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory whose process was killed after two whole epochs at least. Copy it before use."""
+    """A run directory whose process was killed in the third epoch. Copy it before use."""
     out = tmp_path_factory.mktemp("killed") / "run"
-    process = start_train(recipe_file, out)
+    process = start_train(recipe_file, out, program=HANGS_IN_THE_THIRD_EPOCH)
     wait_for_epochs(process, out, 2)
     process.send_signal(signal.SIGKILL)
     process.communicate()

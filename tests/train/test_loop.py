@@ -73,6 +73,30 @@ def test_a_run_of_each_method(method: str, clips: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
+def test_labels_may_weigh_nothing_once_layers_quantize(clips: Path, tmp_path: Path) -> None:
+    train(small_recipe(clips, epochs=3, labels=0.0), tmp_path / "run", machine=MACHINE, quiet=True)
+    warm_up, *others = rows(tmp_path / "run")
+    assert float(warm_up["train_loss"]) == pytest.approx(float(warm_up["task_loss"]))
+    for row in others:
+        penalty, distance = float(row["penalty_weight"]) * float(row["penalty"]), float(row["distance"])
+        assert float(row["train_loss"]) == pytest.approx(penalty + 0.5 * distance)
+        assert float(row["task_loss"]) > 0.1
+
+
+def test_without_epochs_the_steps_are_set_and_the_weights_stay(clips: Path, tmp_path: Path) -> None:
+    train(small_recipe(clips, method="dense", epochs=1), tmp_path / "dense", machine=MACHINE, quiet=True)
+    recipe = small_recipe(clips, epochs=0, weights=str(tmp_path / "dense"), codec="hold", levels=8)
+    result = train(recipe, tmp_path / "hold", machine=MACHINE, quiet=True)
+    assert (result["epochs"], rows(tmp_path / "hold")) == (0, [])
+    before, after = (load_run(tmp_path / name)[0].model for name in ("dense", "hold"))
+    names = dict(after.named_parameters())
+    assert all(torch.equal(value, names[name]) for name, value in before.named_parameters())
+    layers = sparsetime.delta_layers(after).values()
+    # The range that calibration found, in so many levels.
+    assert [layer.step.item() for layer in layers] == pytest.approx([layer.scale.item() / 8 for layer in layers])
+    assert all(layer.scale.item() != 1 for layer in layers)
+
+
 def test_steps_are_calibrated_where_quantization_begins_and_the_input_keeps_its_step(
     clips: Path, tmp_path: Path
 ) -> None:

@@ -100,7 +100,8 @@ def test_toml(tmp_path: Path) -> None:
         ({"method": "sparse"}, r"key 'method': expected one of 'dense', 'spatial_l1', 'delta', got 'sparse'"),
         ({"input_size": [32]}, r"key 'input_size': expected 2 values, got \[32\]"),
         ({"input_size": 32}, r"key 'input_size': expected a list, got 32"),
-        ({"epochs": 0}, "epochs must be more than 0, got 0"),
+        ({"epochs": -1}, "epochs must be 0 or more, got -1"),
+        ({"labels": -1}, "labels must be 0 or more, got -1"),
         ({"penalty": -1}, "penalty must be 0 or more, got -1"),
         ({"validate": 1.0}, "validate is a share"),
         ({"percentile": 0}, r"percentile lies in \(0, 100\]"),
@@ -111,6 +112,35 @@ def test_toml(tmp_path: Path) -> None:
 def test_refusals_name_the_key(change: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         from_dict({"network": "small_cnn", "data": "clips"} | change)
+
+
+def test_a_recipe_learns_from_labels_or_from_the_network_before() -> None:
+    recipe = Recipe("small_cnn", "clips", labels=0.0)
+    with pytest.raises(RecipeError, match="labels = 0 and distill = 0"):
+        resolve(recipe, trained=False)
+    assert resolve(recipe.replace(weights="w.npz"), trained=True).labels == 0.0
+
+
+@pytest.mark.parametrize(("method", "trained"), [("delta", False), ("dense", True), ("spatial_l1", True)])
+def test_no_epochs_need_steps_to_set_in_a_trained_network(method: str, trained: bool) -> None:
+    with pytest.raises(RecipeError, match="epochs = 0 sets the steps of a trained network"):
+        resolve(Recipe("small_cnn", "clips", method=method, weights="runs/dense", epochs=0), trained=trained)  # type: ignore[arg-type]
+
+
+def test_hold_on_a_trained_network_is_not_trained_unless_told() -> None:
+    recipe = Recipe("small_cnn", "clips", weights="runs/dense")
+    found = resolve(recipe, trained=True)
+    assert (found.epochs, found.levels, schedule(found)) == (0, 48, ())
+    for changes, epochs, levels in (
+        ({"epochs": 10}, 10, 32),
+        ({"codec": "exact"}, 40, 16),
+        ({"start": "vanilla"}, 40, 16),
+        ({"method": "spatial_l1"}, 40, 16),
+        ({"phases": (Phase("strong"),)}, 40, 32),
+    ):
+        found = resolve(recipe.replace(**changes), trained=True)  # type: ignore[arg-type]
+        assert (found.epochs, found.levels) == (epochs, levels), changes
+    assert resolve(recipe, trained=False).epochs == 40
 
 
 def test_integers_are_numbers_too() -> None:
@@ -139,7 +169,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "codec", "levels", "penalty"),
     [
-        ({"weights": "w.npz"}, "hold", 32, 10.0),
+        ({"weights": "w.npz", "epochs": 10}, "hold", 32, 10.0),
         ({"weights": "w.npz", "codec": "exact"}, "exact", 16, 40.0),
         ({"weights": "w.npz", "start": "vanilla"}, "exact", 16, 40.0),
         ({}, "exact", 16, 40.0),

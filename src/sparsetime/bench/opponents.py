@@ -12,7 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -272,7 +272,7 @@ class Network:
         _need("openvino")
         import openvino
 
-        core = openvino.Core()
+        core = _core()
         model = core.read_model(self._onnx if precision != "int8" else self._onnx_int8)
         settings = {
             "INFERENCE_NUM_THREADS": threads,
@@ -313,6 +313,19 @@ def prepacked(conv: nn.Conv2d, frame: Array, precision: Precision = "float32") -
             return call(x, packed, bias, padding, stride, dilation, conv.groups, "none", [], "")
 
     return Opponent(f"{_TORCH} prepacked", precision, prepare, run, _arrays)
+
+
+@cache
+def _core() -> Any:
+    """The one OpenVINO core of this process.
+
+    OpenVINO's CPU plugin gives the calling thread a stack for signals. With two cores, of which the older goes first,
+    the newer puts back the older's stack, which is gone by then (2026.4.1): the next signal, Ctrl-C or the end of a
+    data worker, ended the process with SIGSEGV.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def _need(*packages: str) -> None:

@@ -8,7 +8,6 @@ whose times differ by a per cent; a clock on a busy machine does not. Work is a 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -57,15 +56,8 @@ class Layout:
     """
 
     def __init__(self, plan: Plan) -> None:
-        places = {value: place for place, op in enumerate(plan.ops) for value in op.outputs}
-        sizes = [sum(math.prod(plan.values[value]) for value in op.outputs) for op in plan.ops]
-        macs = [plan.op_macs(op) for op in plan.ops]
-        self.dense_macs = max(sum(macs), 1)
-        self.caused = np.zeros(len(plan.ops))
-        for op, own in zip(plan.ops, macs, strict=True):
-            if own:
-                maker = places[op.inputs[0]]
-                self.caused[maker] += own / sizes[maker]
+        self.dense_macs = max(sum(plan.op_macs(op) for op in plan.ops), 1)
+        self.caused = plan.macs_per_event()
 
     def op_density(self, counted: Counted) -> float:
         """Multiply-accumulates done / dense ones."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from sparsetime.budget.cost import CostModel
 from sparsetime.budget.errors import BudgetError
 from sparsetime.budget.measure import Measured
 from sparsetime.budget.setting import Setting
+from sparsetime.files import write_json
 
 __all__ = ["Memo"]
 
@@ -77,10 +77,5 @@ class Memo:
             "cost": None if self.cost is None else self.cost.lines.tolist(),
             "measured": [[list(key), entry.to_json()] for key, entry in self.measured.items()],
         }
-        part = self._file.with_name(f".{self._file.name}.{os.getpid()}.part")
-        try:
-            part.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
-            part.replace(self._file)
-        finally:
-            part.unlink(missing_ok=True)
+        write_json(self._file, content, indent=None)
         self._written = time.monotonic()

@@ -1,8 +1,6 @@
 """What the commands share: options, and how they end."""
 
 import functools
-import json
-import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -10,6 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec
 
 import typer
+
+from sparsetime.files import write_json
 
 P = ParamSpec("P")
 
@@ -69,12 +69,5 @@ def make_folder_of(file: Path | None) -> None:
 
 def finish(result: dict[str, Any], file: Path | None) -> None:
     """Write a result to the --json file, whole or not at all."""
-    if file is None:
-        return
-    make_folder_of(file)
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        part.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+    if file is not None:
+        write_json(file, result)

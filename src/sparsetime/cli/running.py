@@ -40,6 +40,8 @@ Run a plan over a video, a folder of pictures, a camera or an RTSP address.
 
     sparsetime run delta.plan 0 --threads 2
 
+    sparsetime run delta.plan dashcam.mp4 --fallback
+
     sparsetime run delta.plan rtsp://camera.local/stream --frames 1000
 
     sparsetime run delta.plan street.mp4 --resume-state street.state --save-state street.state
@@ -97,7 +99,18 @@ def run_command(
     plan: Annotated[Path, typer.Argument(metavar="FILE.plan", help="Plan written by `sparsetime compile`.")],
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="File, folder of pictures, camera number or rtsp://.")],
     threads: Annotated[int, typer.Option(min=1, metavar="N", help="Threads of the network.")] = 1,
+    flush: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="X",
+            help="Start again once changes asked for X dense frames' operations; 0: never.  [default: 1; exact: 0]",
+        ),
+    ] = None,
     compare: Annotated[Literal["dense"] | None, typer.Option(help="Run this network beside the stream.")] = None,
+    fallback: Annotated[
+        bool, typer.Option("--fallback", help="Leave the stream for the dense network while that is faster.")
+    ] = False,
     frames: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N frames.")] = None,
     out_video: Annotated[
         Path | None,
@@ -122,7 +135,9 @@ def run_command(
             plan,
             video,
             threads=threads,
+            flush=flush,
             compare=compare == "dense",
+            fallback=fallback,
             frames=frames,
             out_video=out_video,
             resume_state=resume_state,
@@ -189,7 +204,9 @@ def summary(result: dict[str, Any]) -> list[str]:
         f"dense island        {island['name']} ({island['operator']}): {island['time_share']:.0%} of the time"
         for island in result["islands"]
     ]
-    if result["dense_runtime"] is None:
+    if result["dense_frames"]:
+        lines.append(f"dense frames        {result['dense_frames']} of them by {result['dense_runtime']}")
+    if result["quality"] is None:
         return lines
     lines[1] += (
         f", dense {number(result['fps_dense'], '.1f')} ({result['dense_runtime']}): {number(result['speedup'], '.2f')}x"

@@ -47,6 +47,8 @@ Write one HTML page about one or several runs; it needs no network.
 **Example**
 
     sparsetime report runs/dense runs/spatial_l1 runs/delta --out report.html
+
+    sparsetime report runs/dense runs/delta --stream stream.json --out report.html
 """
 
 DEMO_EXAMPLES = """
@@ -75,7 +77,9 @@ def train(
     start: Annotated[
         Literal["refinement", "vanilla"] | None, typer.Option(help="vanilla has no dense warm-up.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(metavar="N", help="Epochs of all phases together.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", help="Epochs of all phases together; 0 sets the steps alone.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(metavar="S", help="Seed of weights, clips and order.")] = None,
     penalty: Annotated[float | None, typer.Option(help="Weight of the penalty in the strong phase.")] = None,
     clip_length: Annotated[int | None, typer.Option(metavar="T", help="Frames in a training clip.")] = None,
@@ -146,7 +150,8 @@ def train(
     )
     if os.environ.get("RANK", "0") == "0":  # under torchrun every process comes here
         finish(result, json_file)
-        print(f"{result['run']}: {result['epochs']} epochs, training accuracy {result['train_accuracy']:.3f}")
+        accuracy = f", training accuracy {result['train_accuracy']:.3f}" if result["epochs"] else ""
+        print(f"{result['run']}: {result['epochs']} epochs{accuracy}")
 
 
 @guarded
@@ -183,12 +188,16 @@ def evaluate(
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Directories of runs.")],
     out: Annotated[Path, typer.Option(metavar="FILE.html", help="Page to write.")],
+    stream: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Time per frame and layer to show: what `sparsetime run --json FILE` wrote."),
+    ] = None,
     json_file: JsonOption = None,
     debug: DebugOption = False,
 ) -> None:
     from sparsetime.report import write_report
 
-    result = write_report(runs, out)
+    result = write_report(runs, out, streams=stream or ())
     finish(result, json_file)
     print(out)
 

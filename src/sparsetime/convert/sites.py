@@ -214,7 +214,9 @@ def _shares(call: Op, data: fx.Node, sources: list[fx.Node], seen: Seen) -> list
     while seen.value[data].shape != call.shape and _pads_zeros(data):  # that is counted as a part of the operation
         data = data.all_input_nodes[0]
     # A convolution that pads by itself, with something else than zeros, sees a larger input: elements weigh alike then.
-    fan = fanout(call.op, call.shape[1:]) if seen.value[data].shape == call.shape else 1.0
+    fan: Any = 1.0
+    if seen.value[data].shape == call.shape:
+        fan = torch.from_numpy(fanout(call.op, call.shape[1:]))
     parts = [float((_marks(data, source, sources, seen, {}) * fan).sum()) for source in sources]
     return [macs * part / (sum(parts) or 1.0) for part in parts]
 

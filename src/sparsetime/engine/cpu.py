@@ -120,6 +120,9 @@ class Native:
         if plan.input is not None:
             self._stream.set_camera(plan.input.mean, plan.input.std)
         self._opaque: dict[int, Tensor] = {}  # values of other types than float32, which only islands read
+        self._coded = {
+            v for op in plan.ops for k, v in enumerate(op.outputs) if plan.value_type(op, k) == "uint8"
+        }  # values that are kept as codes
         self._accumulators = [number for number, op in enumerate(plan.ops) if op.has_accumulator]
         if plan.islands:
             import torch
@@ -168,15 +171,15 @@ class Native:
         for number, op in enumerate(self._plan.ops):
             for k, v in enumerate(op.outputs):
                 name = f"{number}.value" if len(op.outputs) == 1 else f"{number}.value.{k}"
-                state[name] = self._opaque[v].numpy().copy() if v in self._opaque else self._kept(op, k)
+                state[name] = self._stream.codes(v) if v in self._coded else self.value(v)
             if op.has_accumulator:
                 state[f"{number}.accumulator"] = self._stream.accumulator(number)
         return state
 
-    def _kept(self, op: Op, k: int) -> Array:
-        """A copy of what is kept of the k-th value that an operation makes."""
-        coded = self._plan.value_type(op, k) == "uint8"
-        found: Array = self._stream.codes(op.outputs[k]) if coded else self._stream.value(op.outputs[k])
+    def value(self, number: int) -> Array:
+        if number in self._opaque:
+            return self._opaque[number].numpy().copy()
+        found: Array = self._stream.value(number)
         return found
 
     def restore(self, state: Mapping[str, Array]) -> None:

@@ -48,6 +48,9 @@ class Executor(Protocol):
     def state(self) -> dict[str, Array]:
         """Copies of all values and accumulators, named and shaped as in docs/plan.md; empty before the first frame."""
 
+    def value(self, number: int) -> Array:
+        """A copy of what one value of the plan stands for, codes as numbers. Not before the first frame."""
+
     def restore(self, state: Mapping[str, Array]) -> None:
         """Continue from what `state` gave; empty means the start of a stream."""
 

@@ -24,11 +24,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparsetime.engine.executor import OpStats
-from sparsetime.engine.fanout import position_fanout
 from sparsetime.engine.frames import normalised
 from sparsetime.engine.islands import run_island
 from sparsetime.engine.plan import Coding, Op, Plan
-from sparsetime.engine.reference import Reference, activate
+from sparsetime.engine.reference import Reference, activate, effective_macs
 
 __all__ = ["IntegerReference", "decode", "encode", "quantised"]
 
@@ -195,13 +194,10 @@ class IntegerReference(Reference):
 
         macs = self._plan.op_macs(op)
         if macs and not flush:
-            x = changed[op.inputs[0]].to(torch.int64)
-            shapes = [tuple(x.shape), self._plan.values[op.output], self._plan.need(op, "weight").shape]
-            fanout = torch.from_numpy(position_fanout(op, *shapes))
-            macs = int(x.sum()) * shapes[2][0] if op.kind == "linear" else int((x.sum(dim=(0, 1)) * fanout).sum())
+            macs = effective_macs(self._plan, op, changed[op.inputs[0]] != 0)
         path = "dense" if flush or op.kind == "island" else "sparse"
         return OpStats(events(op.inputs), events(op.outputs), macs, time_ns, path)
 
     def value(self, number: int) -> NDArray[Any]:
-        """A copy of what a value stands for."""
+        """See `Executor`."""
         return self.decoded(number).numpy().copy()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsetime.engine.fanout import dense_macs
+from sparsetime.fanout import LinearOp, dense_macs
 
 if TYPE_CHECKING:
     from sparsetime.engine.stream import Stream
@@ -186,15 +186,45 @@ class Plan:
 
     def op_macs(self, op: Op) -> int:
         """Multiply-accumulates of one operation on a dense frame."""
-        if op.kind not in ("conv2d", "conv_transpose2d", "linear"):
+        linear = self.linear_op(op)
+        if linear is None:
             return 0
-        return dense_macs(op, self.values[op.inputs[0]], self.values[op.output], self.need(op, "weight").shape)
+        shape = self.values[op.inputs[0]]
+        return dense_macs(linear, shape if linear.kind == "linear" else shape[1:])
 
-    def stream(self, backend: str = "cpu", threads: int = 1, refresh: int = 0) -> Stream:
+    def macs_per_event(self) -> Array:
+        """Multiply-accumulates that an event of each operation causes in those that read it, on average: (L,)."""
+        places = {value: place for place, op in enumerate(self.ops) for value in op.outputs}
+        sizes = [sum(int(np.prod(self.values[value])) for value in op.outputs) for op in self.ops]
+        found = np.zeros(len(self.ops))
+        for op in self.ops:
+            if macs := self.op_macs(op):
+                maker = places[op.inputs[0]]
+                found[maker] += macs / sizes[maker]
+        return found
+
+    def linear_op(self, op: Op) -> LinearOp | None:
+        """An operation with weights as `sparsetime.fanout` counts it; None for all others."""
+        if op.kind not in ("conv2d", "conv_transpose2d", "linear"):
+            return None
+        weight, a = tuple(self.need(op, "weight").shape), op.attributes
+        if op.kind == "linear":
+            return LinearOp("linear", weight)
+        return LinearOp(
+            op.kind.removesuffix("2d"),
+            weight,
+            tuple(a["stride"]),
+            (a["padding"][0], a["padding"][2]),
+            tuple(a["dilation"]),
+            self.values[op.output][2:],
+            a["groups"],
+        )
+
+    def stream(self, backend: str = "cpu", threads: int = 1, refresh: int = 0, flush: float = 0.0) -> Stream:
         """A stream of frames through this plan; see `Stream`."""
         from sparsetime.engine.stream import Stream
 
-        return Stream(self, backend=backend, threads=threads, refresh=refresh)
+        return Stream(self, backend=backend, threads=threads, refresh=refresh, flush=flush)
 
     def save(self, path: str | Path) -> None:
         """Write the plan to one file, whole or not at all."""

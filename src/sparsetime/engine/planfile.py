@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialised
 
 from sparsetime.engine.plan import InputSpec, Op, Plan, PlanError
+from sparsetime.files import write_whole
 
 __all__ = ["FORMAT", "VERSION", "header_of", "load", "save"]
 
@@ -62,15 +61,7 @@ def header_of(plan: Plan) -> dict[str, Any]:
 def save(plan: Plan, path: Path) -> None:
     """Write a plan; a file of that name is replaced when the new one is whole."""
     text = json.dumps(header_of(plan), allow_nan=False, separators=(",", ":"))
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        save_file(dict(plan.tensors), temporary, metadata={FORMAT: text})
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, serialised(dict(plan.tensors), metadata={FORMAT: text}))
 
 
 def _refuse(constant: str) -> Any:

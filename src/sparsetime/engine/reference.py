@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparsetime.engine.executor import OpStats
-from sparsetime.engine.fanout import position_fanout
 from sparsetime.engine.frames import normalised
 from sparsetime.engine.islands import run_island
 from sparsetime.engine.plan import LINEAR, Op, Plan
+from sparsetime.fanout import position_fanout
 
-__all__ = ["Reference", "activate", "encode"]
+__all__ = ["Reference", "activate", "effective_macs", "encode"]
 
 
 def activate(z: Tensor, activation: Mapping[str, Any] | None) -> Tensor:
@@ -96,6 +96,15 @@ def _window_max(x: Tensor, table: Tensor, dilation: int) -> Tensor:
         inside = start + k < end
         best = torch.where(inside, torch.maximum(best, x[..., (start + k).clamp(max=x.shape[-1] - 1)]), best)
     return best
+
+
+def effective_macs(plan: Plan, op: Op, changed: Tensor) -> int:
+    """Multiply-accumulates that the changed elements of an operation's input cause, by true fan-out."""
+    linear = plan.linear_op(op)
+    if linear is None:
+        return 0
+    events = changed.sum() if linear.kind == "linear" else changed.sum(dim=(0, 1))
+    return int((events * torch.from_numpy(position_fanout(linear, tuple(changed.shape[1:])))).sum())
 
 
 class Reference:
@@ -234,25 +243,20 @@ class Reference:
         return z
 
     def _count(self, op: Op, deltas: dict[int, Tensor], flush: bool, dense: bool, time_ns: int) -> OpStats:
-        def events(value: int) -> int:
+        def count(value: int) -> int:
             if value not in deltas:
                 return 0
             return deltas[value].numel() if flush else int((deltas[value] != 0).sum())
 
         macs = self._plan.op_macs(op)
         if macs and not dense:
-            x = deltas[op.inputs[0]]
-            shapes = [tuple(x.shape), self._plan.values[op.output], self._plan.need(op, "weight").shape]
-            fanout = torch.from_numpy(position_fanout(op, *shapes))
-            macs = int((x != 0).sum()) * shapes[2][0]
-            if op.kind != "linear":
-                macs = int(((x != 0).sum(dim=(0, 1)) * fanout).sum())
+            macs = effective_macs(self._plan, op, deltas[op.inputs[0]] != 0)
         path = "dense" if dense or op.kind == "island" else "sparse"
-        sent = sum(events(value) for value in op.outputs)
-        return OpStats(sum(events(value) for value in op.inputs), sent, macs, time_ns, path)
+        sent = sum(count(value) for value in op.outputs)
+        return OpStats(sum(count(value) for value in op.inputs), sent, macs, time_ns, path)
 
     def value(self, number: int) -> NDArray[Any]:
-        """A copy of a value as its consumers see it now."""
+        """See `Executor`."""
         return self._values[number].numpy().copy()
 
     def reset(self) -> None:

@@ -3,7 +3,7 @@
 One safetensors file: the arrays of `Stream.snapshot` by the names of docs/plan.md, and in the metadata a header that
 binds them to their plan and to each other:
 
-    {"format": "sparsetime.state", "version": 1, "frames": n, "plan": SHA-256, "arrays": SHA-256}
+    {"format": "sparsetime.state", "version": 1, "frames": n, "asked": x, "plan": SHA-256, "arrays": SHA-256}
 
 The plan's digest covers what the state depends on: operations, shapes, steps and weights, the frame's normalisation.
 Names, producer and the packing of the outputs may differ.
@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,17 +21,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialised
 
 from sparsetime.engine.plan import Plan
 from sparsetime.engine.planfile import header_of
 from sparsetime.engine.stream import Snapshot, Stream, StreamError
+from sparsetime.files import write_whole
 
 __all__ = ["FORMAT", "VERSION", "load_state", "plan_digest", "save_state"]
 
 FORMAT = "sparsetime.state"
 VERSION = 1
-_KEYS = {"format", "version", "frames", "plan", "arrays"}
+_KEYS = {"format", "version", "frames", "asked", "plan", "arrays"}
 _NO_MATTER = ("producer", "name", "structure", "outputs")  # entries of a plan's header that no state depends on
 
 
@@ -67,25 +67,17 @@ def save_state(stream: Stream, path: str | Path) -> None:
         StreamBusyError: another thread is using the stream.
         OSError: the file cannot be written.
     """
-    path = Path(path)
     kept = stream.snapshot()
     header = {
         "format": FORMAT,
         "version": VERSION,
         "frames": kept.frames,
+        "asked": kept.asked,
         "plan": plan_digest(stream.plan),
         "arrays": _digest("", kept),
     }
-    handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=path.name, suffix=".part")
-    os.close(handle)
-    draft = Path(name)
-    try:
-        save_file(
-            {key: np.ascontiguousarray(array) for key, array in kept.items()}, draft, {FORMAT: json.dumps(header)}
-        )
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    arrays = {key: np.ascontiguousarray(array) for key, array in kept.items()}
+    write_whole(path, serialised(arrays, {FORMAT: json.dumps(header)}))
 
 
 def load_state(stream: Stream, path: str | Path) -> None:
@@ -117,7 +109,7 @@ def load_state(stream: Stream, path: str | Path) -> None:
         raise StreamError(f"{path}: the file is damaged: its arrays are not those that were written")
     if bool(arrays) != bool(header["frames"]):
         raise StreamError(f"{path}: {len(arrays)} arrays after {header['frames']} frames cannot be")
-    stream.restore(Snapshot(arrays, header["frames"]))
+    stream.restore(Snapshot(arrays, header["frames"], header["asked"]))
 
 
 def _header(text: str | None, path: Path) -> dict[str, Any]:
@@ -137,4 +129,6 @@ def _header(text: str | None, path: Path) -> dict[str, Any]:
         raise StreamError(f"{path}: expected the entries {sorted(_KEYS)}, got {sorted(header)[:8]}")
     if type(header["frames"]) is not int or header["frames"] < 0:
         raise StreamError(f"{path}: frames: expected a number, got {str(header['frames'])[:20]}")
+    if type(header["asked"]) is not float or not 0 <= header["asked"] < math.inf:
+        raise StreamError(f"{path}: asked: expected a number, got {str(header['asked'])[:20]}")
     return header

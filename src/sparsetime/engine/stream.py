@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsetime.engine.executor import Executor, OpStats
-from sparsetime.engine.frames import FrameReader, is_tensor
+from sparsetime.engine.frames import FrameReader, is_tensor, normalised
 from sparsetime.engine.plan import Op, Plan
 
-__all__ = ["Snapshot", "Stream", "StreamBusyError", "StreamError"]
+__all__ = ["Snapshot", "Stream", "StreamBusyError", "StreamError", "nested"]
 
 Array = NDArray[Any]
 
@@ -28,11 +28,16 @@ class StreamBusyError(RuntimeError):
 
 
 class Snapshot(Mapping[str, Array]):
-    """The state of a stream at one time: arrays by the names of docs/plan.md. Never changes."""
+    """The state of a stream at one time: arrays by the names of docs/plan.md. Never changes.
 
-    def __init__(self, arrays: Mapping[str, Array], frames: int) -> None:
+    Attributes:
+        frames: that the stream has seen.
+        asked: operations that changes asked for since the last flush, in dense frames (0 in a stream without flushes).
+    """
+
+    def __init__(self, arrays: Mapping[str, Array], frames: int, asked: float = 0.0) -> None:
         self._arrays = {name: np.array(array) for name, array in arrays.items()}
-        self.frames = frames
+        self.frames, self.asked = frames, asked
         for array in self._arrays.values():
             array.flags.writeable = False
 
@@ -59,17 +64,17 @@ def _executor(plan: Plan, backend: str, threads: int) -> Executor:
     raise ValueError(f"backend must be 'cpu' or 'reference', got {backend!r}")
 
 
-def _nested(structure: Any, outputs: list[Any]) -> Any:
+def nested(structure: Any, outputs: list[Any]) -> Any:
     """Outputs as the module returned them; `structure` is checked when the plan is."""
     if isinstance(structure, list):
-        return [_nested(item, outputs) for item in structure]
+        return [nested(item, outputs) for item in structure]
     ((key, entry),) = structure.items()
     if key == "output":
         return outputs[entry]
     if key == "tuple":
-        return tuple(_nested(item, outputs) for item in entry)
+        return tuple(nested(item, outputs) for item in entry)
     if key == "dict":
-        return {name: _nested(item, outputs) for name, item in entry.items()}
+        return {name: nested(item, outputs) for name, item in entry.items()}
     return entry
 
 
@@ -84,20 +89,30 @@ class Stream:
         backend: `cpu` (native) or `reference` (PyTorch, slow, the meaning).
         threads: of the native backend, at least 1.
         refresh: 0, or every how many frames all sums are computed anew, which takes away rounding gathered in them.
+        flush: 0, or after how much change the stream starts again, which takes away what `hold` and `residual` have
+            kept back: a frame is the first of a new stream once the events since the last such frame have asked for
+            the operations of `flush` dense frames. With 1 flushes cost at most as many as the changes do, and a
+            still picture is never flushed.
 
     Raises:
         ValueError: an unknown backend, or numbers out of range.
     """
 
-    def __init__(self, plan: Plan, backend: str = "cpu", threads: int = 1, refresh: int = 0) -> None:
-        if threads < 1 or refresh < 0:
-            raise ValueError(f"expected threads >= 1 and refresh >= 0, got {threads} and {refresh}")
+    def __init__(
+        self, plan: Plan, backend: str = "cpu", threads: int = 1, refresh: int = 0, flush: float = 0.0
+    ) -> None:
+        if threads < 1 or refresh < 0 or not flush >= 0:
+            raise ValueError(
+                f"expected threads >= 1, refresh >= 0 and flush >= 0, got {threads}, {refresh} and {flush}"
+            )
         self.plan = plan
         self.backend = backend
         self.frames = 0
         self._read = FrameReader(plan)
         self._executor = _executor(plan, backend, threads)
-        self._every = refresh
+        self._every, self._flush = refresh, flush
+        self._asked = 0.0  # dense frames' worth of operations since the last flush; counted where `flush` is not 0
+        self._caused = plan.macs_per_event() / max(plan.dense_macs, 1) if flush else np.zeros(len(plan.ops))
         self._lock = threading.Lock()
 
     @contextmanager
@@ -124,21 +139,33 @@ class Stream:
         """
         with self._alone():
             x = self._read.checked(frame)
-            if self._every and self.frames and self.frames % self._every == 0:
+            flush = 0 < self._flush <= self._asked
+            if flush:
+                if x.dtype.kind == "f":
+                    normalised(x, None)  # a frame that is refused leaves the stream as it was
+                self._executor.reset()
+            elif self._every and self.frames and self.frames % self._every == 0:
                 self._executor.refresh()
             outputs: list[Any] = self._executor.run(x)
+            if self._flush:
+                first = flush or not self.frames
+                self._asked = 0.0 if first else self._asked + self._asked_for()
             self.frames += 1
         if is_tensor(frame):
             import torch
 
             outputs = [torch.from_numpy(output) for output in outputs]
-        return _nested(self.plan.structure, outputs)
+        return nested(self.plan.structure, outputs)
+
+    def _asked_for(self) -> float:
+        """Operations that the events of the last frame ask for, over those of a dense one."""
+        return float(self._caused @ [entry.events for entry in self._executor.stats()])
 
     def reset(self) -> None:
         """Start again: the next frame is the first."""
         with self._alone():
             self._executor.reset()
-            self.frames = 0
+            self.frames, self._asked = 0, 0.0
 
     def refresh(self) -> None:
         """Compute all sums anew in the next frame; what was sent stays sent. Costs one dense frame."""
@@ -152,7 +179,7 @@ class Stream:
         paths that the frames before took, which the state does not say.
         """
         with self._alone():
-            snapshot = Snapshot(self._executor.state(), self.frames)
+            snapshot = Snapshot(self._executor.state(), self.frames, self._asked)
             self._executor.restore(snapshot)
             return snapshot
 
@@ -172,7 +199,7 @@ class Stream:
                 raise StreamError(f"snapshot entry '{name}': expected {shape} {dtype}, got {array.shape} {array.dtype}")
         with self._alone():
             self._executor.restore(snapshot)
-            self.frames = snapshot.frames
+            self.frames, self._asked = snapshot.frames, snapshot.asked
 
     def _expected(self) -> dict[str, tuple[tuple[int, ...], str]]:
         expected: dict[str, tuple[tuple[int, ...], str]] = {}
@@ -183,6 +210,19 @@ class Stream:
             if op.has_accumulator:
                 expected[f"{number}.accumulator"] = (self.plan.values[op.output], "float32")
         return expected
+
+    def value(self, number: int) -> NDArray[Any]:
+        """A copy of one value of the plan after the last frame, shaped as `plan.values` says.
+
+        The stream goes on as if it had not been asked, and pays for this value alone, not for a snapshot.
+
+        Raises:
+            StreamError: there was no frame yet.
+        """
+        if not self.frames:
+            raise StreamError(f"value {number}: expected a stream that has seen a frame, got a new one")
+        with self._alone():
+            return self._executor.value(number)
 
     @property
     def state_bytes(self) -> int:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsetime.engine import OpStats, Plan, Stream
-from sparsetime.engine.cpu import Native
 from sparsetime.engine.plan import Op
 
-__all__ = ["Changes", "Layer", "WatchedStream", "layers_of"]
+__all__ = ["Changes", "Layer", "layers_of"]
 
 
 class Layer(NamedTuple):
@@ -42,16 +41,6 @@ def layers_of(plan: Plan) -> list[Layer]:
     return found
 
 
-class WatchedStream(Stream):
-    """A stream of the native backend of which single values can be read; a snapshot would compute more than a frame."""
-
-    def value(self, number: int) -> NDArray[Any]:
-        """A copy of a value after the last frame, as `plan.values` shapes it."""
-        with self._alone():
-            assert isinstance(self._executor, Native)
-            return self._executor._stream.value(number)
-
-
 class Changes:
     """Where the input of a layer changed in the last frame, which is where the layer had to be computed.
 
@@ -62,7 +51,7 @@ class Changes:
         layer: one with a `source`.
     """
 
-    def __init__(self, stream: WatchedStream, layer: Layer) -> None:
+    def __init__(self, stream: Stream, layer: Layer) -> None:
         assert layer.source is not None
         self._stream, self._source = stream, layer.source
         self._before = stream.value(layer.source)[0] if stream.frames else None

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsetime.engine import Plan, PlanError
-from sparsetime.live.layers import Changes, WatchedStream, layers_of
+from sparsetime.live.layers import Changes, layers_of
 from sparsetime.live.picture import jpeg
 from sparsetime.many.feed import Arrival, Feed
 from sparsetime.run.dense import Dense, dense_network
@@ -85,7 +85,7 @@ class Player:
         self._file, self._video, self._threads = str(plan_file), video, threads
         self.on_message: Callable[[bytes], None] = lambda message: None
         self._feed = self._open()
-        self._stream = WatchedStream(plan, threads=threads)
+        self._stream = plan.stream(threads=threads)
         self._dense: Dense | None = None
         self._find_dense = find_dense
         self._finding: threading.Thread | None = None

@@ -170,15 +170,6 @@ class Runner:
             self._on_output(lane.index, arrival.number, outputs)
 
 
-class _Apart(Source):
-    """A source among others. What FFmpeg logs does not say of which video it is, so nothing is concluded from it."""
-
-    def _listening(self) -> Any:
-        from contextlib import nullcontext
-
-        return nullcontext([])
-
-
 def run_many(
     plan_file: Path | str,
     videos: Sequence[str],
@@ -221,7 +212,7 @@ def run_many(
         raise PlanError(f"{plan_file}: the network takes frames of shape {shape}; videos have three channels")
     feeds = [
         Feed(
-            lambda video=video: _Apart(video, (shape[2], shape[3])),  # type: ignore[misc]
+            lambda video=video: Source(video, (shape[2], shape[3])),  # type: ignore[misc]
             size=queue,
             policy=policy,
             retries=retries,

@@ -195,11 +195,12 @@ class Meter:
         """Fan-out of all weights, and of those that are not zero."""
         key = (name, frame, call.op)
         if key not in self._fanouts:
-            self._fanouts[key] = fanout(call.op, frame).to(call.x.device)
+            self._fanouts[key] = torch.from_numpy(fanout(call.op, frame)).to(call.x.device)
         full = self._fanouts[key]
-        if bool((call.weight != 0).all()):
+        alive = call.weight.detach() != 0
+        if bool(alive.all()):
             return full, full
-        return full, fanout(call.op, frame, call.weight).to(call.x.device)
+        return full, torch.from_numpy(fanout(call.op, frame, alive.cpu().numpy())).to(call.x.device)
 
     def _on_output(self, function: Any, output: Any) -> None:
         if function in ACTIVATIONS and isinstance(output, Tensor) and not self._inside:

@@ -1,5 +1,6 @@
 """Real frames with the change maps of some layers: how a run hands pictures to the report."""
 
+import io
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsetime.files import write_whole
 from sparsetime.report.runs import ReportError
 
 _MAP = "map/"
@@ -61,14 +63,9 @@ def save_frames(path: Path, frames: NDArray[np.uint8], maps: Mapping[str, NDArra
     """
     checked = _check(frames, maps, "save_frames")
     arrays: dict[str, NDArray[Any]] = {_MAP + name: value for name, value in checked.maps.items()}
-    path = Path(path)
-    draft = path.with_name(path.name + ".part")
-    try:
-        with draft.open("wb") as file:
-            np.savez_compressed(file, frames=checked.frames, **arrays)  # type: ignore[arg-type]
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    content = io.BytesIO()
+    np.savez_compressed(content, frames=checked.frames, **arrays)  # type: ignore[arg-type]
+    write_whole(path, content.getvalue())
 
 
 def load_frames(path: Path) -> Frames:

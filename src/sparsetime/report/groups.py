@@ -28,8 +28,8 @@ _NOT_CONFIGURATION = {
 }
 # What a dense run has in its recipe and does not use.
 _OF_QUANTIZERS = {
-    *("calibration_clips", "codec", "distill", "exclude", "freeze_input_step", "granularity", "include", "levels"),
-    *("percentile", "rule", "step_lr"),
+    *("calibration_clips", "codec", "distill", "exclude", "freeze_input_step", "granularity", "include", "labels"),
+    *("levels", "percentile", "rule", "step_lr"),
 }
 _Z_95 = 1.959964
 

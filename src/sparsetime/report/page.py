@@ -10,23 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import sparsetime
+from sparsetime.files import write_whole
 from sparsetime.report import bars, curves, maps, tables
 from sparsetime.report.groups import Finding, Group, chance, finding, group_runs
 from sparsetime.report.groups import tasks as tasks_of
 from sparsetime.report.papers import papers_for
 from sparsetime.report.runs import ReportError, Run, choose_split, read_runs
 from sparsetime.report.scatter import QUANTITIES, Plane, scatter, x_axis, y_axis
+from sparsetime.report.streams import StreamFigures, distances_table, layers_table, read_streams, streams_table
 from sparsetime.report.svg import shape, share
 
 _SCATTER_HEIGHT, _CURVE_HEIGHT = 260, 110
 
 
-def write_report(run_dirs: Sequence[Path], out: Path) -> dict[str, Any]:
+def write_report(run_dirs: Sequence[Path], out: Path, *, streams: Sequence[Path] = ()) -> dict[str, Any]:
     """Write one self-contained HTML page about some runs.
 
     Args:
         run_dirs: run directories, as ``sparsetime train`` and ``sparsetime evaluate`` leave them. What one of them
             lacks beside its ``config.json`` is named in the page.
+        streams: files that ``sparsetime run --json`` wrote, to show what running the networks takes.
         out: the file to write; an older one is replaced when the new one is complete.
 
     Returns:
@@ -41,15 +44,9 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> dict[str, Any]:
     runs = read_runs(run_dirs)
     split = choose_split(runs)
     groups = group_runs(runs, split)
-    content = _content(runs, groups, split)
+    content = _content(runs, groups, split) | _streams(read_streams(streams))
     page = _render(content)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(out.name + ".part")
-    try:
-        draft.write_text(page, encoding="utf-8")
-        draft.replace(out)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_whole(out, page.encode("utf-8"))
     return {
         "page": str(out),
         "size_bytes": len(page.encode("utf-8")),
@@ -94,6 +91,14 @@ def _content(runs: Sequence[Run], groups: Sequence[Group], split: str | None) ->
         "papers": papers_for(runs),
         "notes": notes + pictures.notes,
     }
+
+
+def _streams(streams: Sequence[StreamFigures]) -> dict[str, Any]:
+    details = [
+        {"name": stream.name, "layers": layers_table(stream), "distances": distances_table(stream)}
+        for stream in streams
+    ]
+    return {"streams": streams_table(streams), "stream_details": details}
 
 
 def _notes(run: Run, split: str | None) -> list[str]:

@@ -81,7 +81,7 @@ def read_run(path: Path) -> Run:
     evaluations = {}
     for file in sorted(path.glob("evaluation-*.json")):
         try:
-            evaluations[file.stem.removeprefix("evaluation-")] = _plausible(_read_object(file), file, notes)
+            evaluations[file.stem.removeprefix("evaluation-")] = _plausible(read_object(file), file, notes)
         except ReportError as error:
             notes.append(f"{file.name} was left out: {error}")
     if not evaluations and not notes:
@@ -125,10 +125,15 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"report: {path} is no run directory, it has no config.json. "
             "Give the directories that sparsetime train --out made"
         )
-    return _read_object(file)
+    return read_object(file)
 
 
-def _read_object(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ReportError: there is none.
+    """
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -64,17 +64,17 @@ def runs_table(groups: Sequence[Group]) -> Table:
                     Cell(run.method, run.method),
                     *_task_cells(group, groups),
                     Cell(run.seed, float(run.seed) if run.seed.isdecimal() else run.seed),
-                    _cell(number(evaluation, "accuracy"), share),
-                    _cell(number(evaluation, "op_density"), decimal),
-                    _cell(number(evaluation, "op_density_with_first_frame"), decimal),
-                    _cell(number(evaluation, "activation_density"), decimal),
-                    _cell(number(evaluation, "delta_density"), decimal),
-                    _cell(number(evaluation, "effective_macs"), counted),
-                    _cell(number(evaluation, "dense_macs"), counted),
-                    _cell(number(evaluation, "state_bytes"), _bytes),
-                    _cell(number(evaluation, "weight_bytes"), _bytes),
-                    _cell(float(len(run.epochs)) if run.epochs else None, counted),
-                    _cell(training_time(run), duration),
+                    number_cell(number(evaluation, "accuracy"), share),
+                    number_cell(number(evaluation, "op_density"), decimal),
+                    number_cell(number(evaluation, "op_density_with_first_frame"), decimal),
+                    number_cell(number(evaluation, "activation_density"), decimal),
+                    number_cell(number(evaluation, "delta_density"), decimal),
+                    number_cell(number(evaluation, "effective_macs"), counted),
+                    number_cell(number(evaluation, "dense_macs"), counted),
+                    number_cell(number(evaluation, "state_bytes"), bytes_text),
+                    number_cell(number(evaluation, "weight_bytes"), bytes_text),
+                    number_cell(float(len(run.epochs)) if run.epochs else None, counted),
+                    number_cell(training_time(run), duration),
                 ]
             )
     return Table(columns, rows)
@@ -112,9 +112,9 @@ def summary_table(by_task: Mapping[tuple[str, str], Sequence[Group]]) -> Table:
                         -1e300 if interval is None else interval[0],
                     ),
                     _spread_cell(group.spread("op_density"), decimal),
-                    _cell(_mean(group, "op_density_with_first_frame"), decimal),
-                    _cell(ratio, lambda value: f"{value:.1f}\u00d7"),
-                    _cell(points, lambda value: f"{value:+.1f}".replace("-", "\u2212")),
+                    number_cell(_mean(group, "op_density_with_first_frame"), decimal),
+                    number_cell(ratio, lambda value: f"{value:.1f}\u00d7"),
+                    number_cell(points, lambda value: f"{value:+.1f}".replace("-", "\u2212")),
                 ]
             )
     return Table(columns, rows)
@@ -132,7 +132,7 @@ def neurobench_table(groups: Sequence[Group]) -> Table | None:
     for group, seeds in figures:
         means = [spread(seed.get(name) for seed in seeds) for name in names]
         if any(means):
-            cells = [_cell(mean.mean if mean else None, _plain) for mean in means]
+            cells = [number_cell(mean.mean if mean else None, _plain) for mean in means]
             rows.append([Cell(group.label, group.label, group), *_task_cells(group, groups), *cells])
     return Table(columns, rows)
 
@@ -145,8 +145,8 @@ def energy_table(groups: Sequence[Group]) -> tuple[Table, dict[str, str]] | None
     sources: dict[str, str] = {}
     for group in groups:
         for evaluation in group.evaluations():
-            for name, entry in _object(_object(evaluation.get("energy")).get("remaining")).items():
-                sources.setdefault(name, str(_object(entry).get("source", "not stated")))
+            for name, entry in object_of(object_of(evaluation.get("energy")).get("remaining")).items():
+                sources.setdefault(name, str(object_of(entry).get("source", "not stated")))
     if not sources:
         return None
     columns = [Column("configuration", "method, and what sets it apart", False), *_task_columns(groups)]
@@ -155,7 +155,7 @@ def energy_table(groups: Sequence[Group]) -> tuple[Table, dict[str, str]] | None
         columns.append(Column("of", f"all operations of one frame, {name}, \u00b5J"))
     rows = []
     for group in groups:
-        estimates = [_object(evaluation.get("energy")) for evaluation in group.evaluations()]
+        estimates = [object_of(evaluation.get("energy")) for evaluation in group.evaluations()]
         cells = [_energy(estimates, part, name) for name in sources for part in ("remaining", "dense")]
         if any(cell.text != MISSING for cell in cells):
             rows.append([Cell(group.label, group.label, group), *_task_cells(group, groups), *cells])
@@ -215,12 +215,13 @@ def _against(group: Group, baseline: Group | None) -> tuple[float | None, float 
 
 
 def _energy(estimates: Sequence[dict[str, Any]], part: str, name: str) -> Cell:
-    entries_of = [_object(_object(estimate.get(part)).get(name)) for estimate in estimates]
+    entries_of = [object_of(object_of(estimate.get(part)).get(name)) for estimate in estimates]
     mean = spread(number(entry, "energy_uj") for entry in entries_of)
-    return _cell(mean.mean if mean else None, lambda value: f"{value:.3g}")
+    return number_cell(mean.mean if mean else None, lambda value: f"{value:.3g}")
 
 
-def _object(value: Any) -> dict[str, Any]:
+def object_of(value: Any) -> dict[str, Any]:
+    """A JSON object, empty where there is something else."""
     return value if isinstance(value, dict) else {}
 
 
@@ -247,7 +248,8 @@ def _mean(group: Group, key: str) -> float | None:
     return value.mean if value else None
 
 
-def _cell(value: float | None, show: Callable[[float], str]) -> Cell:
+def number_cell(value: float | None, show: Callable[[float], str]) -> Cell:
+    """A number, or the sign for a missing one."""
     # Below every figure: what is missing goes to one end of a sorted column.
     return Cell(MISSING, -1e300) if value is None else Cell(show(value), value)
 
@@ -259,7 +261,8 @@ def _spread_cell(value: Spread | None, show: Callable[[float], str], unit: str =
     return Cell(show(value.mean) + unit + extent, value.mean)
 
 
-def _bytes(value: float) -> str:
+def bytes_text(value: float) -> str:
+    """A count of bytes."""
     return counted(value, "B")
 
 

@@ -11,7 +11,6 @@ that it was computed densely.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsetime.engine.fanout import position_fanout
 from sparsetime.engine.plan import Plan
 from sparsetime.engine.stream import Stream
+from sparsetime.fanout import position_fanout
 from sparsetime.video.reader import Frames, import_av
 
 __all__ = ["OutputError", "VideoSink", "Work", "overlay"]
@@ -53,35 +52,33 @@ class Work:
         height, width = plan.input_shape[2:]
         scale = _CELLS / max(height, width)
         self.grid = max(1, min(height, round(height * scale))), max(1, min(width, round(width * scale)))
-        maker = {value: (number, k, op) for number, op in enumerate(plan.ops) for k, value in enumerate(op.outputs)}
-        self._layers: list[tuple[str, Array, Array, Array]] = []
+        self._layers: list[tuple[int, Array, Array, Array]] = []
         self._all = np.zeros(self.grid, np.float32)
         for op in plan.ops:
-            if op.kind not in ("conv2d", "conv_transpose2d"):
+            linear = plan.linear_op(op)
+            if linear is None or linear.kind == "linear":
                 continue
-            number, k, source = maker[op.inputs[0]]
-            name = f"{number}.value" if len(source.outputs) == 1 else f"{number}.value.{k}"
             x = plan.values[op.inputs[0]]
-            fanout = position_fanout(op, x, plan.values[op.output], plan.need(op, "weight").shape).astype(np.float32)
+            fanout = position_fanout(linear, x[1:]).astype(np.float32)
             rows, columns = _shares(self.grid[0], x[2]), _shares(self.grid[1], x[3])
-            self._layers.append((name, fanout, rows, columns))
+            self._layers.append((op.inputs[0], fanout, rows, columns))
             self._all += rows @ (fanout * x[1]) @ columns.T
-        self._before: Mapping[str, Array] = {}
+        self._before: dict[int, Array] = {}
 
     def __call__(self, stream: Stream) -> NDArray[np.float32]:
         """Density of the operations of the last frame by place, `grid` cells, 0..1; all 1 after the first frame.
 
-        Copies the whole state of the stream, which costs more than a frame.
+        Copies the inputs of the convolutions, each once.
         """
-        state = stream.snapshot()
+        values = {number: stream.value(number) for number, *_ in self._layers}
         done = np.zeros(self.grid, np.float32)
-        for name, fanout, rows, columns in self._layers:
-            x = state[name]
+        for number, fanout, rows, columns in self._layers:
+            x = values[number]
             events = np.full(x.shape[2:], x.shape[1], np.float32)
             if self._before:
-                events = (x != self._before[name])[0].sum(axis=0, dtype=np.float32)
+                events = (x != self._before[number])[0].sum(axis=0, dtype=np.float32)
             done += rows @ (events * fanout) @ columns.T
-        self._before = state
+        self._before = values
         return np.asarray(done / np.maximum(self._all, np.finfo(np.float32).tiny), np.float32)
 
 

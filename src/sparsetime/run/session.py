@@ -14,15 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsetime.engine import OpStats, Plan, PlanError, statefile
+from sparsetime.engine import OpStats, Plan, PlanError, Stream, statefile
 from sparsetime.run.dense import Dense, dense_network
 from sparsetime.run.draw import VideoSink, Work, overlay
+from sparsetime.run.fallback import FallbackStream
 from sparsetime.run.quality import Answer, Distance, Reader
 from sparsetime.run.sources import Source
 
 __all__ = ["Skipping", "Tally", "run_file"]
 
 Array = NDArray[Any]
+FLUSH = 1.0
+"""When streams of codecs that keep something back start again, see `Stream`."""
+
 _FALLBACK_RATE = 25.0  # frames a second of a drawn video whose source states none
 
 
@@ -31,7 +35,9 @@ def run_file(
     video: str,
     *,
     threads: int = 1,
+    flush: float | None = None,
     compare: bool = False,
+    fallback: bool = False,
     frames: int | None = None,
     out_video: Path | None = None,
     resume_state: Path | None = None,
@@ -50,7 +56,10 @@ def run_file(
         plan_file: written by `Plan.save`; takes pictures of three channels.
         video: see `Source`.
         threads: of the stream, and of the dense network.
+        flush: after how much change the stream starts again, see `Stream`. None: 1 where a codec keeps something back
+            (`hold`, `residual`), else 0.
         compare: with the dense network.
+        fallback: leave the stream for the dense network while that is faster, see `sparsetime.run.fallback`.
         frames: at most; None for all.
         out_video: file to draw into what was recomputed.
         resume_state: a state that `save_state` wrote, to go on from: with the video's next frame, where the video is a
@@ -67,7 +76,13 @@ def run_file(
         SourceError: no frame can be had.
         OutputError: the video cannot be written.
         StreamError: `resume_state` is no state of this plan.
+        ValueError: `fallback` with what needs the state after every frame: a drawn video, a state file.
     """
+    if fallback and (out_video or resume_state or save_state):
+        raise ValueError(
+            "a run that falls back to the dense network has no state in between: leave out --fallback, or --out-video, "
+            "--save-state and --resume-state"
+        )
     plan = Plan.load(plan_file)
     shape = plan.input_shape
     if len(shape) != 4 or shape[1] != 3:
@@ -75,8 +90,11 @@ def run_file(
     source = Source(video, (shape[2], shape[3]), show=out_video is not None)
     # Outputs as a list, whatever the network packs them into.
     flat = dataclasses.replace(plan, structure=[{"output": k} for k in range(len(plan.outputs))])
-    stream = flat.stream(threads=threads)
-    if resume_state is not None:
+    codecs = sorted({op.codec["kind"] for op in plan.ops if op.codec is not None})
+    if flush is None:
+        flush = FLUSH if {"hold", "residual"} & set(codecs) else 0.0
+    stream: Stream | FallbackStream = flat.stream(threads=threads, flush=flush)
+    if resume_state is not None and isinstance(stream, Stream):
         statefile.load_state(stream, resume_state)
     first = stream.frames
     tally = Tally(plan)
@@ -84,7 +102,7 @@ def run_file(
     reader = Reader(plan)
     comparison: Comparison | None = None
     work = Work(plan) if out_video is not None else None
-    if work is not None and first:
+    if work is not None and first and isinstance(stream, Stream):
         work(stream)  # what the next frame is compared with
     with ExitStack() as stack:
         sink = None if out_video is None else stack.enter_context(VideoSink(out_video))
@@ -92,34 +110,41 @@ def run_file(
         for shot in islice(source, start, None if frames is None else start + frames):
             if stop is not None and stop():
                 break
-            if compare and dense is None:
+            if dense is None and (compare or fallback):
                 dense = dense_network(plan, shot.picture, threads)
-                comparison = Comparison(reader)
-            outputs, time_ns, expected, dense_ns = _both(stream, dense, shot.picture, dense_first=tally.frames % 2 == 1)
+                comparison = Comparison(reader) if compare else None
+                if fallback:
+                    stream = FallbackStream(flat, shot.picture, threads=threads, flush=flush, dense=dense)
+            beside = dense if compare else None
+            outputs, time_ns, expected, dense_ns = _both(
+                stream, beside, shot.picture, dense_first=tally.frames % 2 == 1
+            )
             stats = stream.stats
             tally.add(stats, time_ns, dense_ns)
             if comparison is not None:
                 comparison.add(reader(outputs), reader(expected), time_ns, dense_ns)
             density = tally.last_density
-            if sink is not None and work is not None and shot.shown is not None:
+            if sink is not None and work is not None and isinstance(stream, Stream) and shot.shown is not None:
                 sink.add(overlay(shot.shown, work(stream), density), source.rate or _FALLBACK_RATE)
             if progress is not None:
                 progress(time_ns, dense_ns, density)
-    if save_state is not None:
+    if save_state is not None and isinstance(stream, Stream):
         statefile.save_state(stream, save_state)
     result: dict[str, Any] = {
         "plan": str(plan_file),
         "network": plan.name,
         "producer": plan.producer,
         "precision": plan.precision,
-        "codecs": sorted({op.codec["kind"] for op in plan.ops if op.codec is not None}),
+        "codecs": codecs,
         "video": source.name,
         "input_size": list(shape[2:]),
         "threads": threads,
+        "flush": flush,
         "first_frame": first,
         "damage": source.damage,
         "stopped": bool(stop is not None and stop()),
         "dense_runtime": None if dense is None else dense.name,
+        "dense_frames": stream.dense_frames if isinstance(stream, FallbackStream) else 0,
         "task": reader.task,
     }
     result |= tally.summary()

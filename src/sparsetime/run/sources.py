@@ -6,6 +6,7 @@ What does not decode is left out and named; the frames before and behind it are 
 from __future__ import annotations
 
 import platform
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -154,7 +155,7 @@ class Source:
         # Of damage between packets only FFmpeg's log tells: it goes on at the next sound place without an error.
         for number in count():
             try:
-                with self._listening() as heard:
+                with _LOG.listening(self._av.logging) as heard:
                     frame = next(frames)
             except StopIteration:
                 return
@@ -164,20 +165,6 @@ class Source:
                 self._complaints += len(heard)
             yield frame
 
-    @contextmanager
-    def _listening(self) -> Iterator[list[tuple[int, str, str]]]:
-        """What FFmpeg logs as an error in any thread: (level, part of FFmpeg, message)."""
-        log = self._av.logging
-        level, skips = log.get_level(), log.get_skip_repeated()
-        log.set_level(log.ERROR)
-        log.set_skip_repeated(False)
-        try:
-            with log.Capture(local=False) as heard:
-                yield heard
-        finally:
-            log.set_level(level)
-            log.set_skip_repeated(skips)
-
     def _decode_pictures(self, folder: Path) -> Iterator[VideoFrame]:
         files = image_files(folder)
         if not files:
@@ -186,7 +173,7 @@ class Source:
             kind = IMAGE_DECODERS[file.suffix.lower()]
             try:
                 # A decoder of its own for each: FFmpeg's for PNG may build on the picture before.
-                with self._listening() as heard:
+                with _LOG.listening(self._av.logging) as heard:
                     frames = self._av.CodecContext.create(kind, "r").decode(self._av.Packet(file.read_bytes()))
             except (self._av.error.FFmpegError, OSError, ValueError) as error:
                 self._ends.append(f"{file.name}: {getattr(error, 'strerror', None) or error}")
@@ -209,6 +196,47 @@ class Source:
                     continue
                 for frame in frames:
                     yield None if frame.is_corrupt or packet.is_corrupt else frame
+
+
+class _Log:
+    """FFmpeg's log. The process has one, and no line of it says which file it is about."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = self._entered = 0
+
+    @contextmanager
+    def listening(self, log: Any) -> Iterator[list[tuple[int, str, str]]]:
+        """What is logged as an error, by any thread, while this is open: (level, part of FFmpeg, message).
+
+        Known when it is closed. Nothing where another was open at any time meanwhile: it may be about that one's file.
+        """
+        heard: list[tuple[int, str, str]] = []
+        with self._lock:
+            alone = not self._inside
+            self._inside += 1
+            self._entered += 1
+            turn = self._entered
+            if alone:  # captures are a stack, which two threads would mix up
+                level, skips = log.get_level(), log.get_skip_repeated()
+                log.set_level(log.ERROR)
+                log.set_skip_repeated(False)
+                capture = log.Capture(local=False)
+                lines = capture.__enter__()
+        try:
+            yield heard
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if alone:
+                    capture.__exit__(None, None, None)
+                    log.set_level(level)
+                    log.set_skip_repeated(skips)
+                    if self._entered == turn:
+                        heard += lines
+
+
+_LOG = _Log()
 
 
 def _rate(container: Any) -> float | None:

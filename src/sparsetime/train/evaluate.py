@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from sparsetime.files import write_json
 from sparsetime.meter import Meter
 from sparsetime.report.frames import change_maps, save_frames
 from sparsetime.train.data import WINDOW, open_clips
 from sparsetime.train.errors import TrainingError
 from sparsetime.train.figures import wilson
-from sparsetime.train.files import write_json
 from sparsetime.train.model import ClipClassifier
 from sparsetime.train.run import load_run, recipe_of
 from sparsetime.video import EvalDataset

@@ -16,10 +16,10 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
 
+from sparsetime.files import write_csv, write_json
 from sparsetime.train import run as runs
 from sparsetime.train.data import TrainingData, open_clips
 from sparsetime.train.errors import RunError
-from sparsetime.train.files import write_csv, write_json
 from sparsetime.train.loop import COLUMNS, Loop, Row, Watch
 from sparsetime.train.model import ClipClassifier, make_sparse
 from sparsetime.train.progress import Progress
@@ -58,7 +58,8 @@ def train(
         quiet: no progress on stderr.
 
     Returns:
-        The last row of metrics.csv and: run, method, network, epochs, resumed_from_epoch, clips, broken, time_s.
+        The last row of metrics.csv, if there is one, and: run, method, network, epochs, resumed_from_epoch, clips,
+        broken, time_s.
 
     Raises:
         RunError: `out` holds a finished run or one with another recipe.
@@ -107,7 +108,7 @@ def train(
         write_csv(out / runs.METRICS, COLUMNS, rows)
         runs.write_weights(out, model.model, config)
     fabric.barrier()
-    return rows[-1] | {
+    return (rows[-1] if rows else {}) | {
         "run": str(out),
         "network": recipe.network,
         "method": recipe.method,

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsetime
+from sparsetime.files import write_whole
 from sparsetime.meter import Meter
 from sparsetime.objective import step_rate
 from sparsetime.train.data import PhaseLoader, TrainingData
 from sparsetime.train.errors import CheckpointError, TrainingError
-from sparsetime.train.files import write_atomic
 from sparsetime.train.model import ClipClassifier, log_mean_softmax
 from sparsetime.train.recipe import Recipe, Span, schedule
 from sparsetime.train.teacher import Teacher
@@ -143,13 +143,15 @@ class Loop:
         """Train to the end, from where the checkpoint left off if there is one.
 
         Returns:
-            One row an epoch, see ``COLUMNS``.
+            One row an epoch, see ``COLUMNS``; none where the recipe has no epochs and only steps are set.
 
         Raises:
             TrainingError: the loss is not finite; names the epoch and the step.
             CheckpointError: a checkpoint cannot be written; the one before is whole.
         """
         sample = self._sample()
+        if not self.spans:
+            self._calibrate(sample)
         for span in self.spans:
             loader: PhaseLoader | None = None
             for epoch in range(max(span.first, self.epochs_done), span.end):
@@ -173,16 +175,19 @@ class Loop:
         if span.quantize and self.recipe.distill and self.teacher is None:
             self.teacher = self._make_teacher()
         if span.quantize and epoch == next(s.first for s in self.spans if s.quantize):
-            x = self.model.spec.normalise(sample.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
-            clips = x.unflatten(0, sample.shape[:2])
-            assert self.recipe.levels is not None, "resolve(recipe) puts it in"
-            sparsetime.calibrate(
-                self.model.model, clips.split(1), percentile=self.recipe.percentile, levels=self.recipe.levels
-            )
+            self._calibrate(sample)
             for group in self.optimizer.param_groups:
                 if group["name"] == "step":
                     group["peak_lr"] = step_rate(group["params"][0], self.recipe.step_lr)
         sparsetime.enable(self.model.model, span.quantize)
+
+    def _calibrate(self, sample: Tensor) -> None:
+        x = self.model.spec.normalise(sample.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
+        clips = x.unflatten(0, sample.shape[:2])
+        assert self.recipe.levels is not None, "resolve(recipe) puts it in"
+        sparsetime.calibrate(
+            self.model.model, clips.split(1), percentile=self.recipe.percentile, levels=self.recipe.levels
+        )
 
     def _make_teacher(self) -> Teacher:
         return Teacher(self.model, f"model.{self.model.model.classifier_name}")
@@ -192,6 +197,7 @@ class Loop:
         seed_epoch(self.recipe.seed, epoch, self.fabric.global_rank)
         self.wrapped.train()
         sums = torch.zeros(5, dtype=torch.float64)  # clips, task loss, penalty, distance, right
+        labels = self.recipe.labels if self.sparse and span.quantize else 1.0
         for step, batch in enumerate(loader.epoch(epoch)):
             progress = epoch + step / len(loader)
             for group in self.optimizer.param_groups:
@@ -203,7 +209,7 @@ class Loop:
             task = F.nll_loss(log_p, label)
             penalty = sparsetime.penalty(self.model.model) if span.penalty else task.new_zeros(())
             distance = self.teacher.distance(clip) if self.teacher and span.quantize else task.new_zeros(())
-            loss = task + span.penalty * penalty + (self.recipe.distill or 0.0) * distance
+            loss = labels * task + span.penalty * penalty + (self.recipe.distill or 0.0) * distance
             if not torch.isfinite(loss):
                 raise TrainingError(
                     f"the loss is {loss.item()} (task {task.item()}, penalty {penalty.item()}) in epoch {epoch}, step "
@@ -225,7 +231,8 @@ class Loop:
             "phase": span.name,
             "lr": resolved_rates(self.recipe)[0] * span.lr * lr_factor(self.recipe, self.spans, epoch),
             "penalty_weight": span.penalty,
-            "train_loss": (task_sum + span.penalty * penalty_sum + (self.recipe.distill or 0.0) * distance_sum) / clips,
+            "train_loss": (labels * task_sum + span.penalty * penalty_sum + (self.recipe.distill or 0.0) * distance_sum)
+            / clips,
             "task_loss": task_sum / clips,
             "penalty": penalty_sum / clips,
             "distance": distance_sum / clips,
@@ -296,7 +303,7 @@ class Loop:
         }
         torch.save(content, buffer)
         try:
-            write_atomic(path, buffer.getvalue())
+            write_whole(path, buffer.getvalue())
         except OSError as error:
             before = f"that of epoch {self.epochs_done - 2} is whole" if path.is_file() else "there was none before"
             raise CheckpointError(

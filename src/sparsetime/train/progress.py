@@ -48,13 +48,13 @@ class Progress:
 
     def start(self, recipe: Recipe, data: TrainingData, resumed: int) -> None:
         """Say what begins."""
-        self.epochs = recipe.epochs
+        self.epochs = recipe.epochs or 0
         broken = f", {len(data.broken)} broken left out" if data.broken else ""
         held_out = f", {len(data.held_out)} held out" if data.held_out else ""
         self.line(
             f"{recipe.network} {recipe.method}: {len(data.clips)} videos, {len(data.classes)} classes{held_out}{broken}"
             + "; "
-            + ", ".join(f"{span.name} {span.end - span.first}" for span in schedule(recipe))
+            + (", ".join(f"{span.name} {span.end - span.first}" for span in schedule(recipe)) or "steps alone, 0")
             + f" epochs; seed {recipe.seed}"
         )
         if resumed:

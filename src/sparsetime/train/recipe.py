@@ -50,8 +50,12 @@ class Recipe:
         start: ``refinement`` keeps a dense warm-up in front unless the weights are those of a trained run;
             ``vanilla`` trains with the penalty from the first epoch.
         phases: in order; when empty, ``resolve`` puts in those of the method (``default_phases``).
-        epochs: of all phases together.
+        epochs: of all phases together; with 0 the layers' steps are set from the training clips and nothing is trained.
+            None for 0 where ``hold`` comes on top of a trained run (training has cost more than it brought there),
+            else 40.
         penalty: weight of the strong phase, unit-free; None for the method's own (``DEFAULT_PENALTY``).
+        labels: weight of the task loss while layers quantize; 0 leaves it to `distill` alone what a network that
+            knows its training clips by heart shall keep.
         distill: weight of the distance from the network before it was made sparse, see ``sparsetime.train.teacher``;
             None for 1 where that network was trained before, else 0.
         clip_length: frames in a training clip, T.
@@ -68,8 +72,8 @@ class Recipe:
         weight_decay: of the weights; the steps have none.
         warmup: share of the run over which the learning rate rises; it then falls as a cosine.
         clip_gradient: largest norm of the gradient; 0 leaves it as it is.
-        levels, percentile: a step starts at (percentile of the layer's activation) / levels; levels None for 16, and 32
-            with the codec ``hold``, whose error reaches a whole step.
+        levels, percentile: a step starts at (percentile of the layer's activation) / levels; levels None for 16, with
+            the codec ``hold``, whose error reaches a whole step, for 32, and without training for 48.
         calibration_clips: training clips from which the steps are set.
         freeze_input_step: keep the step of the input as calibrated; trained with a small penalty it shrinks to
             nothing, and the camera's noise then makes the first layer dense.
@@ -92,8 +96,9 @@ class Recipe:
     weights: str | None = None
     start: Literal["refinement", "vanilla"] = "refinement"
     phases: tuple[Phase, ...] = ()
-    epochs: int = 40
+    epochs: int | None = None
     penalty: float | None = None
+    labels: float = 1.0
     distill: float | None = None
     clip_length: int = 4
     batch_size: int = 4
@@ -162,22 +167,37 @@ def resolve(recipe: Recipe, *, trained: bool) -> Recipe:
         recipe: as written.
         trained: the weights already solve this task (an earlier run on the same classes), so a refinement
             needs no warm-up.
+
+    Raises:
+        RecipeError: nothing to learn from, or nothing to set.
     """
-    warm_up = recipe.start == "refinement" and not trained
-    lr = recipe.lr or (1e-3 if recipe.weights is None else 2e-4)
-    fresh_head = recipe.weights is not None and not trained
     refined = recipe.weights is not None and recipe.start == "refinement"
     codec = recipe.codec or ("hold" if refined else "exact")
     hold = recipe.method == "delta" and codec == "hold"
+    epochs = recipe.epochs
+    if epochs is None:
+        epochs = 0 if hold and refined and trained and not recipe.phases else 40
+    if epochs == 0 and not (trained and recipe.method == "delta"):
+        raise RecipeError(
+            "recipe: epochs = 0 sets the steps of a trained network and trains nothing; it takes method delta and the "
+            "directory of an earlier run on the same classes as weights"
+        )
+    warm_up = recipe.start == "refinement" and not trained
+    lr = recipe.lr or (1e-3 if recipe.weights is None else 2e-4)
+    fresh_head = recipe.weights is not None and not trained
     penalty = HOLD_PENALTY if hold else DEFAULT_PENALTY[recipe.method]
     distill = 1.0 if refined and recipe.method != "dense" else 0.0
+    distill = distill if recipe.distill is None else recipe.distill
+    if not recipe.labels and not distill:
+        raise RecipeError("recipe: with labels = 0 and distill = 0 there is nothing to learn; set one of them above 0")
     return recipe.replace(
         phases=recipe.phases or default_phases(recipe.method, warm_up=warm_up),
         penalty=penalty if recipe.penalty is None else recipe.penalty,
         lr=lr,
-        distill=distill if recipe.distill is None else recipe.distill,
+        distill=distill,
         codec=codec,
-        levels=(32 if hold else 16) if recipe.levels is None else recipe.levels,
+        epochs=epochs,
+        levels=recipe.levels or ((32 if epochs else 48) if hold else 16),
         head_lr=lr * (10 if fresh_head else 1) if recipe.head_lr is None else recipe.head_lr,
     )
 
@@ -218,8 +238,10 @@ def schedule(recipe: Recipe) -> tuple[Span, ...]:
     Raises:
         RecipeError: the recipe has no phases; see ``resolve``.
     """
-    if not recipe.phases or recipe.penalty is None:
-        raise RecipeError("schedule: the recipe leaves phases or penalty to the method; call resolve(recipe) first")
+    if not recipe.phases or recipe.penalty is None or recipe.epochs is None:
+        raise RecipeError(
+            "schedule: the recipe leaves phases, penalty or epochs to the method; call resolve(recipe) first"
+        )
     total = sum(phase.share for phase in recipe.phases)
     exact = [recipe.epochs * phase.share / total for phase in recipe.phases]
     counts = [int(e) for e in exact]
@@ -331,7 +353,6 @@ def _check(recipe: Recipe) -> None:
     if recipe.method not in METHODS:
         raise RecipeError(f"recipe: method is one of {', '.join(METHODS)}, got {recipe.method!r}")
     for name in (
-        "epochs",
         "clip_length",
         "batch_size",
         "stride",
@@ -344,7 +365,18 @@ def _check(recipe: Recipe) -> None:
         value = getattr(recipe, name)
         if value is not None and not value > 0:
             raise RecipeError(f"recipe: {name} must be more than 0, got {value}")
-    for name in ("penalty", "distill", "step_lr", "head_lr", "weight_decay", "clip_gradient", "patience", "seed"):
+    for name in (
+        "epochs",
+        "penalty",
+        "labels",
+        "distill",
+        "step_lr",
+        "head_lr",
+        "weight_decay",
+        "clip_gradient",
+        "patience",
+        "seed",
+    ):
         if not (getattr(recipe, name) or 0) >= 0:
             raise RecipeError(f"recipe: {name} must be 0 or more, got {getattr(recipe, name)}")
     for name in ("validate", "warmup"):

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 import sparsetime
 from sparsetime import networks
+from sparsetime.files import write_whole
 from sparsetime.networks import NetworkSpec
 from sparsetime.train import recipe as recipes
 from sparsetime.train.errors import RunError
-from sparsetime.train.files import write_atomic
 from sparsetime.train.model import ClipClassifier, make_sparse
 from sparsetime.train.recipe import Recipe
 
@@ -106,7 +106,7 @@ def write_weights(path: Path, model: nn.Module, config: dict[str, Any]) -> None:
     }
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
     content = safetensors.torch.save(state, {key: json.dumps(value) for key, value in meta.items()})
-    write_atomic(path / WEIGHTS, content)
+    write_whole(path / WEIGHTS, content)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

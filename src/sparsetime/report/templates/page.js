@@ -6,9 +6,11 @@ const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 const tip = document.getElementById("tip");
 const saying = (target) => target instanceof Element ? target.closest(".mark[aria-label], .hit[data-tip]") : null;
 const says = (item) => item.dataset.tip || item.getAttribute("aria-label");
+let shownAt = 0;  // how far the page was scrolled
 function showTip(text, x, y) {
   tip.textContent = text;
   tip.hidden = false;
+  shownAt = scrollY;
   const box = tip.getBoundingClientRect();
   const left = Math.min(x + 14, document.documentElement.clientWidth - box.width - 8);
   const top = y + 18 + box.height > innerHeight ? y - box.height - 12 : y + 18;
@@ -52,7 +54,8 @@ document.addEventListener("focusin", (event) => {
   showTip(says(item), box.right, box.bottom - 10);
 });
 document.addEventListener("focusout", () => { tip.hidden = true; });
-document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
+/* A scroll is told of a frame later: a tip that was shown since, as for a mark that the focus brought into sight, stays. */
+document.addEventListener("scroll", () => { if (scrollY !== shownAt) tip.hidden = true; }, { passive: true });
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
 
 /* Tables: a click on a column's title sorts, another one turns the order round. */

@@ -2,25 +2,31 @@
 
 import csv
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+__all__ = ["write_csv", "write_json", "write_whole"]
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace a file in one step: write beside it, flush to the disk, rename.
+_number = itertools.count()
+
+
+def write_whole(path: str | Path, content: bytes) -> None:
+    """Replace a file in one step: write beside it, flush to the disk, rename. Folders that are not there are made.
 
     A full disk, a kill or a power cut leaves the old file as it was.
 
     Raises:
         OSError: the content could not be written; nothing of it is left behind.
     """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.{next(_number)}.part")  # no other process's or thread's
     try:
-        with part.open("wb") as file:
+        with part.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -30,19 +36,20 @@ def write_atomic(path: Path, content: bytes) -> None:
         raise
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write plain data as indented JSON, in one step.
+def write_json(path: str | Path, data: Any, *, indent: int | None = 2) -> None:
+    """Write plain data as JSON, in one step.
 
     Raises:
         ValueError: the data has NaN or infinity, which JSON does not know.
+        OSError: see `write_whole`.
     """
-    write_atomic(path, (json.dumps(data, indent=2, allow_nan=False) + "\n").encode())
+    write_whole(path, (json.dumps(data, indent=indent, allow_nan=False) + "\n").encode())
 
 
-def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+def write_csv(path: str | Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows under a header, in one step; None becomes an empty cell."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomic(path, text.getvalue().encode())
+    write_whole(path, text.getvalue().encode())
