@@ -4,9 +4,10 @@
 
 The run is compiled to a plan and every video of the split goes through one stream, which is flushed at its first frame
 and after that as `--flush` says (see `sparsetime.Stream`; 0: never, 1: what `sparsetime run` does). The dense network
-is the same one without codecs, in the fastest runtime that is installed; stream and dense take turns frame by frame.
-The class of a video is the arg-max of the mean of the probabilities over its frames. Controls: `frozen` keeps the first
-dense answer, `skipping` computes densely every k-th frame, k such that it takes as long as the stream.
+is the same one without codecs, in the fastest runtime that is installed, with `--precision int8` the fastest of those
+that run it in int8; stream and dense take turns frame by frame. The class of a video is the arg-max of the mean of the
+probabilities over its frames. Controls: `frozen` keeps the first dense answer, `skipping` computes densely every k-th
+frame, k such that it takes as long as the stream.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ import numpy as np
 
 from sparsetime.bench.density import op_density
 from sparsetime.bench.machine import machine
+from sparsetime.bench.opponents import Network, Opponent
 from sparsetime.engine import OpStats, Plan
-from sparsetime.run.dense import dense_network
+from sparsetime.engine.frames import FrameReader
+from sparsetime.run.dense import Dense, dense_network, without_codecs
+from sparsetime.run.module import PlanModule
 from sparsetime.run.planning import compile_file
 from sparsetime.train.data import open_clips
 from sparsetime.train.run import read_config
@@ -46,10 +50,31 @@ def skipped(dense: list[np.ndarray], share: float) -> list[np.ndarray]:
     return [a[(np.floor(np.floor(np.arange(len(a)) * share) / share + 1e-9)).astype(int)] for a in dense]
 
 
-def measure(run: Path, data: Path, split: str, threads: int, flush: float, frames: int | None) -> dict[str, Any]:
+def fastest_int8(plan: Plan, shots: list[np.ndarray], threads: int) -> Dense:
+    """The dense runtime that is fastest in int8, calibrated on the shots that it is timed on."""
+    plain = without_codecs(plan)
+    read = FrameReader(plain)
+    opponents = Network(PlanModule(plain), [read(shot).copy() for shot in shots]).opponents(threads, ("int8",))
+
+    def median(opponent: Opponent) -> float:
+        x = opponent.prepare(read(shots[0]).copy())
+        times = []
+        for _ in range(20):
+            begin = time.perf_counter()
+            opponent.run(x)
+            times.append(time.perf_counter() - begin)
+        return statistics.median(times)
+
+    best = min(opponents, key=median)
+    return Dense(f"{best.name}, int8", lambda shot: best.outputs(best.run(best.prepare(read(shot).copy()))))
+
+
+def measure(
+    run: Path, data: Path, split: str, threads: int, flush: float, frames: int | None, precision: str = "float32"
+) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.plan"
-        compile_file(str(run), file)
+        compile_file(str(run), file, precision=precision)
         plan = Plan.load(file)
     classes = read_config(run)["classes"]
     size = plan.input_shape[2:]
@@ -62,7 +87,9 @@ def measure(run: Path, data: Path, split: str, threads: int, flush: float, frame
     statistics_of_frames: list[dict[str, OpStats]] = []
     for clip in open_clips(str(data)).split(split).clips:
         shots = read_frames(clip.path, size=size)[:frames]
-        dense = dense or dense_network(plan, shots[0], threads)
+        if dense is None:
+            int8 = precision == "int8"
+            dense = fastest_int8(plan, shots[:8], threads) if int8 else dense_network(plan, shots[0], threads)
         stream.reset()
         answers: list[tuple[np.ndarray, np.ndarray]] = []
         for t, shot in enumerate(shots):
@@ -85,6 +112,7 @@ def measure(run: Path, data: Path, split: str, threads: int, flush: float, frame
         "run": run.name,
         "clips": len(labels),
         "frames": len(times),
+        "precision": precision,
         "threads": threads,
         "flush": flush,
         "accuracy": right(ours, labels),
@@ -109,10 +137,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--flush", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--frames", type=int, help="of each video, at most")
+    parser.add_argument("--precision", choices=("float32", "int8"), default="float32")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     rows = [
-        measure(run, args.data, args.split, n, flush, args.frames)
+        measure(run, args.data, args.split, n, flush, args.frames, args.precision)
         for n in args.threads
         for flush in args.flush
         for run in args.runs

@@ -68,6 +68,21 @@ def test_controlled() -> None:
     assert "of 1e+06x" in network.table(rows)
 
 
+def test_controlled_in_int8() -> None:
+    """A stream of int8 against runtimes of int8, at a density that thresholds of whole codes give."""
+    for package in ("onnxscript", "onnxruntime", "openvino"):
+        pytest.importorskip(package, reason="needs the extra bench")
+    case = network.Case("small_cnn", SIZE, {}, {0.1: 1e6})
+    settings = network.Settings((1,), ("int8",), compiled=False, rounds=2, repeats=1)
+    (row,) = network.controlled(case, patterns=("elements",), densities=(0.1,), settings=settings)
+    assert row["precision"] == "int8"
+    assert row["op_density"] == pytest.approx(0.1, rel=0.2)
+    assert {name.split()[0] for name in row["time_ms"]} == {"sparsetime", "ONNX", "OpenVINO"}
+    assert row["fastest"].endswith("int8")
+    assert row["distance"] == 0
+    assert "| int8 | 1 |" in network.table([row])
+
+
 def test_still_and_growth(monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("onnxscript", "onnxruntime", "openvino"):
         pytest.importorskip(package, reason="needs the extra bench")
@@ -90,4 +105,4 @@ def test_clips(plan: Plan, tmp_path: Path) -> None:
     settings = network.Settings((1,), compiled=False, rounds=1, repeats=1)
     (row,) = network.clips(plan, network.made("small_cnn", SIZE), [tmp_path / "noise.mkv"], frames=4, settings=settings)
     assert (row["clip"], row["frames"]) == ("noise.mkv", 5)
-    assert "| small_cnn | noise.mkv | 1 |" in network.table([row])
+    assert "| small_cnn | noise.mkv | float32 | 1 |" in network.table([row])

@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "program.h"
+#include "stream.h"
 
 using namespace sparsetime;
 
@@ -23,6 +23,7 @@ struct Network {
     std::vector<OpSpec> ops;
     std::vector<std::unique_ptr<std::vector<float>>> floats;
     std::vector<std::unique_ptr<std::vector<int32_t>>> integers;
+    std::vector<std::unique_ptr<std::vector<int8_t>>> bytes;
     std::mt19937 random{1};
 
     TensorView tensor(std::vector<int64_t> shape, int low, int high) {
@@ -40,6 +41,22 @@ struct Network {
         integers.push_back(std::make_unique<std::vector<int32_t>>(std::move(data)));
         view.integers = integers.back()->data();
         return view;
+    }
+    TensorView weights(std::vector<int64_t> shape) {
+        TensorView view;
+        view.shape = std::move(shape);
+        bytes.push_back(std::make_unique<std::vector<int8_t>>(size_t(view.size())));
+        for (int8_t& x : *bytes.back()) x = int8_t(std::uniform_int_distribution<int>(-100, 100)(random));
+        view.bytes = bytes.back()->data();
+        return view;
+    }
+    // Keeps the value of the last operation as codes.
+    void code(float step, int zero, bool moved = false) {
+        OpSpec& op = ops.back();
+        op.coded = true;
+        op.code_step = step;
+        op.code_zero = zero;
+        if (!moved) op.threshold = table({1}, {1});
     }
     // Appends an operation; returns the number of its value.
     int add(const std::string& kind, std::vector<int> inputs, std::vector<int64_t> shape, Act act, const std::string& codec,
@@ -97,6 +114,34 @@ std::shared_ptr<const Program> make() {
     return std::make_shared<Program>(n.shapes, n.ops, std::vector<int>{doubled});
 }
 
+// The same in int8: codes, a residual, a move of bytes, floats at the end.
+std::shared_ptr<const Program> make_int8() {
+    Network n;
+    const int image = n.add("input", {}, {1, CHANNELS, HEIGHT, WIDTH}, Act::none, "", 1);
+    n.code(0.25f, 10);
+    const auto convolution = [&](std::vector<int> inputs, int out, int kernel, int groups) {
+        const int value = n.convolution(std::move(inputs), out, kernel, 1, groups, "");
+        OpSpec& op = n.ops.back();
+        const std::vector<int64_t> shape = op.tensors["weight"].shape;
+        op.tensors["weight"] = n.weights(shape);
+        op.tensors["weight_step"] = n.tensor({out}, 1, 1);
+        for (float& x : *n.floats.back()) x = 0.01f;
+        op.act_b = __builtin_inff();
+        return value;
+    };
+    const int stem = convolution({image}, 32, 3, 1);
+    n.code(0.5f, 0);
+    const int depthwise = convolution({stem}, 32, 3, 32);
+    n.code(0.5f, 0);
+    const int joined = convolution({depthwise, stem}, 32, 1, 1);
+    n.code(0.5f, 0);
+    const int both = n.add("cat", {joined, joined}, {1, 64, HEIGHT, WIDTH}, Act::none, "", 1);
+    n.ops.back().numbers["axis"] = {1};
+    n.code(0.5f, 0, true);
+    const int last = convolution({both}, 48, 3, 1);
+    return std::make_shared<Program>(n.shapes, n.ops, std::vector<int>{last}, true);
+}
+
 // Of a moving block on noise that changes here and there; every tenth frame is new everywhere.
 std::vector<float> frame_of(int seed, int t) {
     std::vector<float> frame(size_t(CHANNELS) * HEIGHT * WIDTH);
@@ -117,16 +162,13 @@ std::vector<float> play(const std::shared_ptr<const Program>& program, int seed,
     for (int t = 0; t < FRAMES; ++t) {
         if (t == 25) stream.refresh();
         const std::vector<float> frame = frame_of(seed, t);
-        stream.run({frame.data(), HEIGHT * WIDTH, WIDTH, 1});
+        stream.run({frame.data(), nullptr, HEIGHT * WIDTH, WIDTH, 1});
         stream.read(program->outputs[0], all.data() + size * size_t(t));
     }
     return all;
 }
 
-}  // namespace
-
-int main() {
-    const auto program = make();
+bool agree(const char* name, const std::shared_ptr<const Program>& program) {
     const std::vector<float> expected[2] = {play(program, 7, 1), play(program, 8, 1)};
     std::vector<float> found[2];
     std::thread other([&] { found[1] = play(program, 8, 2); });
@@ -135,9 +177,13 @@ int main() {
     size_t moving = 0;
     for (size_t i = 0; i < found[0].size(); ++i) moving += found[0][i] != found[1][i];
     if (found[0] != expected[0] || found[1] != expected[1] || moving == 0) {
-        std::puts("streams: outputs differ from those of one thread, or nothing happened");
-        return 1;
+        std::printf("streams: outputs of the %s plan differ from those of one thread, or nothing happened\n", name);
+        return false;
     }
-    std::printf("streams: %d frames each, %zu of %zu outputs differ between the two\n", FRAMES, moving, found[0].size());
-    return 0;
+    std::printf("streams, %s: %d frames each, %zu of %zu outputs differ between the two\n", name, FRAMES, moving, found[0].size());
+    return true;
 }
+
+}  // namespace
+
+int main() { return agree("float32", make()) && agree("int8", make_int8()) ? 0 : 1; }

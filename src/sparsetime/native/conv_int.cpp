@@ -1,6 +1,8 @@
 #include "conv_int.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
 #include <cstring>
 
 namespace sparsetime {
@@ -29,6 +31,14 @@ IntConv::IntConv(Shape in_, Shape out_, Axis rows, Axis columns, int groups, boo
     const bool adjoining = !transposed && columns_.taps > 1 && columns_.shift[0] - columns_.shift[1] == 1 && groups == 1;
     if (!depthwise_ && adjoining && byte_stride(in.channels) <= BYTE_LANE) joined_ = columns_.taps;
     outside_.assign(size_t(byte_stride(in.channels)) + BYTE_BLOCK, uint8_t(zero));
+    const int og = out.channels / groups, cg = in.channels / groups, taps = rows_.taps * columns_.taps;
+    for (int o = 0; o < out.channels; ++o) {
+        double sum = 0;
+        for (int c = 0; c < cg; ++c)
+            for (int t = 0; t < taps; ++t)
+                sum += std::abs(transposed ? weight[(size_t(o / og * cg + c) * og + o % og) * taps + t] : weight[(size_t(o) * cg + c) * taps + t]);
+        largest_ = std::max(largest_, float(1.001 * (sum * 255 * scale[o] + (bias ? std::fabs(bias[o]) : 0))));
+    }
     if (depthwise_) pack_depthwise(weight, scale, bias);
     else pack(weight, transposed, scale, bias);
     const auto reached = [](const Axis& a) { return int64_t(a.source.size()) - std::count(a.source.begin(), a.source.end(), -1); };
@@ -101,6 +111,13 @@ int IntConv::touched(const Change& change, uint8_t* mask, int32_t* list, Workspa
     return touched_outputs(rows_, columns_, in, out, pointwise_, change, mask, list, ws);
 }
 
+bool IntConv::saturates(const Settle& s) const {
+    if (!s.codes || s.residual_values || (s.act != Act::none && s.act != Act::clamp)) return false;
+    const float residual = s.residual ? 256 * s.residual_step : 0.0f;
+    if (!((largest_ + residual) * s.inverse < float(1 << 30))) return false;
+    return s.act == Act::none || (s.act_a * s.inverse <= float(-s.zero) && s.act_b * s.inverse >= float(255 - s.zero) - 0.25f);
+}
+
 void IntConv::run_depthwise(const uint8_t* codes, const int32_t* list, int count, const Settle& settle, int32_t* found) const {
     const int stride = byte_stride(in.channels);
     IntDepthwiseArgs d{};
@@ -130,7 +147,9 @@ void IntConv::run_depthwise(const uint8_t* codes, const int32_t* list, int count
     }
 }
 
-void IntConv::run(const uint8_t* codes, const int32_t* list, int count, const Settle& settle, IntSink& sink, IntWorkspace& ws) const {
+void IntConv::run(const uint8_t* codes, const int32_t* list, int count, const Settle& given, IntSink& sink, IntWorkspace& ws) const {
+    Settle settle = given;
+    settle.saturates = saturates(given);
     const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw;
     const size_t stride = size_t(byte_stride(in.channels));
     int32_t* found = sized(ws.count, CHUNK);
@@ -143,15 +162,18 @@ void IntConv::run(const uint8_t* codes, const int32_t* list, int count, const Se
         if (depthwise_) {
             run_depthwise(codes, list + from, n, settle, found);
         } else {
+            int line = list[from] / out.width, line_start = line * out.width;  // followed along, since divisions are slow
             for (int i = 0; i < n; ++i) {
                 const int p = list[from + i];
                 if (pointwise_) {
                     rows[i] = codes + size_t(p) * stride;
                     continue;
                 }
-                const int32_t *ry = &rows_.source[size_t(p / out.width) * kh], *rx = &columns_.source[size_t(p % out.width) * kw];
+                for (; p >= line_start + out.width; line_start += out.width) ++line;
+                const int column = p - line_start;
+                const int32_t *ry = &rows_.source[size_t(line) * kh], *rx = &columns_.source[size_t(column) * kw];
                 if (joined_ > 1) {
-                    const int first = (p % out.width) * columns_.den - columns_.shift[0];
+                    const int first = column * columns_.den - columns_.shift[0];
                     for (int y = 0, t = i; y < kh; ++y, t += n) {
                         if (ry[y] >= 0 && first >= 0 && first + kw <= in.width) {
                             rows[t] = codes + (size_t(ry[y]) * in.width + size_t(first)) * stride;

@@ -56,6 +56,7 @@ class IntConv {
     };
     void pack(const int8_t* weight, bool transposed, const float* scale, const float* bias);
     void pack_depthwise(const int8_t* weight, const float* scale, const float* bias);
+    bool saturates(const Settle& settle) const;
     void run_depthwise(const uint8_t* codes, const int32_t* list, int count, const Settle& settle, int32_t* found) const;
 
     Axis rows_, columns_;
@@ -69,6 +70,7 @@ class IntConv {
     std::vector<Panel> panels_;
     Bytes outside_;
     int64_t dense_macs_ = 0;
+    float largest_ = 0;  // no |z| without residual is larger
 };
 
 }  // namespace sparsetime

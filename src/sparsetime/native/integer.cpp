@@ -152,10 +152,19 @@ void Stream::move_codes(const Node& node) {
             case Kind::max_pool: {
                 const int width = input(0).map.width;
                 const size_t oy = size_t(p / out.width), ox = size_t(p % out.width);
-                std::memset(to, 0, size_t(C));
+                constexpr int MOST = 16;
+                const uint8_t* window[MOST];
+                int found = 0;
                 for (int iy = node.rows[2 * oy]; iy < node.rows[2 * oy + 1]; iy += node.row_step)
-                    for (int ix = node.columns[2 * ox]; ix < node.columns[2 * ox + 1]; ix += node.column_step)
-                        kernel.maximum(row(0, iy * width + ix), to, C);
+                    for (int ix = node.columns[2 * ox]; ix < node.columns[2 * ox + 1]; ix += node.column_step) {
+                        if (found == MOST) {  // the largest so far is one of the rows
+                            kernel.maximum(window, found, byte_stride(C), to);
+                            window[0] = to;
+                            found = 1;
+                        }
+                        window[found++] = row(0, iy * width + ix);
+                    }
+                kernel.maximum(window, found, byte_stride(C), to);
                 return;
             }
             default: std::memcpy(to, row(0, p), size_t(C));  // a reshape that moves nothing

@@ -94,7 +94,7 @@ inline int send(const uint8_t* code, const Settle& s, ptrdiff_t pixel, int c, in
 }
 
 #if defined(__AVX512BW__)
-inline int send(__m512i code, const Settle& s, ptrdiff_t pixel, int c, int count) {
+[[gnu::always_inline]] inline int send(__m512i code, const Settle& s, ptrdiff_t pixel, int c, int count) {
     uint8_t* held = s.codes + pixel * s.stride + c;
     const __mmask64 valid = count >= 64 ? ~__mmask64(0) : (__mmask64(1) << count) - 1;
     const __m512i h = _mm512_loadu_si512(held);  // blocks that end behind the last pixel have room there
@@ -172,8 +172,25 @@ int settle_codes(const uint8_t* codes, int pixel, const Settle& s) {
     return sent;
 }
 
-void maximum(const uint8_t* x, uint8_t* sum, int n) {
-    for (int i = 0; i < n; ++i) sum[i] = x[i] > sum[i] ? x[i] : sum[i];
+void maximum(const uint8_t* const* x, int rows, int n, uint8_t* out) {
+    typedef uint8_t Lane __attribute__((vector_size(BYTE_LANE)));
+    if (n < BYTE_LANE) {
+        for (int i = 0; i < n; ++i) {
+            uint8_t most = x[0][i];
+            for (int r = 1; r < rows; ++r) most = x[r][i] > most ? x[r][i] : most;
+            out[i] = most;
+        }
+        return;
+    }
+    for (int i = 0; i < n; i += BYTE_LANE) {
+        Lane most, next;
+        std::memcpy(&most, x[0] + i, sizeof most);
+        for (int r = 1; r < rows; ++r) {
+            std::memcpy(&next, x[r] + i, sizeof next);
+            most = next > most ? next : most;
+        }
+        std::memcpy(out + i, &most, sizeof most);
+    }
 }
 
 // Sums of one pixel, V vectors of a panel, with all that may come behind.
@@ -197,11 +214,13 @@ template <int V>
     return settle_from(z, pixel, channel, count, s);
 }
 
-// The same where activation and codec are bounds of the codes alone, which most layers are.
+// The same where activation and codec are bounds of the codes alone, which most layers are. It holds a copy of what it was made
+// from: a store of bytes could change anything that is not a local variable, and all would be read again after it.
 struct Bounds {
+    Settle s;
     Scale scale;
     Vec residual_step;
-    explicit Bounds(const Settle& s) : scale(s), residual_step(splat(s.residual_step)) {
+    explicit Bounds(const Settle& given) : s(given), scale(given), residual_step(splat(given.residual_step)) {
         if (s.act != Act::clamp) return;
         // Bounds of y are bounds of y / step: rounding keeps the order.
         scale.low = max(splat(s.act_a * s.inverse), scale.low);
@@ -215,8 +234,9 @@ inline bool bounded(const Settle& s) {
 
 #if defined(__AVX512BW__)
 template <int V>
-[[gnu::always_inline]] inline int finish_bounded(const Int* sum, const float* scale, const float* bias, ptrdiff_t pixel, int channel, const Settle& s,
-                          const Bounds& b) {
+[[gnu::always_inline]] inline int finish_bounded(const Int* sum, const float* scale, const float* bias, ptrdiff_t pixel, int channel,
+                                                 const Bounds& b) {
+    const Settle& s = b.s;
     Int n[V];
     Vec y[V];
     for (int v = 0; v < V; ++v) y[v] = floats(sum[v]) * load(scale + v * VL) + load(bias + v * VL);
@@ -236,7 +256,12 @@ template <int V>
         }
         for (int v = 0; v < V; ++v) y[v] = y[v] + floats(reinterpret_cast<Int>(wide[v]) - s.residual_zero) * b.residual_step;
     }
-    for (int v = 0; v < V; ++v) n[v] = rounded(min(max(y[v] * b.scale.inverse, b.scale.low), b.scale.high)) + b.scale.zero;
+    for (int v = 0; v < V; ++v) y[v] = y[v] * b.scale.inverse;
+    if (V < 4 || !s.saturates)
+        for (int v = 0; v < V; ++v) y[v] = min(max(y[v], b.scale.low), b.scale.high);
+    for (int v = 0; v < V; ++v) n[v] = rounded(y[v]);
+    if (s.zero)
+        for (int v = 0; v < V; ++v) n[v] += b.scale.zero;
     __m512i code;
     if (V == 4) {
         const __m512i first = _mm512_packs_epi32(reinterpret_cast<__m512i>(n[0]), reinterpret_cast<__m512i>(n[1 % V]));
@@ -251,8 +276,8 @@ template <int V>
 }
 #else
 template <int V>
-inline int finish_bounded(const Int* sum, const float* scale, const float* bias, ptrdiff_t pixel, int channel, const Settle& s,
-                          const Bounds& b) {
+inline int finish_bounded(const Int* sum, const float* scale, const float* bias, ptrdiff_t pixel, int channel, const Bounds& b) {
+    const Settle& s = b.s;
     uint8_t code[4 * VL];
     const int count = s.channels - channel < V * VL ? s.channels - channel : V * VL;
     for (int v = 0; v < V; ++v) {
@@ -281,7 +306,7 @@ constexpr int AHEAD = 8;
 #endif
 
 template <int M, int V>
-inline void tile_at(const IntTileArgs& t, int at, const Settle& s, const Bounds& b, bool fast) {
+[[gnu::always_inline]] inline void tile_at(const IntTileArgs& t, int at, const Settle& s, const Bounds& b, bool fast) {
     Int acc[M][V];
     for (int v = 0; v < V; ++v) {
         const Int start = load_int(t.start + v * VL);
@@ -302,13 +327,13 @@ inline void tile_at(const IntTileArgs& t, int at, const Settle& s, const Bounds&
     }
     for (int i = 0; i < M; ++i) {
         const ptrdiff_t p = t.pixel[at + i];
-        t.count[at + i] += fast ? finish_bounded<V>(acc[i], t.scale, t.bias, p, t.channel, s, b)
+        t.count[at + i] += fast ? finish_bounded<V>(acc[i], t.scale, t.bias, p, t.channel, b)
                                 : finish_any<V>(acc[i], t.scale, t.bias, p, t.channel, s);
     }
 }
 
 // Asks for what the pixels from `at` on will need: lists jump over what did not change, so the machine cannot foresee it.
-inline void fetch(const IntTileArgs& t, const Settle& s, int at) {
+[[gnu::always_inline]] inline void fetch(const IntTileArgs& t, const Settle& s, int at) {
     for (int i = at; i < at + PIXELS && i < t.pixels; ++i) {
         if (s.codes) {
             const uint8_t* held = s.codes + ptrdiff_t(t.pixel[i]) * s.stride + t.channel;
@@ -321,12 +346,13 @@ inline void fetch(const IntTileArgs& t, const Settle& s, int at) {
 }
 
 template <int V>
-void tile_of(const IntTileArgs& t, const Settle& s) {
+void tile_of(const IntTileArgs& given, const Settle& s) {
+    const IntTileArgs t = given;
     const Bounds b(s);
     const bool fast = bounded(s);
     int at = 0;
     for (; at + PIXELS <= t.pixels; at += PIXELS) {
-        fetch(t, s, at + AHEAD * PIXELS);
+        fetch(t, b.s, at + AHEAD * PIXELS);
         tile_at<PIXELS, V>(t, at, s, b, fast);
     }
     switch (t.pixels - at) {
@@ -411,35 +437,68 @@ void depthwise_any(const IntDepthwiseArgs& d, const DepthwiseView& view, const i
                 for (int v = 0; v < 4; ++v) acc[v] = dot(acc[v], x.v[v], load_int(weight + v * VL * INT_GROUP));
             }
         const float *scale = d.scale + block * size, *bias = d.bias + block * size;
-        d.count[i] += fast ? finish_bounded<4>(acc, scale, bias, d.first + i, block * size, s, b)
+        d.count[i] += fast ? finish_bounded<4>(acc, scale, bias, d.first + i, block * size, b)
                            : finish_any<4>(acc, scale, bias, d.first + i, block * size, s);
     }
 }
 
-// Three columns of at most four rows: a window that slides, by S columns.
+// Three rows and columns: a window that slides, by S columns.
 template <int S>
-void depthwise_three(const IntDepthwiseArgs& d, const DepthwiseView& view, const int8_t* w, int block, const Settle& s, const Bounds& b) {
+void depthwise_three(const IntDepthwiseArgs& d, const uint8_t* outside, const int8_t* w, int block, const Settle& given) {
     constexpr int size = 4 * VL;
+    const Bounds b(given);
     const float *scale = d.scale + block * size, *bias = d.bias + block * size;
     const int32_t* start = d.start + block * size;
-    int column = d.column;
-    Column x0 = view.at(column, 0), x1{};
-    if (S == 1) x1 = view.at(column + 1, 0);
-    for (int i = 0; i < d.pixels; ++i, column += S) {
-        if (S == 2) x1 = view.at(column + 1, 0);
-        const Column x2 = view.at(column + 2, 0);
+    const int pixels = d.pixels, first = d.first, channel = block * size;
+    int32_t* const count = d.count;
+    const unsigned width = unsigned(d.width);
+    unsigned column = unsigned(d.column);  // of the next column; below 0 is beyond the width too
+    const uint8_t* row[3];
+    ptrdiff_t advance[3];  // rows outside of the map stand still
+    for (int r = 0; r < 3; ++r) {
+        advance[r] = d.row[r] ? d.stride : 0;
+        row[r] = d.row[r] ? d.row[r] + channel + ptrdiff_t(d.column) * d.stride : outside;
+    }
+    const auto next = [&]() __attribute__((always_inline)) {
+        // The weights of the fourth row are zero.
+        const bool inside = column < width;
+        const Column c = inside ? interleave({row[0], row[1], row[2], outside}) : interleave({outside, outside, outside, outside});
+        ++column;
+        for (int r = 0; r < 3; ++r) row[r] += advance[r];
+        return c;
+    };
+    const auto finish = [&](int i, const Column& left, const Column& middle, const Column& right) __attribute__((always_inline)) {
         Int acc[4];
         for (int v = 0; v < 4; ++v) {
-            acc[v] = dot(load_int(start + v * VL), x0.v[v], load_int(w + v * VL * INT_GROUP));
-            acc[v] = dot(acc[v], x1.v[v], load_int(w + (4 + v) * VL * INT_GROUP));
-            acc[v] = dot(acc[v], x2.v[v], load_int(w + (8 + v) * VL * INT_GROUP));
+            acc[v] = dot(load_int(start + v * VL), left.v[v], load_int(w + v * VL * INT_GROUP));
+            acc[v] = dot(acc[v], middle.v[v], load_int(w + (4 + v) * VL * INT_GROUP));
+            acc[v] = dot(acc[v], right.v[v], load_int(w + (8 + v) * VL * INT_GROUP));
         }
-        d.count[i] += finish_bounded<4>(acc, scale, bias, d.first + i, block * size, s, b);
-        if (S == 1) {
-            x0 = x1;
-            x1 = x2;
+        count[i] += finish_bounded<4>(acc, scale, bias, first + i, channel, b);
+    };
+    // Three columns that take turns: copies of them would go through memory.
+    Column x0 = next(), x1{}, x2{};
+    if (S == 1) x1 = next();
+    for (int i = 0;;) {
+        if constexpr (S == 1) {
+            if (i == pixels) return;
+            x2 = next();
+            finish(i++, x0, x1, x2);
+            if (i == pixels) return;
+            x0 = next();
+            finish(i++, x1, x2, x0);
+            if (i == pixels) return;
+            x1 = next();
+            finish(i++, x2, x0, x1);
         } else {
-            x0 = x2;
+            if (i == pixels) return;
+            x1 = next();
+            x2 = next();
+            finish(i++, x0, x1, x2);
+            if (i == pixels) return;
+            x1 = next();
+            x0 = next();
+            finish(i++, x2, x1, x0);
         }
     }
 }
@@ -453,9 +512,9 @@ void depthwise(const IntDepthwiseArgs& d, const Settle& s) {
     const int8_t* w = d.w;
     for (int block = 0; block * 4 * VL < s.channels; ++block, w += weights) {
         const DepthwiseView view{d, outside, block * 4 * VL};
-        const bool three = fast && d.columns == 3 && d.rows <= 4 && d.dilation == 1;
-        if (three && d.step == 1) depthwise_three<1>(d, view, w, block, s, b);
-        else if (three && d.step == 2) depthwise_three<2>(d, view, w, block, s, b);
+        const bool three = fast && d.columns == 3 && d.rows == 3 && d.dilation == 1;
+        if (three && d.step == 1) depthwise_three<1>(d, outside, w, block, s);
+        else if (three && d.step == 2) depthwise_three<2>(d, outside, w, block, s);
         else depthwise_any(d, view, w, block, s, b, fast);
     }
 }

@@ -41,6 +41,8 @@ struct Settle {
     int residual_zero;
     const float* residual_values;  // the same as floats, or null
     int residual_value_stride;
+    // No |z / step| reaches 2^30, and the activation bounds no code more than a byte does: saturating packs are enough.
+    bool saturates;
 };
 
 // A panel of outputs for a list of pixels: `vectors` vectors of sums, four in the order of packed_channel, fewer in plain order.
@@ -94,7 +96,8 @@ struct IntKernels {
     void (*frame)(IntFrameArgs&, const Settle&);
     // Codes of one pixel that were moved as they are; returns how many changed.
     int (*settle_codes)(const uint8_t* codes, int pixel, const Settle&);
-    void (*maximum)(const uint8_t* x, uint8_t* sum, int n);
+    // The largest of `rows` rows, n bytes of them: a multiple of BYTE_LANE, or NARROW.
+    void (*maximum)(const uint8_t* const* x, int rows, int n, uint8_t* out);
     // v = step (code - zero), `stride` floats of which those behind `channels` are zero.
     void (*decode)(const uint8_t* codes, float step, int zero, int channels, int stride, float* out);
 };
