@@ -3,8 +3,9 @@
     python benchmarks/trained_stream.py runs/real/uti-mbv2-hold-0 --data ../shared/data/ut_interaction
 
 The run is compiled to a plan and every video of the split goes through one stream, which is flushed at its first frame
-and never again. The dense network is the same one without codecs, in the fastest runtime that is installed; stream and
-dense take turns frame by frame. The class of a video is the arg-max of the mean of the probabilities over its frames.
+and then as `--flush` says. The dense network is the same one without codecs, in the fastest runtime that is installed;
+stream and dense take turns frame by frame. The class of a video is the arg-max of the mean of the probabilities over
+its frames.
 Controls: `frozen` keeps the first dense answer, `skipping` computes densely every k-th frame, k such that it takes as
 long as the stream.
 """
@@ -26,6 +27,7 @@ from sparsetime.bench.machine import machine
 from sparsetime.engine import OpStats, Plan
 from sparsetime.run.dense import dense_network
 from sparsetime.run.planning import compile_file
+from sparsetime.run.session import FLUSH
 from sparsetime.train.data import open_clips
 from sparsetime.train.run import read_config
 from sparsetime.video import read_frames
@@ -46,14 +48,14 @@ def skipped(dense: list[np.ndarray], share: float) -> list[np.ndarray]:
     return [a[(np.floor(np.floor(np.arange(len(a)) * share) / share + 1e-9)).astype(int)] for a in dense]
 
 
-def measure(run: Path, data: Path, split: str, threads: int, frames: int | None) -> dict[str, Any]:
+def measure(run: Path, data: Path, split: str, threads: int, frames: int | None, flush: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.plan"
         compile_file(str(run), file)
         plan = Plan.load(file)
     classes = read_config(run)["classes"]
     size = plan.input_shape[2:]
-    stream = plan.stream(threads=threads)
+    stream = plan.stream(threads=threads, flush=flush)
     dense = None
     labels: list[int] = []
     ours: list[np.ndarray] = []
@@ -86,6 +88,7 @@ def measure(run: Path, data: Path, split: str, threads: int, frames: int | None)
         "clips": len(labels),
         "frames": len(times),
         "threads": threads,
+        "flush": flush,
         "accuracy": right(ours, labels),
         "accuracy_dense": right(theirs, labels),
         "accuracy_frozen": right([a[:1] for a in theirs], labels),
@@ -107,9 +110,10 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--frames", type=int, help="of each video, at most")
+    parser.add_argument("--flush", type=float, default=FLUSH, help="see `Stream`; 0: never")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    rows = [measure(run, args.data, args.split, n, args.frames) for n in args.threads for run in args.runs]
+    rows = [measure(run, args.data, args.split, n, args.frames, args.flush) for n in args.threads for run in args.runs]
     print("| run | threads | accuracy | dense | frozen | skipping | operations | ms | dense ms | speed-up |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for r in rows:
