@@ -81,9 +81,7 @@ VIDEOS = (  # the cameras stand still, and something moves
     Video("static_videos/bottles_table.mp4", 100),
     Video("image_sequences/highway"),
     Video("static_videos/asl_gestures/walk.mkv"),
-    Video("static_videos/asl_gestures/sister.mkv"),
     Video("static_videos/corridor_shop.avi"),
-    Video("static_videos/escalator.avi"),
 )
 SHARES = (0.0025, 0.005, 0.01, 0.02, 0.04)
 """Thresholds over the range of each layer."""
