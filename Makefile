@@ -53,6 +53,13 @@ results: $(READY) bench
 	$(BIN)/python benchmarks/trained_stream.py runs/real/uti-mbv2-hold-* --data $(DATA)/ut_interaction \
 	  --threads 1 2 --json runs/stream.json
 	$(BIN)/python benchmarks/long_run.py --data $(DATA) --json runs/long_run.json --svg runs/drift.svg
+	$(BIN)/python benchmarks/real_streams.py quality --data $(DATA) --out runs/streams
+	$(BIN)/python benchmarks/real_streams.py time --data $(DATA) --out runs/streams --wall
+	$(BIN)/python benchmarks/real_streams.py table --out runs/streams --markdown runs/streams.md --svg runs/streams.svg
+	$(BIN)/python benchmarks/hard_conditions.py moving --data $(DATA) --out runs/hard --wall
+	$(BIN)/python benchmarks/hard_conditions.py cuts --data $(DATA) --out runs/hard --wall
+	$(BIN)/python benchmarks/hard_conditions.py table --out runs/hard --markdown runs/hard.md
+	$(BIN)/python benchmarks/global_motion.py --data $(DATA) --json runs/global_motion.json
 
 lint: $(READY)
 	$(BIN)/ruff check .

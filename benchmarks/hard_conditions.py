@@ -83,7 +83,7 @@ def moving(args: argparse.Namespace) -> None:
                 continue
             pictures = list(frames(video, args.data, size_of(name), args.frames))
             plan = compiled(name, args.data, pictures, codec="hold")
-            result = times(plan, pictures, args.clock, args.repeats)
+            result = times(plan, pictures, args.clock, args.repeats, args.flush)
             write(file, {"network": name, "video": video.name, "machine": machine()} | result)
             print(name, video.name, f"{result['speedup_median']:.2f} worst {result['speedup_worst']:.2f}", flush=True)
 
@@ -96,7 +96,7 @@ def cuts(args: argparse.Namespace) -> None:
         sequence = scenes(args.data, size_of(name))
         pictures = [picture for _, picture in sequence]
         plan = compiled(name, args.data, pictures, codec="hold")
-        taken, operations = turns(plan, pictures, args.clock, args.repeats)
+        taken, operations = turns(plan, pictures, args.clock, args.repeats, args.flush)
         dense = float(np.median(taken[:, 1]))
         kinds: dict[str, dict[str, Any]] = {}
         for kind in dict.fromkeys(kind for kind, _ in sequence):
@@ -143,6 +143,7 @@ def main() -> None:
         p = actions.add_parser(action)
         p.add_argument("--data", type=Path, required=True)
         p.add_argument("--repeats", type=int, default=3)
+        p.add_argument("--flush", type=float, default=0.0, help="see `Stream`; `sparsetime run` has 1")
         p.add_argument("--wall", action="store_true", help="take wall time instead of CPU time: on an idle machine")
         p.add_argument("--again", action="store_true", help="take all times anew")
         p.set_defaults(function=function)
