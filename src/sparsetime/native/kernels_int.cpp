@@ -195,11 +195,11 @@ void maximum(const uint8_t* const* x, int rows, int n, uint8_t* out) {
 
 // Sums of one pixel, V vectors of a panel, with all that may come behind.
 template <int V>
-[[gnu::noinline]] int finish_any(const Int* sum, const float* scale, const float* bias, ptrdiff_t pixel, int channel, const Settle& s) {
+[[gnu::noinline]] int finish_sums(const int32_t* sum, const float* scale, const float* bias, ptrdiff_t pixel, int channel, const Settle& s) {
     float z[V * VL];
     for (int v = 0; v < V; ++v) {
         float lane[VL];
-        store(lane, floats(sum[v]) * load(scale + v * VL) + load(bias + v * VL));
+        store(lane, floats(load_int(sum + v * VL)) * load(scale + v * VL) + load(bias + v * VL));
         for (int l = 0; l < VL; ++l) z[V == 4 ? packed_channel(v, l) : v * VL + l] = lane[l];
     }
     const int count = s.channels - channel < V * VL ? s.channels - channel : V * VL;
@@ -212,6 +212,14 @@ template <int V>
         for (int i = 0; i < count; ++i) z[i] += r[i];
     }
     return settle_from(z, pixel, channel, count, s);
+}
+
+// Through memory of no alignment: a stack that a sanitizer makes has none to spare.
+template <int V>
+inline int finish_any(const Int* sum, const float* scale, const float* bias, ptrdiff_t pixel, int channel, const Settle& s) {
+    int32_t plain[V * VL];
+    for (int v = 0; v < V; ++v) *reinterpret_cast<IntU*>(plain + v * VL) = sum[v];
+    return finish_sums<V>(plain, scale, bias, pixel, channel, s);
 }
 
 // The same where activation and codec are bounds of the codes alone, which most layers are. It holds a copy of what it was made
@@ -476,29 +484,20 @@ void depthwise_three(const IntDepthwiseArgs& d, const uint8_t* outside, const in
         }
         count[i] += finish_bounded<4>(acc, scale, bias, first + i, channel, b);
     };
-    // Three columns that take turns: copies of them would go through memory.
-    Column x0 = next(), x1{}, x2{};
-    if (S == 1) x1 = next();
-    for (int i = 0;;) {
-        if constexpr (S == 1) {
-            if (i == pixels) return;
-            x2 = next();
-            finish(i++, x0, x1, x2);
-            if (i == pixels) return;
-            x0 = next();
-            finish(i++, x1, x2, x0);
-            if (i == pixels) return;
-            x1 = next();
-            finish(i++, x2, x0, x1);
-        } else {
-            if (i == pixels) return;
-            x1 = next();
-            x2 = next();
-            finish(i++, x0, x1, x2);
-            if (i == pixels) return;
-            x1 = next();
-            x0 = next();
-            finish(i++, x2, x1, x0);
+    Column left = next();
+    if constexpr (S == 1) {
+        Column middle = next();
+        for (int i = 0; i < pixels; ++i) {
+            const Column right = next();
+            finish(i, left, middle, right);
+            left = middle;
+            middle = right;
+        }
+    } else {
+        for (int i = 0; i < pixels; ++i) {
+            const Column middle = next(), right = next();
+            finish(i, left, middle, right);
+            left = right;
         }
     }
 }
