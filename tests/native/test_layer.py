@@ -92,6 +92,7 @@ CASES = {
     "linear": make((1, 1), 100, 37, 1),
     "one channel": make((5, 6), 1, 1, 3),
     "narrow out": make((5, 6), 20, 3, 3),
+    "1x1 narrow out": make((5, 6), 20, 3, 1),
     "stem": make((23, 21), 3, 40, 7, stride=(2, 2)),
     "5x5": make((9, 8), 7, 18, 5),
     "5x5 stride 4": make((13, 14), 5, 8, 5, stride=(4, 4)),

@@ -103,7 +103,8 @@ void Conv::pack(const float* weight, bool transposed) {
         b += vectors;
     }
 
-    if (pointwise_ && size_t(C) * out.stride() <= FUSED_FLOATS) {
+    // Maps of few channels have no padding for whole vectors.
+    if (pointwise_ && out.stride() % LANE == 0 && size_t(C) * out.stride() <= FUSED_FLOATS) {
         int group = k.group;
         for (int b = 0; b < blocks; b += group) {
             while (group > blocks - b) group /= 2;
