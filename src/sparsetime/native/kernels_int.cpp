@@ -97,13 +97,17 @@ inline int send(const uint8_t* code, const Settle& s, ptrdiff_t pixel, int c, in
 [[gnu::always_inline]] inline int send(__m512i code, const Settle& s, ptrdiff_t pixel, int c, int count) {
     uint8_t* held = s.codes + pixel * s.stride + c;
     const __mmask64 valid = count >= 64 ? ~__mmask64(0) : (__mmask64(1) << count) - 1;
-    const __m512i h = _mm512_loadu_si512(held);  // blocks that end behind the last pixel have room there
+    // The row of this pixel alone: what lies behind it may be another thread's.
+    const __mmask64 row = s.stride < BYTE_LANE ? valid : ~__mmask64(0) >> (64 - (count + BYTE_LANE - 1) / BYTE_LANE * BYTE_LANE);
+    const __m512i h = _mm512_maskz_loadu_epi8(row, held);
     const __m512i far = _mm512_or_si512(_mm512_subs_epu8(code, h), _mm512_subs_epu8(h, code));
     const __mmask64 go = s.all ? valid : _mm512_mask_cmpgt_epu8_mask(valid, far, _mm512_loadu_si512(s.threshold + c));
     // Stored without asking, since whether something changed cannot be foreseen; and in whole parts of a row, since stores under a
     // mask of bytes are slow on some machines.
     const __m512i now = _mm512_mask_blend_epi8(go, h, code);
-    if (count > 48) {
+    if (s.stride < BYTE_LANE) {
+        _mm_mask_storeu_epi8(held, __mmask16(go), _mm512_castsi512_si128(now));
+    } else if (count > 48) {
         _mm512_storeu_si512(held, now);
     } else {
         if (count > 16) _mm256_storeu_si256(reinterpret_cast<__m256i*>(held), _mm512_castsi512_si256(now));
