@@ -24,8 +24,8 @@ TESTS = ("tests/native", "tests/engine/test_cpu.py", "tests/engine/test_int8.py"
 # Under a sanitizer every process of these tests would start slowly, and none loads the modules that are watched.
 LEFT_OUT = "not by_environment and not parallel_runtime and not pytorchs_own and not forked"
 OPTIONS = {
-    # Python and PyTorch keep memory until the end on purpose. Frames that outlive their function are not looked for: the
-    # runtimes of GCC 12 and older Clangs place them without the alignment that 512-bit registers need
+    # Python and PyTorch keep memory until the end on purpose. Frames that outlive their function are not looked for:
+    # the runtimes of GCC 12 and older Clangs place them without the alignment that 512-bit registers need
     # (github.com/llvm/llvm-project/pull/152819), and sound code crashes.
     "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:strict_string_checks=1",
     "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
