@@ -325,6 +325,20 @@ def test_a_mark_in_focus_says_what_it_is(page: Any) -> None:
     assert tip(page).startswith("jhmdb-dense-0\n0.665 of operations, 51.7\u202f% accuracy")
 
 
+def test_a_pointer_that_rests_hides_no_tip(page: Any) -> None:
+    """As when the page moves under it; one that moves away does."""
+    page.execute_script("""
+        window.away = (x) => document.body.dispatchEvent(
+          new PointerEvent("pointermove", { clientX: x, clientY: 5, bubbles: true }));
+        away(5);
+        document.querySelector('svg[data-quantity=density] .mark.run').focus();
+        away(5);
+    """)
+    assert tip(page).startswith("jhmdb-dense-0")
+    page.execute_script("away(6)")
+    assert tip(page) == ""
+
+
 def point_at(page: Any, selector: str) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 

@@ -37,13 +37,17 @@ function atEpoch(plot, x) {
   });
   return [`epoch ${epoch}`, ...values.filter(Boolean)].join("\n");
 }
+/* Browsers tell of a pointer that rests when the page moves under it: that may show a tip, but hides none. */
+let restsAt = "";
 function point(event) {
+  const place = `${event.clientX} ${event.clientY}`, rests = place === restsAt;
+  restsAt = place;
   cursor?.setAttribute("visibility", "hidden");
   const item = saying(event.target);
   const plot = event.target instanceof Element ? event.target.closest("svg.curves") : null;
   const text = item ? says(item) : plot ? atEpoch(plot, event.clientX) : null;
   if (text) showTip(text, event.clientX, event.clientY);
-  else tip.hidden = true;
+  else if (!rests) tip.hidden = true;
 }
 document.addEventListener("pointermove", point);
 document.addEventListener("pointerdown", point);
