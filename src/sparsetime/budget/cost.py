@@ -56,7 +56,7 @@ class Layout:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self.dense_macs = max(sum(plan.op_macs(op) for op in plan.ops), 1)
+        self.dense_macs = max(plan.dense_macs, 1)
         self.caused = plan.macs_per_event()
 
     def op_density(self, counted: Counted) -> float:

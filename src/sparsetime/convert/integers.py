@@ -16,12 +16,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from sparsetime.convert.steps import samples
 from sparsetime.engine.check import CODES, LARGEST_STEP, LEAST_STEP
 from sparsetime.engine.plan import MOVES, Coding, Op, Plan
-from sparsetime.engine.reference import Reference
 
 __all__ = ["quantised_plan", "quantised_weights"]
 
@@ -143,24 +142,12 @@ def _extents(plan: Plan, numbers: Iterable[int], frames: Iterable[Array], percen
     """[low, high] of values by number: percentiles over the frames, each taken as the first of its stream."""
     if not 50 < percentile <= 100:
         raise ValueError(f"expected a percentile in (50, 100], got {percentile}")
-    numbers = list(numbers)
-    collected: dict[int, list[Array]] = {number: [] for number in numbers}
-    reference = Reference(plan)
-    rng = np.random.default_rng(0)
-    with torch.no_grad():
-        for frame in frames:
-            reference.reset()
-            reference.run(frame)
-            for number in numbers:
-                value = reference.value(number).ravel()
-                collected[number].append(
-                    value if value.size <= _SAMPLES else rng.choice(value, _SAMPLES, replace=False)
-                )
-    if any(not samples for samples in collected.values()):
+    collected = samples(plan, numbers, frames, _SAMPLES)
+    if not all(collected.values()):
         raise ValueError("int8 needs frames to find the ranges of values on, and there was none")
     found = {}
-    for number, samples in collected.items():
-        low, high = np.percentile(np.concatenate(samples), [100 - percentile, percentile])
+    for number, values in collected.items():
+        low, high = np.percentile(np.concatenate(values), [100 - percentile, percentile])
         found[number] = [min(float(low), 0.0), max(float(high), 0.0)]
     return found
 

@@ -58,6 +58,23 @@ def fan_out_factors(plan: Plan, numbers: Iterable[int]) -> dict[int, float]:
     return {n: math.exp(FAN_OUT_POWER * (math.log(x) - mean)) for n, x in found.items()}
 
 
+def samples(
+    plan: Plan, numbers: Iterable[int], frames: Iterable[NDArray[Any]], most: int
+) -> dict[int, list[NDArray[Any]]]:
+    """At most so many elements of each value in each frame, which is taken as the first of its stream; by number."""
+    collected: dict[int, list[NDArray[Any]]] = {number: [] for number in numbers}
+    reference = Reference(plan)
+    rng = np.random.default_rng(0)
+    with torch.no_grad():
+        for frame in frames:
+            reference.reset()
+            reference.run(frame)
+            for number, found in collected.items():
+                value = reference.value(number).ravel()
+                found.append(value if value.size <= most else rng.choice(value, most, replace=False))
+    return collected
+
+
 def ranges(plan: Plan, numbers: Iterable[int], frames: Iterable[NDArray[Any]], percentile: float) -> dict[int, float]:
     """The range of values: the percentile of |v| over the frames, by number of the value.
 
@@ -72,19 +89,7 @@ def ranges(plan: Plan, numbers: Iterable[int], frames: Iterable[NDArray[Any]], p
     """
     if not 0 < percentile <= 100:
         raise ValueError(f"expected a percentile in (0, 100], got {percentile}")
-    numbers = list(numbers)
-    collected: dict[int, list[NDArray[Any]]] = {number: [] for number in numbers}
-    reference = Reference(plan)
-    rng = np.random.default_rng(0)
-    with torch.no_grad():
-        for frame in frames:
-            reference.reset()
-            reference.run(frame)
-            for number in numbers:
-                magnitude = np.abs(reference.value(number)).ravel()
-                if magnitude.size > _SAMPLES:
-                    magnitude = rng.choice(magnitude, _SAMPLES, replace=False)
-                collected[number].append(magnitude)
-    if any(not samples for samples in collected.values()):
+    collected = samples(plan, numbers, frames, _SAMPLES)
+    if not all(collected.values()):
         raise ValueError("steps are calibrated from frames, and there was none")
-    return {number: float(np.percentile(np.concatenate(s), percentile)) for number, s in collected.items()}
+    return {number: float(np.percentile(np.abs(np.concatenate(s)), percentile)) for number, s in collected.items()}
