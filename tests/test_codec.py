@@ -15,6 +15,7 @@ CODECS = get_args(Codec)
 TABLES = {
     "exact": [(0.5, 0, 0), (1.25, 1, 1), (1.5, 1, 2), (2.5, 0, 2), (-1.75, -4, -2)],
     "hold": [(0.5, 0.5, 0.5), (1.25, 0, 0.5), (1.5, 0, 0.5), (1.75, 1.25, 1.75), (1.0, 0, 1.75), (0.5, -1.25, 0.5)],
+    "pixel": [(0.5, 0.5, 0.5), (1.25, 0, 0.5), (1.5, 0, 0.5), (1.75, 1.25, 1.75), (1.0, 0, 1.75), (0.5, -1.25, 0.5)],
     "residual": [(0.5, 0.5, 0.5), (1.25, 0, 0.5), (1.5, 1, 1.5), (3.75, 2, 3.5), (2.75, 0, 3.5), (2.25, -1, 2.5)],
 }
 
@@ -82,6 +83,27 @@ def test_the_receiver_that_adds_up_holds_the_reference(codec: Codec) -> None:
     torch.testing.assert_close(deltas.cumsum(1), references, rtol=0, atol=1e-13)
 
 
+def test_pixel_sends_all_channels_of_a_place_or_none() -> None:
+    """Thresholds 1 and 2, C = 2: sums of squares (0.25 + 1), (1 + 1), (1 + 1.5625), and (0 + 4) of a single channel."""
+    frames = torch.tensor([[[0.0, 0.0], [0.5, 2.0], [1.0, 2.0], [1.0, 2.5], [1.0, 6.5]]])
+    deltas, references, _ = encode_clip(frames, None, torch.tensor([1.0, 2.0]), "pixel")
+    assert references[0].tolist() == [[0, 0], [0, 0], [0, 0], [1, 2.5], [1, 6.5]]
+    assert deltas[0].tolist() == [[0, 0], [0, 0], [0, 0], [1, 2.5], [0, 4]]
+
+
+def test_pixel_decides_for_each_place_by_itself() -> None:
+    still = torch.zeros(1, 3, 2, 2)
+    _, state = encode(still, None, torch.tensor(1.0), "pixel")
+    frame = still.clone()
+    frame[0, 0, 0, 1] = 1.75  # 3.0625 > 3
+    frame[0, 0, 1, 0] = 1.5  # 2.25
+    frame[0, 1, 0, 1] = 0.125  # sent with the rest of its pixel
+    delta, state = encode(frame, state, torch.tensor(1.0), "pixel")
+    assert delta.nonzero().tolist() == [[0, 0, 0, 1], [0, 1, 0, 1]]
+    assert state.reference[0, :, 0, 1].tolist() == [1.75, 0.125, 0]
+    assert state.reference[0, :, 1, 0].tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize("codec", ["hold", "residual"])
 def test_the_reference_stays_within_a_step_of_the_frame(codec: Codec) -> None:
     x = clip(2, 50, 6, dtype=torch.float64)
@@ -98,9 +120,10 @@ def test_exact_is_the_change_of_the_quantised_value() -> None:
     assert torch.equal(deltas[:, 1:], value[:, 1:] - value[:, :-1])
 
 
-def test_hold_with_threshold_zero_sends_every_change() -> None:
+@pytest.mark.parametrize("codec", ["hold", "pixel"])
+def test_with_threshold_zero_every_change_is_sent(codec: Codec) -> None:
     x = clip(2, 5, 6)
-    _, references, _ = encode_clip(x, None, torch.tensor(0.0), "hold")
+    _, references, _ = encode_clip(x, None, torch.tensor(0.0), codec)
     assert torch.equal(references, x)
 
 
@@ -182,9 +205,9 @@ def test_a_state_broadcasts_to_nothing() -> None:
 
 
 def test_other_words_are_refused() -> None:
-    with pytest.raises(ValueError, match="exact, hold, residual, got 'delta'"):
+    with pytest.raises(ValueError, match="exact, hold, pixel, residual, got 'delta'"):
         encode(torch.zeros(1, 1), None, torch.tensor(0.3), "delta")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="exact, hold, residual, got 'delta'"):
+    with pytest.raises(ValueError, match="exact, hold, pixel, residual, got 'delta'"):
         encode_clip(torch.zeros(1, 1, 1), None, torch.tensor(0.3), "delta")  # type: ignore[arg-type]
 
 
@@ -217,9 +240,10 @@ def test_a_value_that_is_not_finite_is_not_swallowed(codec: Codec) -> None:
     assert math.isnan(state.reference.item())
 
 
-def test_hold_passes_gradients_to_the_frame_that_was_sent() -> None:
+@pytest.mark.parametrize("codec", ["hold", "pixel"])
+def test_gradients_go_to_the_frame_that_was_sent(codec: Codec) -> None:
     x = torch.tensor([[[0.0], [0.25], [2.0], [2.25]]], requires_grad=True)
-    _, references, _ = encode_clip(x, None, torch.tensor(1.0), "hold")
+    _, references, _ = encode_clip(x, None, torch.tensor(1.0), codec)
     references.backward(torch.tensor([[[1.0], [10.0], [100.0], [1000.0]]]))
     assert x.grad is not None
     assert x.grad.flatten().tolist() == [11.0, 0.0, 1100.0, 0.0]

@@ -6,15 +6,17 @@ y = Q(x) for `exact`, y = x for the others.
 
     exact     y = Q(x) - r,                            r' = Q(x)       Q rounds to multiples of the step
     hold      y = x - r  where |x - r| > theta, else 0,  r' = r + y    send-on-delta
+    pixel     y = x - r  where sum_c ((x - r) / theta)_c^2 > C, else 0, r' = r + y    the same for whole pixels: all C
+              channels of a place are sent, or none, as the root mean square of their changes in thresholds is above 1
     residual  y = q trunc((x - r) / q),                 r' = r + y    sigma-delta: whole steps are sent, the rest is
     kept
 
 `exact` is the paper's (arXiv 2107.07305, quantised activations are differenced), `hold` that of delta networks
-(arXiv 1612.05571), `residual` that of sigma-delta networks (arXiv 1611.02024): x - r holds both the newest change and
+(arXiv 1612.05571), `pixel` its form for vectors (what receivers pay for is the pixel), `residual` that of sigma-delta networks (arXiv 1611.02024): x - r holds both the newest change and
 all that was not sent before. Equal to the receiver at every time: the sum of the deltas is r (up to rounding; `hold`
-keeps the frame's own number).
+and `pixel` keep the frame's own number).
 
-Gradients: `hold` passes them to the frame that was sent, `residual` straight through to the newest one, `exact` none
+Gradients: `hold` and `pixel` pass them to the frame that was sent, `residual` straight through to the newest one, `exact` none
 (see `sparsetime.quantize`); the step receives none.
 """
 
@@ -28,9 +30,21 @@ from torch import Tensor
 from sparsetime.grad import straight_through
 from sparsetime.quantize import FLOOR
 
-__all__ = ["Codec", "CodecState", "StateError", "check_state", "encode", "encode_clip"]
+__all__ = [
+    "LEAST_THRESHOLD",
+    "Codec",
+    "CodecState",
+    "StateError",
+    "check_state",
+    "encode",
+    "encode_clip",
+    "pixels_sent",
+]
 
-Codec = Literal["exact", "hold", "residual"]
+Codec = Literal["exact", "hold", "pixel", "residual"]
+
+LEAST_THRESHOLD = 1e-18
+"""Of `pixel`, which divides by thresholds: smaller ones count as this."""
 
 
 class StateError(ValueError):
@@ -64,13 +78,27 @@ def _check(x: Tensor, state: CodecState | None, codec: str) -> None:
         check_state(x, state.reference)
 
 
+def pixels_sent(change: Tensor, threshold: Tensor, axis: int) -> Tensor:
+    """Where `pixel` sends: sum_c (change_c / threshold_c)^2 > C.
+
+    Args:
+        change: x - r, C entries along `axis`.
+        threshold: broadcastable to `change`.
+
+    Returns:
+        booleans of the shape of `change`, the same for all channels of a place.
+    """
+    scaled = change * threshold.clamp_min(LEAST_THRESHOLD).reciprocal()
+    return (scaled.square().sum(axis, keepdim=True) > change.shape[axis]).expand_as(change)
+
+
 def encode(x: Tensor, state: CodecState | None, step: Tensor, codec: Codec = "exact") -> tuple[Tensor, CodecState]:
     """Encode one frame; equations in this module's docstring.
 
     Args:
         x: the frame, (N, C, H, W) or (N, F), floating point.
         state: what the last call returned, or None at the start of a stream.
-        step: q, or theta for `hold`; broadcastable to x, its magnitude counts.
+        step: q, or theta for `hold` and `pixel`; broadcastable to x, its magnitude counts.
 
     Returns:
         the delta, shape of x, exact zeros where nothing is sent; and the new state, which shares no memory with x.
@@ -80,7 +108,7 @@ def encode(x: Tensor, state: CodecState | None, step: Tensor, codec: Codec = "ex
     """
     _check(x, state, codec)
     q = step.detach().abs().to(x.dtype)
-    if codec != "hold":
+    if codec not in ("hold", "pixel"):
         q = q.clamp_min(FLOOR)
     if codec == "exact":
         value = torch.round(x / q) * q
@@ -88,8 +116,8 @@ def encode(x: Tensor, state: CodecState | None, step: Tensor, codec: Codec = "ex
     if state is None:
         return x.clone(), CodecState(x.clone())
     change = x - state.reference
-    if codec == "hold":
-        sent = change.abs() > q
+    if codec in ("hold", "pixel"):
+        sent = change.abs() > q if codec == "hold" else pixels_sent(change, q, axis=1)
         # The reference takes x itself: r + (x - r) may differ from it in the last bit.
         return torch.where(sent, change, 0.0), CodecState(torch.where(sent, x, state.reference))
     delta = straight_through(torch.trunc, change / q) * q

@@ -150,7 +150,7 @@ LAYOUTS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("codec", [None, "exact", "hold", "residual"])
+@pytest.mark.parametrize("codec", [None, "exact", "hold", "pixel", "residual"])
 @pytest.mark.parametrize("color", ["rgb", "bgr"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_frames_of_every_layout_equal_the_reference(isa, channels, color, codec):

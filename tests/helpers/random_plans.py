@@ -259,7 +259,7 @@ def plans(
     draw: st.DrawFn,
     dyadic: bool = False,
     kinds: tuple[str, ...] = tuple(MAP_KINDS),
-    codecs: tuple[str | None, ...] = ("exact", "exact", "hold", "residual", None),
+    codecs: tuple[str | None, ...] = ("exact", "exact", "hold", "pixel", "residual", None),
     operations: int = 7,
     activations: list[dict[str, Any] | None] | None = None,
 ) -> Plan:

@@ -130,7 +130,7 @@ def check_frame(plan: Plan, frame: Any, before: dict[str, Any], after: dict[str,
                 assert not off.any(), op.name
 
 
-@pytest.mark.parametrize("codec", ["exact", "hold", "residual"])
+@pytest.mark.parametrize("codec", ["exact", "hold", "pixel", "residual"])
 def test_every_codec_decides_as_the_reference_does(codec):
     @examples(20)
     @given(plans(codecs=(codec,)), st.integers(0, 99))

@@ -353,7 +353,7 @@ def test_a_step_that_became_zero_or_nan_is_refused(codec: Codec, step: float) ->
     [
         ({"rule": "x"}, "rule must be one of dal, lsq, fixed, got 'x'"),
         ({"granularity": "x"}, "granularity must be one of layer, channel, neuron, got 'x'"),
-        ({"codec": "x"}, "codec must be one of exact, hold, residual, got 'x'"),
+        ({"codec": "x"}, "codec must be one of exact, hold, pixel, residual, got 'x'"),
         ({"output": "x"}, "output must be one of value, delta, delta_without_background, got 'x'"),
         ({"activation": "gelu"}, r"activation 'gelu' is not in \['identity', 'relu', 'relu6'\]; pass a function"),
         ({"granularity": "channel"}, "granularity 'channel' needs frame_shape"),

@@ -89,7 +89,7 @@ def shaped(plan: Plan, found: list[Array]) -> Plan:
         op = ops[number]
         assert op.codec is not None
         threshold = plan.tensors[op.codec["tensor"]]
-        if op.codec["kind"] != "hold" or threshold.shape != (1,) or not gain.any():
+        if op.codec["kind"] not in ("hold", "pixel") or threshold.shape != (1,) or not gain.any():
             continue
         shape = _floored(gain) ** (-1 / (2 + POWER))
         name = f"{number}.channels"

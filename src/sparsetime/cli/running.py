@@ -61,7 +61,7 @@ def compile_command(
         str | None, typer.Option(metavar="VIDEO", help="Short clip without labels to find the steps of a network on.")
     ] = None,
     codec: Annotated[
-        Literal["exact", "hold", "residual"] | None,
+        Literal["exact", "hold", "pixel", "residual"] | None,
         typer.Option(help="How changes are sent.  [default: the run's; hold for a plain network]"),
     ] = None,
     size: Annotated[

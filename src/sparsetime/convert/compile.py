@@ -84,7 +84,7 @@ def compile(
     fold(draft)
     producer = f"sparsetime {version('sparsetime')}"
     if not learned:
-        chosen = place(draft, codec, placement or ("every" if codec == "hold" else "nonlinear"))
+        chosen = place(draft, codec, placement or ("every" if codec in ("hold", "pixel") else "nonlinear"))
         _set_steps(draft, chosen, steps, frame, spec, percentile, levels or LEVELS[codec])
     elif steps is not None and not (precision == "int8" and _are_frames(steps)):
         raise ValueError("compile: this network has learned steps; steps= is for plain networks")
@@ -148,7 +148,7 @@ def _set_steps(
         assert op.codec is not None
         # A value that is zero on all frames has no range; with any step it stays zero.
         step = found[numbers[op.name]] / levels or 1.0
-        if op.codec.kind == "hold":
+        if op.codec.kind in ("hold", "pixel"):
             step *= factors[numbers[op.name]]
         op.codec.step = np.asarray([step], np.float32)
 

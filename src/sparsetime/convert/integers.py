@@ -196,11 +196,12 @@ def quantised_plan(plan: Plan, frames: Iterable[Array], percentile: float = PERC
         percentile: of the values, that codes reach up to.
 
     Raises:
-        ValueError: no frames, or a codec `residual`, which keeps a rest that codes do not have.
+        ValueError: no frames, or another codec: `residual` keeps a rest that codes do not have, `pixel` is not written yet.
         PlanError: a layer whose sums could overflow.
     """
-    if any(op.codec is not None and op.codec["kind"] == "residual" for op in plan.ops):
-        raise ValueError("int8 knows the codecs exact and hold; residual keeps a rest that codes of one byte lack")
+    others = {op.codec["kind"] for op in plan.ops if op.codec is not None} - {"exact", "hold"}
+    if others:
+        raise ValueError(f"int8 plans know the codecs exact and hold, this one has {', '.join(sorted(others))}")
     plan = _with_carriers(plan)
     classes = _Classes()
     sources = _sources(plan, classes)

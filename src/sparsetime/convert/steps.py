@@ -27,8 +27,8 @@ from sparsetime.engine.reference import Reference
 
 __all__ = ["FAN_OUT_POWER", "LEVELS", "fan_out_factors", "ranges"]
 
-LEVELS = {"exact": 64.0, "hold": 100.0, "residual": 64.0}
-"""Into how many parts the range of a value is divided: steps for `exact` and `residual`, thresholds for `hold`."""
+LEVELS = {"exact": 64.0, "hold": 100.0, "pixel": 100.0, "residual": 64.0}
+"""Into how many parts the range of a value is divided: steps for `exact` and `residual`, else thresholds."""
 
 FAN_OUT_POWER = 0.2
 

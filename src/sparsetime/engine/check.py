@@ -511,13 +511,13 @@ def _check_codec(c: _Context, shape: Shape) -> None:
         c.expect(kind == "code", f"unknown codec {_short(kind)}: in an int8 plan all codecs are 'code'")
         _check_code(c, codec, shape)
         return
-    c.expect(kind in ("exact", "hold", "residual"), f"unknown codec {_short(kind)}")
+    c.expect(kind in ("exact", "hold", "pixel", "residual"), f"unknown codec {_short(kind)}")
     allowed = {"kind", "tensor"} | ({"low", "high"} if kind == "exact" else set())
     extra = set(codec) - allowed
     c.expect(not extra and "tensor" in codec, f"codec '{kind}' has entries {sorted(map(str, codec))}")
     step = c.per_channel(codec["tensor"], shape, "codec")
     least = float(step.min())
-    if kind == "hold":
+    if kind in ("hold", "pixel"):
         c.expect(least >= 0, f"thresholds must be >= 0, got {least}")
     else:
         c.expect(least > 0, f"steps must be > 0, got {least}")

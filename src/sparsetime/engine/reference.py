@@ -21,10 +21,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sparsetime.codec import pixels_sent
 from sparsetime.engine.executor import OpStats
 from sparsetime.engine.frames import normalised
 from sparsetime.engine.islands import run_island
-from sparsetime.engine.plan import LINEAR, Op, Plan
+from sparsetime.engine.plan import LINEAR, Op, Plan, channel_axis
 from sparsetime.fanout import position_fanout
 
 __all__ = ["Reference", "activate", "effective_macs", "encode"]
@@ -68,6 +69,8 @@ def encode(y: Tensor, v: Tensor | None, codec: Mapping[str, Any] | None, step: T
         return y
     if codec["kind"] == "hold":
         return torch.where((y - v).abs() > step, y, v)
+    if codec["kind"] == "pixel":
+        return torch.where(pixels_sent(y - v, step, channel_axis(tuple(y.shape))), y, v)
     return v + step * ((y - v) / step).trunc()
 
 

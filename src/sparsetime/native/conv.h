@@ -65,6 +65,7 @@ struct Workspace {
     Floats sum;
     Floats patches;
     Floats scratch;  // zero between uses
+    Floats room;     // of FinishArgs
     std::vector<int32_t> bound, span, at, list;
     std::vector<const float*> pointers, weights;
     std::vector<int32_t> segments;
@@ -101,6 +102,7 @@ class Conv {
     PathTimes estimate(const Change& in, int touched) const;
     size_t weight_bytes() const;
     bool depthwise() const { return depthwise_; }
+    bool pointwise() const { return pointwise_; }
 
     Shape in, out;
 

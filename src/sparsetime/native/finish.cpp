@@ -168,9 +168,73 @@ template <Act A, Encode E, int B>
     return __builtin_popcountll(all);
 }
 
+// `pixel`: whether anything is sent is known when all channels have been seen. They wait in f.room, and where nothing is sent
+// nothing is written.
+template <Act A, class Sums>
+inline void finish_whole(FinishArgs& all, const Sums& from) {
+    FinishArgs f = all;  // copies that no store can alias
+    const Sums sums = from;
+    const int ahead = 1 + 512 / f.stride;
+    int64_t events = f.events;
+    for (int i = 0; i < f.pixels; ++i) {
+        const ptrdiff_t p = f.pixel[i], at = p * f.stride;
+        float* value = f.value + at;
+        float* z = f.z ? f.z + at : nullptr;
+        const float* inverse = f.step_map ? f.step + at : f.step;
+        const float* extra = f.extra && (!f.extra_mask || f.extra_mask[p]) ? f.extra + at : nullptr;
+        const ptrdiff_t later = (f.pixel[i + ahead < f.pixels ? i + ahead : f.pixels - 1] - p) * f.stride;
+        Vec total{};
+        const auto look = [&](auto vectors, int c) __attribute__((always_inline)) {
+            constexpr int B = vectors.value;
+            Vec s[B];
+            sums(i, c, s);
+            for (int b = 0; b < B; ++b, c += VL) {
+                if (c % LANE == 0) {
+                    if (z) __builtin_prefetch(z + later + c, 1);
+                    __builtin_prefetch(value + later + c, 1);
+                }
+                if (extra) s[b] += load(extra + c);
+                s[b] += load(f.replace ? f.bias + c : z + c);
+                if (z) store(z + c, s[b]);
+                const Vec y = activate<A>(s[b], f.act, f.act_a, f.act_b);
+                store(f.room + c, y);
+                const Vec scaled = (y - load(value + c)) * load(inverse + c);
+                total += scaled * scaled;
+            }
+        };
+        for_groups(f.channels, look);
+        const bool sent = sum(total) > float(f.channels);
+        f.mask[p] = sent;
+        if (!sent) continue;
+        const int64_t before = events;
+        const auto send = [&](auto vectors, int c) __attribute__((always_inline)) {
+            constexpr int B = vectors.value;
+            Vec d[B];
+            uint64_t changed = 0;
+            for (int b = 0; b < B; ++b) {
+                const int at = c + b * VL, valid = f.channels - at;
+                Vec y = load(f.room + at);
+                if (valid < VL) y = choose(first(valid), y, Vec{});
+                d[b] = y - load(value + at);
+                store(value + at, y);
+                if (f.rows) store(f.rows + p * f.stride + at, d[b]);
+                changed |= uint64_t(lanes(differ(d[b], Vec{}))) << (b * VL);
+            }
+            if (!f.place) events += __builtin_popcountll(changed);
+            else events += append_group<B>(changed, d, (uint32_t(p) << f.shift) + uint32_t(c), f.place + events, f.change + events);
+        };
+        for_groups(f.channels, send);
+        f.active[f.active_count] = int32_t(p);
+        f.tally[f.active_count++] = int32_t(events - before);
+    }
+    all.active_count = f.active_count;
+    all.events = events;
+}
+
 // sums(i, c, s) gives the sums of the pixel at place i of the list, from channel c on.
 template <Act A, Encode E, class Sums>
 inline void finish_pixels(FinishArgs& all, const Sums& from) {
+    if constexpr (E == Encode::pixel) return finish_whole<A>(all, from);
     FinishArgs f = all;  // copies that no store can alias
     const Sums sums = from;
     const int ahead = 1 + 512 / f.stride;
@@ -246,40 +310,48 @@ void finish_narrow(FinishArgs& f) {
         const ptrdiff_t p = f.pixel[i];
         const float* extra = f.extra && (!f.extra_mask || f.extra_mask[p]) ? f.extra + p * f.stride : nullptr;
         int any = 0;
+        float to[NARROW], d[NARROW], far = 0.0f;
         for (int c = 0; c < f.channels; ++c) {
             // Sums lie in vectors of this instruction set, the last one padded.
             float& place = f.sum[f.at[i] + (c / VL) * f.block + c % VL];
             const float sum = place + (extra ? extra[c] : 0.0f);
+            if (f.clear) place = 0.0f;
             const ptrdiff_t e = p * f.stride + c;
             const float v = f.value[e];
-            float d;
             if (E == Encode::linear) {
-                const float next = f.replace ? f.bias[c] + sum : v + sum;
-                d = f.replace ? next - v : sum;
-                f.value[e] = next;
-            } else {
-                const float next = (f.replace ? f.bias[c] : f.z[e]) + sum;
-                if (f.z) f.z[e] = next;
-                const Vec all = f.act == Act::none ? splat(next)
-                                : f.act == Act::clamp
-                                    ? activate<Act::clamp>(splat(next), f.act, f.act_a, f.act_b)
-                                    : activate<Act::leaky_relu>(splat(next), f.act, f.act_a, f.act_b);
-                const float y = all[0];
-                const float q = f.step ? f.step[f.step_map ? e : c] : 0.0f;
-                float to = y;
-                if (E == Encode::exact) to = q * round_even(min(max(splat(y / q), splat(f.low)), splat(f.high)))[0];
-                if (E == Encode::residual) to = v + q * __builtin_truncf((y - v) / q);
-                d = to - v;
-                if (E == Encode::hold && !(__builtin_fabsf(d) > q)) d = 0.0f;
-                else f.value[e] = to;
+                to[c] = f.replace ? f.bias[c] + sum : v + sum;
+                d[c] = f.replace ? to[c] - v : sum;
+                continue;
             }
-            if (f.clear) place = 0.0f;
-            if (f.rows) f.rows[e] = d;
-            if (d != 0.0f) {
+            const float next = (f.replace ? f.bias[c] : f.z[e]) + sum;
+            if (f.z) f.z[e] = next;
+            const Vec all = f.act == Act::none ? splat(next)
+                            : f.act == Act::clamp
+                                ? activate<Act::clamp>(splat(next), f.act, f.act_a, f.act_b)
+                                : activate<Act::leaky_relu>(splat(next), f.act, f.act_a, f.act_b);
+            const float y = all[0];
+            const float q = f.step ? f.step[f.step_map ? e : c] : 0.0f;
+            to[c] = y;
+            if (E == Encode::exact) to[c] = q * round_even(min(max(splat(y / q), splat(f.low)), splat(f.high)))[0];
+            if (E == Encode::residual) to[c] = v + q * __builtin_truncf((y - v) / q);
+            d[c] = to[c] - v;
+            if (E == Encode::hold && !(__builtin_fabsf(d[c]) > q)) d[c] = 0.0f;
+            if (E == Encode::pixel) {
+                const float scaled = d[c] * q;
+                far += scaled * scaled;
+            }
+        }
+        const bool sent = E != Encode::pixel || far > float(f.channels);
+        for (int c = 0; c < f.channels; ++c) {
+            const ptrdiff_t e = p * f.stride + c;
+            if (!sent) d[c] = 0.0f;
+            if (E == Encode::linear || d[c] != 0.0f) f.value[e] = to[c];
+            if (f.rows) f.rows[e] = d[c];
+            if (d[c] != 0.0f) {
                 ++any;
                 if (f.place) {
                     f.place[f.events] = uint32_t(p) << f.shift | uint32_t(c);
-                    f.change[f.events] = d;
+                    f.change[f.events] = d[c];
                 }
                 ++f.events;
             }
@@ -305,6 +377,7 @@ void by_codec(const FinishArgs& f, const Body& body) {
         case Encode::exact: return act(Choice<Encode, Encode::exact>{});
         case Encode::hold: return act(Choice<Encode, Encode::hold>{});
         case Encode::residual: return act(Choice<Encode, Encode::residual>{});
+        case Encode::pixel: return act(Choice<Encode, Encode::pixel>{});
     }
 }
 
@@ -391,7 +464,7 @@ void finish(FinishArgs& f) {
         constexpr Act A = decltype(act)::value;
         constexpr Encode E = decltype(encode)::value;
         if (f.stride % LANE) finish_narrow<E>(f);
-        else if (f.replace && !f.rows && !f.place) settle_rows<A, E == Encode::linear ? Encode::change : E>(f);
+        else if (E != Encode::pixel && f.replace && !f.rows && !f.place) settle_rows<A, E == Encode::linear || E == Encode::pixel ? Encode::change : E>(f);
         else finish_rows<A, E>(f);
     });
 }

@@ -101,11 +101,58 @@ void compare_of(FrameArgs& all) {
     all.events = f.events;
 }
 
+// `pixel`: in most frames most pixels are not sent, and nothing is written for them.
+void compare_pixels(FrameArgs& all) {
+    FrameArgs f = all;
+    const int C = f.channels;
+    for (int i = 0; i < f.pixels; i += VL) {
+        const int pixels = f.pixels - i < VL ? f.pixels - i : VL;
+        const int elements = pixels * C;
+        const float* y = f.y + i * C;
+        float* v = f.value + ptrdiff_t(i) * C;
+        const float* inverse = f.step_map ? f.step + ptrdiff_t(i) * C : f.step;
+        float squares[NARROW * VL];
+        int k = 0;
+        for (; k + VL <= elements; k += VL) {
+            const Vec scaled = (load(y + k) - load(v + k)) * load(inverse + k);
+            store(squares + k, scaled * scaled);
+        }
+        for (; k < elements; ++k) {
+            const float scaled = (y[k] - v[k]) * inverse[k];
+            squares[k] = scaled * scaled;
+        }
+        for (int p = 0; p < pixels; ++p) {
+            float far = 0.0f;
+            for (int c = 0; c < C; ++c) far += squares[p * C + c];
+            if (!(far > float(C))) continue;
+            const int32_t pixel = f.first + i + p;
+            int any = 0;
+            for (int c = 0; c < C; ++c) {
+                const float d = y[p * C + c] - v[p * C + c];
+                v[p * C + c] = y[p * C + c];
+                if (f.rows) f.rows[ptrdiff_t(pixel) * C + c] = d;
+                if (f.place) {  // what is no event is overwritten by the next
+                    f.place[f.events + any] = uint32_t(pixel) << f.shift | uint32_t(c);
+                    f.change[f.events + any] = d;
+                }
+                any += d != 0.0f;
+            }
+            f.mask[pixel] = 1;
+            f.active[f.active_count] = pixel;
+            f.tally[f.active_count++] = any;
+            f.events += any;
+        }
+    }
+    all.active_count = f.active_count;
+    all.events = f.events;
+}
+
 void compare(FrameArgs& f) {
     switch (f.encode) {
         case Encode::exact: return compare_of<Encode::exact>(f);
         case Encode::hold: return compare_of<Encode::hold>(f);
         case Encode::residual: return compare_of<Encode::residual>(f);
+        case Encode::pixel: return compare_pixels(f);
         default: return compare_of<Encode::change>(f);
     }
 }

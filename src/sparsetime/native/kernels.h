@@ -19,8 +19,13 @@ constexpr int MAX_TILE = 6;  // most pixels in a register tile
 enum class Act : int { none, clamp, leaky_relu, hardswish, hardsigmoid, silu, gelu, gelu_tanh, sigmoid, tanh };
 
 // What happens between the accumulator and the value; docs/plan.md, "Encoding".
-//   linear: value += delta and the delta itself is sent;  change: send y - v where not 0;  exact, hold, residual: as named.
-enum class Encode : int { linear, change, exact, hold, residual };
+//   linear: value += delta and the delta itself is sent;  change: send y - v where not 0;  exact, hold, residual, pixel: as named.
+enum class Encode : int { linear, change, exact, hold, residual, pixel };
+
+// Whether a codec keeps something back, which the first frame of a stream does not.
+constexpr bool keeps(Encode e) { return e == Encode::hold || e == Encode::residual || e == Encode::pixel; }
+
+constexpr float LEAST_THRESHOLD = 1e-18f;  // of `pixel`, which is given 1 / threshold
 
 // Sums for M pixels and V vectors of output channels: out[i][:] = (accumulate ? out[i][:] : 0) + sum_s sum_k a[s][i][k] w[s][k][:].
 struct TileArgs {
@@ -82,7 +87,7 @@ struct FrameArgs {
     const float* step;      // [channels][LANE], repeating; or [pixels][channels]
     bool step_map;
     float low, high;
-    Encode encode;          // change, exact, hold or residual
+    Encode encode;          // any but linear
     int channels, shift;
     float* rows;            // as in FinishArgs from here on
     uint8_t* mask;
@@ -119,11 +124,12 @@ struct FinishArgs {
     float act_a, act_b;
     Encode encode;
     const float* bias;      // [stride]
-    const float* step;      // [stride], or [map] if step_map
+    const float* step;      // [stride], or [map] if step_map; for `pixel` 1 / threshold, and 0 in the padding
     bool step_map;
     float low, high;        // bounds of the codes of `exact`
     float* z;               // accumulators; null where encode is linear, or where `replace` and none are kept
     float* value;
+    float* room;            // [stride], for `pixel`: what is not sent yet
     float* rows;            // out: deltas, whole rows of the active pixels; or null
     uint8_t* mask;          // out: 1 where a pixel is active; zeros at entry
     int32_t* active;        // out: appended active pixels

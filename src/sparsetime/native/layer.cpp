@@ -1,5 +1,6 @@
 #include "layer.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace sparsetime {
@@ -34,10 +35,13 @@ Layer::Layer(std::shared_ptr<const Conv> conv_, const float* bias, Act act, floa
     bias_.assign(size_t(out.stride()), 0.0f);
     if (bias) std::memcpy(bias_.data(), bias, size_t(out.channels) * sizeof(float));
     const size_t pixels = step_map ? size_t(out.pixels()) : 1;
-    step_.assign(pixels * out.stride(), 1.0f);  // padding lanes divide by it
+    step_.assign(pixels * out.stride(), encode == Encode::pixel ? __builtin_inff() : 1.0f);  // padding lanes divide by it
     if (step)
         for (size_t p = 0; p < pixels; ++p)
             std::memcpy(&step_[p * out.stride()], step + p * out.channels, size_t(out.channels) * sizeof(float));
+    if (encode == Encode::pixel)
+        for (float& x : step_) x = 1.0f / std::max(x, LEAST_THRESHOLD);
+    workspace_.room.resize(size_t(out.stride()));
 }
 
 void Layer::set_input(const float* delta) {
@@ -83,6 +87,7 @@ void Layer::run(Path path, bool rows, bool events) {
     sink.step_map = step_map_;
     sink.z = encode_ == Encode::linear ? nullptr : z.data();
     sink.value = value.data();
+    sink.room = workspace_.room.data();
     sink.rows = rows ? out.rows : nullptr;
     sink.mask = out.mask;
     sink.active = out.active;

@@ -37,8 +37,8 @@ Act act_of(const std::string& name) {
 }
 
 Encode encode_of(const std::string& name) {
-    static const char* const names[] = {"linear", "change", "exact", "hold", "residual"};
-    for (int i = 0; i < 5; ++i)
+    static const char* const names[] = {"linear", "change", "exact", "hold", "residual", "pixel"};
+    for (int i = 0; i < 6; ++i)
         if (name == names[i]) return Encode(i);
     throw std::invalid_argument("unknown codec '" + name + "'");
 }

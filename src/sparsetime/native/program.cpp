@@ -1,6 +1,7 @@
 #include "program.h"
 
 #include <algorithm>
+#include <limits>
 #include <cstring>
 #include <stdexcept>
 
@@ -357,6 +358,7 @@ void Program::add(const OpSpec& spec) {
     n.encode = spec.codec == "exact"      ? Encode::exact
                : spec.codec == "hold"     ? Encode::hold
                : spec.codec == "residual" ? Encode::residual
+               : spec.codec == "pixel"    ? Encode::pixel
                : n.linear && !n.coded     ? Encode::linear
                                           : Encode::change;
     if (integer) n.encode = Encode::change;
@@ -366,7 +368,14 @@ void Program::add(const OpSpec& spec) {
         if (b.size() != out.map.channels) refuse(spec, "the bias does not fit");
         std::memcpy(n.bias.data(), b.floats, size_t(b.size()) * sizeof(float));
     }
-    n.cheap = n.coded && n.kind == Kind::conv && n.conv->terms() <= CHEAP_TERMS;
+    Value& made = values[size_t(spec.outputs[0])];
+    made.whole = n.encode == Encode::pixel;
+    if (spec.codec.empty() && !spec.inputs.empty()) {
+        made.whole = true;
+        for (int input : spec.inputs) made.whole = made.whole && values[size_t(input)].whole;
+    }
+    // Where whole pixels change, their deltas are as many as their values.
+    n.cheap = n.coded && n.kind == Kind::conv && (n.conv->terms() <= CHEAP_TERMS || (n.conv->pointwise() && values[size_t(spec.inputs[0])].whole));
     if (spec.coded) {
         Value& v = values[size_t(spec.outputs[0])];
         if (!integer || !(spec.code_step > 0) || spec.code_zero < 0 || spec.code_zero > 255) refuse(spec, "codes out of range");
@@ -385,7 +394,12 @@ void Program::add(const OpSpec& spec) {
             n.threshold[size_t(c)] = uint8_t(threshold);
         }
     }
-    if (!spec.codec.empty() && !integer) n.step = expanded(spec, spec.step, out, 1.0f, n.step_map);
+    if (!spec.codec.empty() && !integer) {
+        const bool pixel = n.encode == Encode::pixel;
+        n.step = expanded(spec, spec.step, out, pixel ? std::numeric_limits<float>::infinity() : 1.0f, n.step_map);
+        if (pixel)
+            for (float& x : n.step) x = 1.0f / std::max(x, LEAST_THRESHOLD);
+    }
     nodes.push_back(std::move(n));
 }
 

@@ -53,6 +53,7 @@ struct Value {
     bool opaque = false;
     int producer = -1;
     std::vector<int> consumers;
+    bool whole = false;  // most changes are of whole pixels
     bool coded = false, floats = true;  // kept as codes; kept as floats (codes too, where operations on floats read them)
     float step = 1;
     int zero = 0;
@@ -81,7 +82,7 @@ struct Node {
     std::vector<int> inputs, outputs;
     bool linear = false;   // acts on deltas
     bool coded = false;    // has an accumulator apart from its value
-    bool cheap = false;    // sums of so few terms that touched ones are computed from values: no accumulator is kept
+    bool cheap = false;    // touched sums are computed from values, which costs no more: no accumulator is kept
     Encode encode;
     Act act;
     float act_a, act_b, low, high;

@@ -23,7 +23,7 @@ void Stream::split(const Node& node, int output, const int32_t* list, int count,
     base.act = node.act;
     base.act_a = node.act_a;
     base.act_b = node.act_b;
-    base.encode = flush_ && (node.encode == Encode::hold || node.encode == Encode::residual) ? Encode::change : node.encode;  // the first frame is sent whole
+    base.encode = flush_ && keeps(node.encode) ? Encode::change : node.encode;  // the first frame is sent whole
     base.bias = node.bias.data();
     base.step = node.step.empty() ? nullptr : node.step.data();
     base.step_map = node.step_map;
@@ -50,6 +50,9 @@ void Stream::split(const Node& node, int output, const int32_t* list, int count,
     const auto part = [&](int t) {
         if (t >= parts) return;
         FinishArgs& sink = sinks[size_t(t)];
+        Workspace& ws = workspaces_[size_t(t)];
+        if (ws.room.size() < size_t(map.stride())) ws.room.resize(size_t(map.stride()));
+        sink.room = ws.room.data();
         const size_t from = size_t(bounds[size_t(t)]);
         sink.active = change.active + from;
         sink.tally = change.tally + from;
@@ -58,7 +61,7 @@ void Stream::split(const Node& node, int output, const int32_t* list, int count,
             sink.change = change.change + from * size_t(map.channels) + size_t(t) * LANE;
         }
         if (bounds[size_t(t)] < bounds[size_t(t) + 1])
-            body(sink, bounds[size_t(t)], bounds[size_t(t) + 1], row_bounds[size_t(t)], row_bounds[size_t(t) + 1], workspaces_[size_t(t)]);
+            body(sink, bounds[size_t(t)], bounds[size_t(t) + 1], row_bounds[size_t(t)], row_bounds[size_t(t) + 1], ws);
     };
     if (parts == 1) part(0);
     else pool_.run(part);

@@ -172,7 +172,7 @@ void Stream::take(const Node& node, const Frame& frame) {
     f.step_map = node.step_map;
     f.low = node.low;
     f.high = node.high;
-    f.encode = flush_ && (node.encode == Encode::hold || node.encode == Encode::residual) ? Encode::change : node.encode;
+    f.encode = flush_ && keeps(node.encode) ? Encode::change : node.encode;
     f.channels = C;
     f.shift = map.shift();
     change.rowed = !dense_ && s.want_rows;

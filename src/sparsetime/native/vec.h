@@ -46,4 +46,14 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 #endif
 }
 
+inline float sum(Vec v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps(v);
+#else
+    float total = 0.0f;
+    for (int i = 0; i < VL; ++i) total += v[i];
+    return total;
+#endif
+}
+
 }  // namespace

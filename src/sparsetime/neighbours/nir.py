@@ -18,7 +18,7 @@ What NIR cannot say, and what `build` therefore refuses by name:
                                  (the input's have the bounds of uint8 frames, where the plan says how to prepare these)
     activations that fall        hardswish, SiLU, GELU: a code is no longer one step up at a time
     activations without codec    NIR has no ReLU
-    codecs hold and residual     what they send depends on a product of signals, or on the frame being the first
+    other codecs than exact      what they send depends on a product of signals, or on the frame being the first
     products, max pooling        no product or maximum of signals
     conv_transpose2d, resize2d,  no such maps, or none of a size that could be stored
     gather, pooling with borders

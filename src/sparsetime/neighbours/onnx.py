@@ -33,8 +33,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsetime.codec import LEAST_THRESHOLD
 from sparsetime.engine import Op, Plan
-from sparsetime.engine.plan import LINEAR
+from sparsetime.engine.plan import LINEAR, channel_axis
 from sparsetime.engine.planfile import header_of
 from sparsetime.files import write_whole
 from sparsetime.neighbours.errors import ExportError, need_float32
@@ -340,6 +341,15 @@ class _Writer:
                 self.node("Mul", [size, self.node("Round", [code])], new)
             case "hold":
                 far = self.node("Greater", [self.node("Abs", [self.node("Sub", [y, old])]), size])
+                self.node("Where", [self.node("Or", [far, self.first]), y, old], new)
+            case "pixel":
+                inverse = self.constant((1 / np.maximum(array, np.float32(LEAST_THRESHOLD))).astype(np.float32))
+                scaled = self.node("Mul", [self.node("Sub", [y, old]), inverse])
+                axis = channel_axis(self.plan.values[op.output])
+                axes = self.constant(np.asarray([axis], np.int64))
+                total = self.node("ReduceSum", [self.node("Mul", [scaled, scaled]), axes], keepdims=1)
+                channels = self.constant(np.asarray(self.plan.values[op.output][axis], np.float32))
+                far = self.node("Greater", [total, channels])
                 self.node("Where", [self.node("Or", [far, self.first]), y, old], new)
             case "residual":
                 steps = self.node("Div", [self.node("Sub", [y, old]), size])

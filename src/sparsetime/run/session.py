@@ -92,7 +92,7 @@ def run_file(
     flat = dataclasses.replace(plan, structure=[{"output": k} for k in range(len(plan.outputs))])
     codecs = sorted({op.codec["kind"] for op in plan.ops if op.codec is not None})
     if flush is None:
-        flush = FLUSH if {"hold", "residual"} & set(codecs) else 0.0
+        flush = FLUSH if {"hold", "pixel", "residual"} & set(codecs) else 0.0
     stream: Stream | FallbackStream = flat.stream(threads=threads, flush=flush)
     if resume_state is not None and isinstance(stream, Stream):
         statefile.load_state(stream, resume_state)
