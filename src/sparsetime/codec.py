@@ -12,12 +12,13 @@ y = Q(x) for `exact`, y = x for the others.
     kept
 
 `exact` is the paper's (arXiv 2107.07305, quantised activations are differenced), `hold` that of delta networks
-(arXiv 1612.05571), `pixel` its form for vectors (what receivers pay for is the pixel), `residual` that of sigma-delta networks (arXiv 1611.02024): x - r holds both the newest change and
-all that was not sent before. Equal to the receiver at every time: the sum of the deltas is r (up to rounding; `hold`
-and `pixel` keep the frame's own number).
+(arXiv 1612.05571), `pixel` its form for vectors (a receiver that computes whole pixels pays for pixels), `residual`
+that of sigma-delta networks (arXiv 1611.02024): x - r holds both the newest change and all that was not sent before.
+Equal to the receiver at every time: the sum of the deltas is r (up to rounding; `hold` and `pixel` keep the frame's own
+number).
 
-Gradients: `hold` and `pixel` pass them to the frame that was sent, `residual` straight through to the newest one, `exact` none
-(see `sparsetime.quantize`); the step receives none.
+Gradients: `hold` and `pixel` pass them to the frame that was sent, `residual` straight through to the newest one,
+`exact` none (see `sparsetime.quantize`); the step receives none.
 """
 
 from __future__ import annotations

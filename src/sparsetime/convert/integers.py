@@ -196,7 +196,7 @@ def quantised_plan(plan: Plan, frames: Iterable[Array], percentile: float = PERC
         percentile: of the values, that codes reach up to.
 
     Raises:
-        ValueError: no frames, or another codec: `residual` keeps a rest that codes do not have, `pixel` is not written yet.
+        ValueError: no frames, or another codec.
         PlanError: a layer whose sums could overflow.
     """
     others = {op.codec["kind"] for op in plan.ops if op.codec is not None} - {"exact", "hold"}
