@@ -4,7 +4,7 @@
     python benchmarks/real_streams.py time --data ../shared/data --out runs/streams
     python benchmarks/real_streams.py table --out runs/streams --markdown streams.md --svg docs/streams.svg
 
-No training and no labels: thresholds are a share of each layer's range (`sparsetime.compile(..., codec="hold")`), found
+No training and no labels: thresholds, by element (`hold`) or by pixel (`pixel`), are a share of each layer's range, found
 on 16 frames spread over the video. Three things are compared with the dense network on the same frame, as docs/run.md
 defines it:
 
@@ -83,6 +83,7 @@ VIDEOS = (  # the cameras stand still, and something moves
     Video("static_videos/asl_gestures/walk.mkv"),
     Video("static_videos/corridor_shop.avi"),
 )
+CODECS = ("hold", "pixel")
 SHARES = (0.0025, 0.005, 0.01, 0.02, 0.04)
 """Thresholds over the range of each layer."""
 
@@ -188,8 +189,8 @@ class Beside:
         return {name: distance.summary() for name, distance in self._streams.items()}
 
 
-def label(share: float, flush: float = 0) -> str:
-    return f"{100 * share:g} %" + (f", flush {flush:g}" if flush else "")
+def label(codec: str, share: float, flush: float = 0) -> str:
+    return f"{codec} {100 * share:g} %" + (f", flush {flush:g}" if flush else "")
 
 
 class Way(NamedTuple):
@@ -294,12 +295,14 @@ def write(file: Path, result: dict[str, Any]) -> None:
 
 def ways(args: argparse.Namespace, name: str, video: Video, known: Iterable[str]) -> dict[str, Way]:
     """What has been asked for and is not known yet, by label."""
-    wanted = {label(share, flush): (share, flush) for flush in args.flush for share in args.shares}
-    missing = {key: value for key, value in wanted.items() if key not in known}
-    if not missing:
-        return {}
-    plan = compiled(name, args.data, frames(video, args.data, size_of(name)), codec="hold", levels=1.0)
-    return {key: Way(scaled(plan, share), flush) for key, (share, flush) in missing.items()}
+    found = {}
+    for codec in args.codecs:
+        wanted = {label(codec, share, flush): (share, flush) for flush in args.flush for share in args.shares}
+        missing = {key: value for key, value in wanted.items() if key not in known}
+        if missing:
+            plan = compiled(name, args.data, frames(video, args.data, size_of(name)), codec=codec, levels=1.0)
+            found |= {key: Way(scaled(plan, share), flush) for key, (share, flush) in missing.items()}
+    return found
 
 
 def scaled(plan: Plan, factor: float) -> Plan:
@@ -449,7 +452,7 @@ def summary(results: list[dict[str, Any]], settings: Iterable[str]) -> Iterator[
 
 def table(args: argparse.Namespace) -> None:
     results = [read(file) for _, _, file in trials(args)]
-    settings = [label(share, flush) for share in args.shares for flush in args.flush]
+    settings = [label(codec, share, flush) for codec in args.codecs for share in args.shares for flush in args.flush]
     lines = [
         "| network | threshold | nearness | relative error | operations asked for | done | time "
         "| ahead at equal operations asked for (videos) | done | at equal time |",
@@ -509,12 +512,8 @@ def chart(results: list[dict[str, Any]]) -> str:
         skipped = [(a, b) for a, b in skipped if b is not None]
         frozen = nearness(task, result["controls"]["frozen"])
         lines_of = []
-        for style, flushed in (("s2", False), ("s4", True)):
-            own = {
-                k: v
-                for k, v in result["settings"].items()
-                if k.endswith(", flush 1") == flushed and (flushed or "flush" not in k)
-            }
+        for style, codec in (("s2", "hold"), ("s4", "pixel")):
+            own = {k: v for k, v in result["settings"].items() if k.startswith(codec) and k.endswith(", flush 1")}
             near = {k: nearness(task, v["quality"]) or 0.0 for k, v in own.items()}
             lines_of.append((f"{style} broken", sorted((v["events"], near[k]) for k, v in own.items())))
             timed = {k: t["time_share"] for k, t in result.get("times", {}).items() if k in own}
@@ -549,8 +548,8 @@ def chart(results: list[dict[str, Any]]) -> str:
     width = LEFT + len(columns) * (WIDTH + GAP_X)
     parts.append(text("share of the dense network's time", x=width - GAP_X, y=end, class_="title end"))
     legend = (
-        ("s2", "stream"),
-        ("s4", "stream that flushes"),
+        ("s2", "stream, hold"),
+        ("s4", "stream, pixel"),
         ("s2 broken", "by operations instead of time"),
         ("s1", "frame skipping"),
     )
@@ -575,6 +574,7 @@ def main() -> None:
     for action, function in (("quality", quality), ("time", timing)):
         p = actions.add_parser(action)
         p.add_argument("--data", type=Path, required=True)
+        p.add_argument("--codecs", nargs="+", choices=CODECS, default=list(CODECS))
         p.add_argument("--shares", type=float, nargs="+", default=list(SHARES))
         p.add_argument("--flush", type=float, nargs="+", default=[0, 1], help="see `Stream`; 0: never flushed")
         p.add_argument("--frames", type=int, default=150, help="of each video, at most")
@@ -582,6 +582,7 @@ def main() -> None:
     p.add_argument("--wall", action="store_true", help="take wall time instead of CPU time: on an idle machine")
     p.add_argument("--again", action="store_true", help="take all times anew")
     p = actions.add_parser("table")
+    p.add_argument("--codecs", nargs="+", choices=CODECS, default=list(CODECS), help="codecs that are shown")
     p.add_argument("--shares", type=float, nargs="+", default=list(SHARES), help="thresholds that are shown")
     p.add_argument("--flush", type=float, nargs="+", default=[0, 1], help="flushes that are shown")
     p.add_argument("--markdown", type=Path)
