@@ -264,7 +264,7 @@ def test_a_dense_run_is_calibrated_on_its_own_videos(clips: Path, tmp_path: Path
     assert call("train", *common, "--method", "dense", "--out", tmp_path / "dense")[0] == 0
     code, out, err = call("compile", tmp_path / "dense", "--out", tmp_path / "p.plan")
     assert code == 0, err
-    assert "codec hold" in out
+    assert "codec pixel" in out
 
 
 def test_a_cut_video_runs_as_far_as_it_goes(delta_plan: Path, clips: Path, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_a_built_in_network(weights: Path, square: Path, tmp_path: Path) -> None
     result = compile_file("small_cnn", tmp_path / "p.plan", weights=weights, calibrate=str(square), size=(32, 48))
     plan = Plan.load(tmp_path / "p.plan")
     assert plan.input_shape == (1, 3, 32, 48)
-    assert {op.codec["kind"] for op in plan.ops if op.codec} == {result["codec"]} == {"hold"}
+    assert {op.codec["kind"] for op in plan.ops if op.codec} == {result["codec"]} == {"pixel"}
     assert (result["calibration_frames"], result["islands"], result["normalised"]) == (10, [], True)
     assert result["file_bytes"] == (tmp_path / "p.plan").stat().st_size
 

@@ -15,9 +15,10 @@ from sparsetime.run.models import Model, ModelError, load_model
 from sparsetime.run.sources import Source, SourceError
 from sparsetime.video.reader import Frames
 
-__all__ = ["DEFAULT_CODEC", "compile_file", "spread"]
+__all__ = ["DEFAULT_CODECS", "compile_file", "spread"]
 
-DEFAULT_CODEC = "hold"
+DEFAULT_CODECS = {"float32": "pixel", "int8": "hold"}
+"""Of a plain network, by precision."""
 """Of plain networks: with `exact` the noise of a camera flips codes, and a third to half of the operations stay."""
 
 _FRAMES = 16  # to calibrate on
@@ -43,7 +44,7 @@ def compile_file(
         out: file to write.
         weights: of a built-in network.
         calibrate: a video file or a folder of pictures.
-        codec: `exact`, `hold` or `residual`. None: the run's, or `hold` for a plain network.
+        codec: see `sparsetime.codec`. None: the run's, or the default for a plain network.
         size: (H, W) of the input, where the network comes in several.
         precision: `float32` or `int8`, which needs a clip, or the run's own training videos, for its ranges.
 
@@ -59,6 +60,7 @@ def compile_file(
     if not out.absolute().parent.is_dir():
         raise ModelError(f"--out {out}: there is no folder {out.parent}")
     model = load_model(name, weights=weights, size=size)
+    chosen = codec or DEFAULT_CODECS[precision]
     example, steps = torch.zeros(1, 3, *model.size), None
     if model.learned:
         if calibrate is not None and precision != "int8":
@@ -68,9 +70,7 @@ def compile_file(
         frames = _calibration_frames(name, model, calibrate)
         # uint8, which compile normalises as the network's `spec` says.
         steps = [torch.from_numpy(frame).permute(2, 0, 1).contiguous() for frame in frames]
-    plan = measured(
-        sparsetime.compile(model.module, example, steps=steps, codec=codec or DEFAULT_CODEC, precision=precision)
-    )
+    plan = measured(sparsetime.compile(model.module, example, steps=steps, codec=chosen, precision=precision))
     plan.save(out)
     return {
         "plan": str(out),
@@ -78,7 +78,7 @@ def compile_file(
         "input_size": list(model.size),
         "normalised": plan.input is not None,
         "precision": precision,
-        "codec": codec or model.codec or (None if model.learned else DEFAULT_CODEC),
+        "codec": codec or model.codec or (None if model.learned else chosen),
         "calibration_frames": 0 if steps is None else len(steps),
         "operations": len(plan.ops),
         "islands": [{"name": op.name, "operator": op.attributes["target"], "at": op.source} for op in plan.islands],
