@@ -102,6 +102,7 @@ CASES = {
     "depthwise": make((9, 8), 24, 24, 3, groups=24),
     "depthwise stride 2": make((9, 8), 40, 40, 3, groups=40, stride=(2, 2)),
     "depthwise 5x5": make((9, 8), 24, 24, 5, groups=24),
+    "depthwise 5x5 stride 2": make((9, 19), 24, 24, 5, groups=24, stride=(2, 2)),
     "depthwise narrow": make((9, 8), 3, 3, 3, groups=3),
     "depthwise multiplier": make((9, 8), 6, 18, 3, groups=6),
     "grouped": make((9, 8), 24, 36, 3, groups=4),

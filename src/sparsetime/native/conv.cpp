@@ -61,7 +61,7 @@ Conv::Conv(Shape in_, Shape out_, Axis rows, Axis columns, int groups, bool tran
     pointwise_ = rows_.taps == 1 && columns_.taps == 1 && rows_.den == 1 && rows_.num == 1 && columns_.den == 1 && columns_.num == 1 &&
                  in.pixels() == out.pixels() && rows_.shift[0] == 0 && columns_.shift[0] == 0;
     pack(weight, transposed);
-    zeros_.assign(size_t(std::max(in.stride() * (depthwise_ ? DEPTHWISE3_COLUMNS : 1), LANE)), 0.0f);
+    zeros_.assign(size_t(std::max(in.stride() * (depthwise_ ? DEPTHWISE_COLUMNS : 1), LANE)), 0.0f);
     const auto fan = [](const Axis& a) {
         std::vector<int32_t> reached(size_t(a.in), 0);
         for (int32_t s : a.source)
@@ -375,7 +375,7 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
     if (int(outs.size()) < chunk) outs.resize(size_t(chunk));
     const int step = columns_.den;
     Walk walk(out.width);
-    const bool runs = !mask && kh == 3 && kw == 3 && columns_.num == 1 && step <= 2 && columns_.shift[0] - columns_.shift[1] == 1;
+    const bool runs = !mask && kh == kw && (kw == 3 || kw == 5) && columns_.num == 1 && step <= 2 && columns_.shift[0] - columns_.shift[1] == 1;
     for (int start = 0; start < count; start += chunk) {
         const int n = std::min(chunk, count - start);
         int loose = 0;  // pixels for the general kernel
@@ -401,19 +401,19 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
                 general(i++);
                 continue;
             }
-            const int room = std::min({n - i, out.width - x, in.width - first < 3 ? 0 : (in.width - first - 3) / step + 1});
+            const int room = std::min({n - i, out.width - x, in.width - first < kw ? 0 : (in.width - first - kw) / step + 1});
             int length = 0;
             while (length < room && list[start + i + length] == p + length) ++length;
             if (!length) {
                 general(i++);
                 continue;
             }
-            Depthwise3Args args{length, step, {}, {}, tile_.data(), stride, sum + size_t(i) * stride};
-            for (int r = 0; r < 3; ++r) {
+            DepthwiseRowArgs args{kw, length, step, {}, {}, tile_.data(), stride, sum + size_t(i) * stride};
+            for (int r = 0; r < kh; ++r) {
                 args.rows[r] = ry[r] >= 0 ? rows + (ptrdiff_t(ry[r]) * in.width + first) * stride : zeros;
                 args.advance[r] = ry[r] >= 0 ? stride : 0;
             }
-            k.depthwise3(args);
+            k.depthwise_row(args);
             i += length;
         }
         if (loose) k.depthwise({loose, taps, pointers, tile_.data(), stride, outs.data()});

@@ -191,47 +191,49 @@ void depthwise(const DepthwiseArgs& d) {
 
 // P outputs side by side share columns of inputs and all weights. Channels are the inner loop: inputs are then read in the order in
 // which they lie, which is what brings them near in time.
-template <int S, int P>
-void depthwise3_tile(const Depthwise3Args& d, const float* const (&row)[3], float* to) {
-    constexpr int COLUMNS = (P - 1) * S + 3;
+template <int K, int S, int P>
+void depthwise_tile(const DepthwiseRowArgs& d, const float* const (&row)[K], float* to) {
+    constexpr int COLUMNS = (P - 1) * S + K;
     const ptrdiff_t stride = d.stride;
     for (ptrdiff_t c = 0; c < stride; c += VL) {
         Vec sum[P] = {};
         const float* w = d.w + c;
 #pragma GCC unroll 1
-        for (int y = 0; y < 3; ++y, w += 3 * stride) {
+        for (int y = 0; y < K; ++y) {
             const float* in = row[y] + c;
-            const Vec w0 = load(w), w1 = load(w + stride), w2 = load(w + 2 * stride);
             Vec x[COLUMNS];
             for (int j = 0; j < COLUMNS; ++j, in += stride) x[j] = load(in);
-            for (int i = 0; i < P; ++i) sum[i] += x[i * S] * w0;
-            for (int i = 0; i < P; ++i) sum[i] += x[i * S + 1] * w1;
-            for (int i = 0; i < P; ++i) sum[i] += x[i * S + 2] * w2;
+            for (int k = 0; k < K; ++k, w += stride) {
+                const Vec weight = load(w);
+                for (int i = 0; i < P; ++i) sum[i] += x[i * S + k] * weight;
+            }
         }
         float* out = to + c;
         for (int i = 0; i < P; ++i, out += stride) store(out, sum[i]);
     }
 }
 
-template <int S>
-void depthwise3_of(const Depthwise3Args& d) {
+template <int K, int S>
+void depthwise_row_of(const DepthwiseRowArgs& d) {
     constexpr int P = 4;
-    const float* row[3] = {d.rows[0], d.rows[1], d.rows[2]};
+    static_assert((P - 1) * S + K <= DEPTHWISE_COLUMNS);
+    const float* row[K];
+    for (int y = 0; y < K; ++y) row[y] = d.rows[y];
     float* out = d.out;
     const auto step = [&](int pixels) {
-        for (int y = 0; y < 3; ++y) row[y] += pixels * S * ptrdiff_t(d.advance[y]);
+        for (int y = 0; y < K; ++y) row[y] += pixels * S * ptrdiff_t(d.advance[y]);
         out += pixels * ptrdiff_t(d.stride);
     };
     int left = d.pixels;
-    for (; left >= P; left -= P, step(P)) depthwise3_tile<S, P>(d, row, out);
-    if (left == 3) depthwise3_tile<S, 3>(d, row, out);
-    if (left == 2) depthwise3_tile<S, 2>(d, row, out);
-    if (left == 1) depthwise3_tile<S, 1>(d, row, out);
+    for (; left >= P; left -= P, step(P)) depthwise_tile<K, S, P>(d, row, out);
+    if (left == 3) depthwise_tile<K, S, 3>(d, row, out);
+    if (left == 2) depthwise_tile<K, S, 2>(d, row, out);
+    if (left == 1) depthwise_tile<K, S, 1>(d, row, out);
 }
 
-void depthwise3(const Depthwise3Args& d) {
-    if (d.step == 1) return depthwise3_of<1>(d);
-    depthwise3_of<2>(d);
+void depthwise_row(const DepthwiseRowArgs& d) {
+    if (d.taps == 3) return d.step == 1 ? depthwise_row_of<3, 1>(d) : depthwise_row_of<3, 2>(d);
+    d.step == 1 ? depthwise_row_of<5, 1>(d) : depthwise_row_of<5, 2>(d);
 }
 
 }  // namespace
@@ -243,7 +245,7 @@ extern const FrameKernels SPARSETIME_FRAMES;
 extern const RowKernels SPARSETIME_ROWS;
 extern const IntKernels SPARSETIME_INTEGERS;
 extern const Kernels SPARSETIME_TABLE;
-const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, GROUP, tile_any, runs, depthwise, depthwise3, &SPARSETIME_ENCODERS,
+const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, GROUP, tile_any, runs, depthwise, depthwise_row, &SPARSETIME_ENCODERS,
                                   &SPARSETIME_FRAMES,        &SPARSETIME_ROWS, &SPARSETIME_INTEGERS};
 
 }  // namespace sparsetime

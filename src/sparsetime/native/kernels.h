@@ -64,16 +64,17 @@ struct DepthwiseArgs {
     float* const* out;      // [pixels]
 };
 
-constexpr int DEPTHWISE3_COLUMNS = 9;  // most that one step of `depthwise3` reads
+constexpr int DEPTHWISE_COLUMNS = 11;  // most that one step of `depthwise_row` reads
 
-// Depthwise 3x3 of outputs next to each other in a row, whose columns all lie inside the map: output i reads input columns
-// i * step + {0, 1, 2}.
-struct Depthwise3Args {
+// Depthwise 3x3 or 5x5 of outputs next to each other in a row, whose columns all lie inside the map: output i reads input columns
+// i * step + {0, 1, ...}.
+struct DepthwiseRowArgs {
+    int taps;                // 3 or 5
     int pixels;
     int step;                // 1 or 2
-    const float* rows[3];    // first input pixel of each row
-    int advance[3];          // floats from pixel to pixel: stride, or 0 for a row of DEPTHWISE3_COLUMNS zero pixels outside the map
-    const float* w;          // [9][stride]
+    const float* rows[5];    // first input pixel of each row
+    int advance[5];          // floats from pixel to pixel: stride, or 0 for a row of DEPTHWISE_COLUMNS zero pixels outside the map
+    const float* w;          // [taps * taps][stride]
     int stride;
     float* out;              // [pixels][stride]
 };
@@ -184,7 +185,7 @@ struct Kernels {
     void (*tile)(int pixels, int vectors, const TileArgs&);
     void (*runs)(const RunArgs&);
     void (*depthwise)(const DepthwiseArgs&);
-    void (*depthwise3)(const Depthwise3Args&);
+    void (*depthwise_row)(const DepthwiseRowArgs&);
     const Encoders* encoders;
     const FrameKernels* frames;
     const RowKernels* rows;
