@@ -101,39 +101,39 @@ void compare_of(FrameArgs& all) {
     all.events = f.events;
 }
 
-// `pixel`: in most frames most pixels are not sent, and nothing is written for them.
+// `pixel`: sums over channels of neighbouring lanes, of which those count that start a pixel.
 void compare_pixels(FrameArgs& all) {
-    FrameArgs f = all;
+    FrameArgs f = all;  // a copy that no store can alias
     const int C = f.channels;
-    const uint64_t whole = (uint64_t(1) << C) - 1;
+    uint64_t starts = 0;
+    for (int p = 0; p < VL; ++p) starts |= uint64_t(1) << (p * C);
     for (int i = 0; i < f.pixels; i += VL) {
         const int pixels = f.pixels - i < VL ? f.pixels - i : VL;
         const int elements = pixels * C;
         const float* y = f.y + i * C;
         float* v = f.value + ptrdiff_t(i) * C;
         const float* inverse = f.step_map ? f.step + ptrdiff_t(i) * C : f.step;
-        // A mean above 1 has a term above 1: where no lane has one nothing is sent, which holds for most of a still picture.
-        float squares[NARROW * VL];
-        uint64_t lanes = 0;
+        float squares[NARROW * VL + NARROW];
         if (pixels == VL) {
-            for (int k = 0; k < C; ++k) {
-                const Vec scaled = (load(y + k * VL) - load(v + k * VL)) * load(inverse + k * VL);
-                store(squares + k * VL, scaled * scaled);
-                lanes |= lanes_of(max(scaled * scaled - 1.0f, Vec{})) << (k * VL);
+            for (int k = 0; k < elements; k += VL) {
+                const Vec scaled = (load(y + k) - load(v + k)) * load(inverse + k);
+                store(squares + k, scaled * scaled);
             }
         } else {
-            for (int k = 0; k < elements; ++k) {
-                const float scaled = (y[k] - v[k]) * inverse[k];
+            for (int k = 0; k < VL * C; ++k) {
+                const float scaled = k < elements ? (y[k] - v[k]) * inverse[k] : 0.0f;
                 squares[k] = scaled * scaled;
-                lanes |= uint64_t(squares[k] > 1.0f) << k;
             }
         }
-        while (lanes) {
+        for (int k = 0; k < NARROW; ++k) squares[VL * C + k] = 0.0f;
+        uint64_t lanes = 0;
+        for (int k = 0; k < C; ++k) {
+            Vec far = load(squares + k * VL);
+            for (int c = 1; c < C; ++c) far += load(squares + k * VL + c);
+            lanes |= lanes_of(max(far - float(C), Vec{})) << (k * VL);
+        }
+        for (lanes &= starts; lanes; lanes &= lanes - 1) {
             const int p = __builtin_ctzll(lanes) / C;
-            lanes &= ~(whole << (p * C));
-            float far = 0.0f;
-            for (int c = 0; c < C; ++c) far += squares[p * C + c];
-            if (!(far > float(C))) continue;
             const int32_t pixel = f.first + i + p;
             int any = 0;
             for (int c = 0; c < C; ++c) {
