@@ -4,8 +4,8 @@
     python benchmarks/real_streams.py time --data ../shared/data --out runs/streams
     python benchmarks/real_streams.py table --out runs/streams --markdown streams.md --svg docs/streams.svg
 
-No training and no labels: thresholds, by element (`hold`) or by pixel (`pixel`), are a share of each layer's range, found
-on 16 frames spread over the video. Three things are compared with the dense network on the same frame, as docs/run.md
+No training and no labels: thresholds, by element (`hold`) or by pixel (`pixel`), are a share of each layer's range,
+found on 16 frames spread over the video. Three things are compared with the dense network on the same frame, as docs/run.md
 defines it:
 
     stream      one for each threshold, never flushed after its first frame, or whenever its changes have asked for the

@@ -5,7 +5,7 @@
 The run is compiled to a plan and every video of the split goes through one stream, which is flushed at its first frame
 and after that as `--flush` says (see `sparsetime.Stream`; 0: never, 1: what `sparsetime run` does). The dense network
 is the same one without codecs, in the fastest runtime that is installed, with `--precision int8` the fastest of those
-that run it in int8; stream and dense take turns frame by frame. The class of a video is the arg-max of the mean of the
+that run it in int8; stream and dense take turns clip by clip. The class of a video is the arg-max of the mean of the
 probabilities over its frames. Controls: `frozen` keeps the first dense answer, `skipping` computes densely every k-th
 frame, k such that it takes as long as the stream.
 """
@@ -70,11 +70,19 @@ def fastest_int8(plan: Plan, shots: list[np.ndarray], threads: int) -> Dense:
 
 
 def measure(
-    run: Path, data: Path, split: str, threads: int, flush: float, frames: int | None, precision: str = "float32"
+    run: Path,
+    data: Path,
+    split: str,
+    threads: int,
+    flush: float,
+    frames: int | None,
+    precision: str = "float32",
+    codec: str | None = None,
+    levels: float | None = None,
 ) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.plan"
-        compile_file(str(run), file, precision=precision)
+        compile_file(str(run), file, precision=precision, codec=codec, levels=levels)
         plan = Plan.load(file)
     classes = read_config(run)["classes"]
     size = plan.input_shape[2:]
@@ -91,20 +99,20 @@ def measure(
             int8 = precision == "int8"
             dense = fastest_int8(plan, shots[:8], threads) if int8 else dense_network(plan, shots[0], threads)
         stream.reset()
-        answers: list[tuple[np.ndarray, np.ndarray]] = []
-        for t, shot in enumerate(shots):
-            begin = time.perf_counter_ns()
-            y = stream(shot)
-            middle = time.perf_counter_ns()
-            z = dense.run(shot)[0]
-            end = time.perf_counter_ns()
-            answers.append((softmax(np.ravel(y)), softmax(np.ravel(z))))
-            if t:
-                times.append((middle - begin, end - middle))
-                statistics_of_frames.append(dict(stream.stats))
+        spent_here: list[list[int]] = []
+        for call, found in ((stream, ours), (lambda shot, run=dense.run: run(shot)[0], theirs)):
+            answers, taken = [], []
+            for t, shot in enumerate(shots):
+                begin = time.perf_counter_ns()
+                y = call(shot)
+                taken.append(time.perf_counter_ns() - begin)
+                answers.append(softmax(np.ravel(y)))
+                if t and call is stream:
+                    statistics_of_frames.append(dict(stream.stats))
+            found.append(np.stack(answers))
+            spent_here.append(taken[1:])
+        times += zip(*spent_here, strict=True)
         labels.append(classes.index(clip.label))
-        ours.append(np.stack([a for a, _ in answers]))
-        theirs.append(np.stack([a for _, a in answers]))
     spent, spent_dense = (sum(pair[k] for pair in times) for k in (0, 1))
     ratios = statistics.quantiles([b / a for a, b in times], n=4)
     assert dense is not None
@@ -138,10 +146,12 @@ def main() -> None:
     parser.add_argument("--flush", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--frames", type=int, help="of each video, at most")
     parser.add_argument("--precision", choices=("float32", "int8"), default="float32")
+    parser.add_argument("--codec", help="another one than the run's")
+    parser.add_argument("--levels", type=float, help="of a run without thresholds of its own, see `sparsetime.compile`")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     rows = [
-        measure(run, args.data, args.split, n, flush, args.frames, args.precision)
+        measure(run, args.data, args.split, n, flush, args.frames, args.precision, args.codec, args.levels)
         for n in args.threads
         for flush in args.flush
         for run in args.runs

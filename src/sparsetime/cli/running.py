@@ -65,6 +65,12 @@ def compile_command(
         Literal["exact", "hold", "pixel", "residual"] | None,
         typer.Option(help="How changes are sent.  [default: the run's; pixel for a plain network, in int8 hold]"),
     ] = None,
+    levels: Annotated[
+        float | None,
+        typer.Option(
+            min=1, help="A step or threshold is this part of its layer's range.  [default: by codec, 64 or 100]"
+        ),
+    ] = None,
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Size of the network's input, height first.  [default: its own]")
     ] = None,
@@ -81,7 +87,14 @@ def compile_command(
 
     make_folder_of(json_file)
     result = compile_file(
-        model, out, weights=weights, calibrate=calibrate, codec=codec, size=parse_size(size), precision=precision
+        model,
+        out,
+        weights=weights,
+        calibrate=calibrate,
+        codec=codec,
+        levels=levels,
+        size=parse_size(size),
+        precision=precision,
     )
     finish(result, json_file)
     if not result["normalised"]:

@@ -31,6 +31,7 @@ def compile_file(
     weights: Path | None = None,
     calibrate: str | None = None,
     codec: str | None = None,
+    levels: float | None = None,
     size: tuple[int, int] | None = None,
     precision: str = "float32",
 ) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def compile_file(
         weights: of a built-in network.
         calibrate: a video file or a folder of pictures.
         codec: see `sparsetime.codec`. None: the run's, or the default for a plain network.
+        levels: into how many parts the range of a value is divided, see `sparsetime.compile`; of a plain network.
         size: (H, W) of the input, where the network comes in several.
         precision: `float32` or `int8`, which needs a clip, or the run's own training videos, for its ranges.
 
@@ -65,12 +67,16 @@ def compile_file(
     if model.learned:
         if calibrate is not None and precision != "int8":
             raise ModelError(f"model {name} has learned its steps; leave out --calibrate")
+        if levels is not None:
+            raise ModelError(f"model {name} has learned its steps; leave out --levels")
         _set_codec(model, codec)
     if not model.learned or precision == "int8":
         frames = _calibration_frames(name, model, calibrate)
         # uint8, which compile normalises as the network's `spec` says.
         steps = [torch.from_numpy(frame).permute(2, 0, 1).contiguous() for frame in frames]
-    plan = measured(sparsetime.compile(model.module, example, steps=steps, codec=chosen, precision=precision))
+    plan = measured(
+        sparsetime.compile(model.module, example, steps=steps, codec=chosen, levels=levels, precision=precision)
+    )
     plan.save(out)
     return {
         "plan": str(out),
