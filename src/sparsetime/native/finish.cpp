@@ -459,11 +459,40 @@ void settle_rows(FinishArgs& all) {
     all.events = events;
 }
 
+// The first frame of a stream: values are written and nothing is read.
+template <Act A, Encode E>
+void write_rows(FinishArgs& f) {
+    const int whole = f.channels / VL, rest = f.channels % VL;
+    for (int i = 0; i < f.pixels; ++i) {
+        const ptrdiff_t p = f.pixel[i];
+        const float* sum = f.sum + f.at[i];
+        float* value = f.value + p * f.stride;
+        float* z = f.z ? f.z + p * f.stride : nullptr;
+        const float* step = f.step_map ? f.step + p * f.stride : f.step;
+        const float* extra = f.extra ? f.extra + p * f.stride : nullptr;
+        const auto write = [&](int b) {
+            const int c = b * VL;
+            Vec y = load(f.bias + c) + (extra ? load(sum + b * f.block) + load(extra + c) : load(sum + b * f.block));
+            if (z) store(z + c, y);
+            y = activate<A>(y, f.act, f.act_a, f.act_b);
+            if constexpr (E == Encode::exact) y = load(step + c) * round_even(min(max(y / load(step + c), splat(f.low)), splat(f.high)));
+            store(value + c, rest && b == whole ? choose(first(rest), y, Vec{}) : y);
+        };
+        for (int b = 0; b < whole; ++b) write(b);
+        if (rest) write(whole);
+        f.active[f.active_count] = int32_t(p);
+        f.tally[f.active_count++] = f.channels;
+        f.mask[p] = 1;
+    }
+    f.events += int64_t(f.pixels) * f.channels;
+}
+
 void finish(FinishArgs& f) {
     by_codec(f, [&](auto act, auto encode) {
         constexpr Act A = decltype(act)::value;
         constexpr Encode E = decltype(encode)::value;
         if (f.stride % LANE) finish_narrow<E>(f);
+        else if (f.flush) write_rows<A, E == Encode::exact ? E : Encode::change>(f);
         else if (E != Encode::pixel && f.replace && !f.rows && !f.place) settle_rows<A, E == Encode::linear || E == Encode::pixel ? Encode::change : E>(f);
         else finish_rows<A, E>(f);
     });

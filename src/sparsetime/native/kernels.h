@@ -118,6 +118,7 @@ struct FinishArgs {
     ptrdiff_t block;        // floats from one vector of sums to the next
     bool clear;             // leave zeros behind in `sum`
     bool replace;           // z = bias + sum instead of z += sum (dense path)
+    bool flush;             // `replace`, and whatever value there was before does not count; codecs are `change`, `exact` or `linear`
     const float* extra;     // rows added to the sums (residual input), or null; of the pixels of extra_mask, or of all
     const uint8_t* extra_mask;
     int channels, stride;

@@ -18,6 +18,7 @@ void Stream::split(const Node& node, int output, const int32_t* list, int count,
     const Shape& map = change.shape;
     FinishArgs base{};
     base.replace = replace;
+    base.flush = flush_;
     base.channels = map.channels;
     base.stride = map.stride();
     base.act = node.act;

@@ -291,7 +291,7 @@ bool Stream::run(const Frame& frame) {
     refresh_ = false;
     if (flush_)
         for (State& s : states_) {
-            std::fill(s.value.begin(), s.value.end(), 0.0f);
+            if (program_->integer) std::fill(s.value.begin(), s.value.end(), 0.0f);
             s.want_rows = s.want_events = true;
         }
     if (flush_) forget_codes();
