@@ -5,8 +5,8 @@
     python benchmarks/real_streams.py table --out runs/streams --markdown streams.md --svg docs/streams.svg
 
 No training and no labels: thresholds, by element (`hold`) or by pixel (`pixel`), are a share of each layer's range,
-found on 16 frames spread over the video. Three things are compared with the dense network on the same frame, as docs/run.md
-defines it:
+found on 16 frames spread over the video. Three things are compared with the dense network on the same frame, as
+docs/run.md defines it:
 
     stream      one for each threshold, never flushed after its first frame, or whenever its changes have asked for the
                 operations of a dense frame (`flush 1`, as `sparsetime run` does)

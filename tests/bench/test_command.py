@@ -48,7 +48,7 @@ def test_network(app: typer.Typer, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     (row,) = json.loads(file.read_text())["controlled"]
     assert row["network"] == "small_cnn"
-    assert f"| small_cnn | clustered, 10% | float32 | 1 | {row['op_density']:.3f} |" in result.stdout
+    assert f"| small_cnn | pixel, clustered, 10% | float32 | 1 | {row['op_density']:.3f} |" in result.stdout
 
 
 def test_only_takes_names_and_parts_of_names() -> None:

@@ -18,9 +18,10 @@ SHAPE = (1, 3, 32, 32)
 FRAMES = there_and_back(SHAPE, "elements", 0.1)
 
 
-@pytest.fixture
-def stream() -> Stream:
-    plan = sparsetime.compile(network.made("small_cnn", SHAPE[2:]), torch.zeros(SHAPE), codec="hold", steps=1.0)
+@pytest.fixture(params=["hold", "pixel"])
+def stream(request: pytest.FixtureRequest) -> Stream:
+    module = network.made("small_cnn", SHAPE[2:])
+    plan = sparsetime.compile(module, torch.zeros(SHAPE), codec=request.param, steps=1.0)
     made = with_density(plan, FRAMES, 0.1).stream()
     for frame in FRAMES:
         made(frame)
@@ -32,7 +33,7 @@ def test_a_right_one_passes(stream: Stream) -> None:
         assert verify(stream, frame) < 1e-5
 
 
-@pytest.mark.parametrize("codec", ["exact", "residual"])
+@pytest.mark.parametrize("codec", ["exact", "pixel", "residual"])
 def test_other_codecs(codec: str) -> None:
     module = network.made("small_cnn", SHAPE[2:])
     made = sparsetime.compile(module, torch.from_numpy(FRAMES[0]), codec=codec).stream()

@@ -1,7 +1,7 @@
 """A network in which every layer sends a stated share, so that a stream through it runs at a stated density.
 
-Thresholds are found by iteration. All codecs are `hold` with one threshold; the clip is run, the share that each codec
-sends is counted, and its threshold moved:
+Thresholds are found by iteration. All codecs are `hold` or `pixel` with one threshold; the clip is run, the share that
+each codec sends is counted, and its threshold moved:
 
     threshold' = threshold * (share / wanted)^p      p = 0.3, less from round to round
 
@@ -83,11 +83,11 @@ def with_density(plan: Plan, frames: Sequence[Array], wanted: float, *, rounds: 
 
     Both are within a few percent of each other: inputs that are joined from several values, or are a part of one, may
     hold another share than the codecs sent. Where less changes even without a threshold, the threshold goes towards 0
-    and the share stays below. All codecs of the plan must be `hold`. Deep networks do not always settle: then the
-    round with the nearest density is what is returned.
+    and the share stays below. All codecs of the plan must be `hold` or `pixel`. Deep networks do not always settle:
+    then the round with the nearest density is what is returned.
 
     Args:
-        plan: from `sparsetime.compile(..., codec="hold")`.
+        plan: from `sparsetime.compile`, see above.
         frames: the clip that is then timed, over and over.
         wanted: density of operations; 1 and more gives thresholds of 0.
         rounds: runs of the clip, at most.

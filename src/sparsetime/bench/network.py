@@ -62,7 +62,7 @@ CASES = (
 
 
 class Settings(NamedTuple):
-    """What all parts share; see `take_turns` for the last three."""
+    """What all parts share; see `take_turns` for rounds, repeats and clock. The codec is that of float32 plans."""
 
     threads: Sequence[int] = (1, 2)
     precisions: Sequence[Precision] = ("float32",)
@@ -70,6 +70,7 @@ class Settings(NamedTuple):
     rounds: int = 12
     repeats: int = 4
     clock: Clock = "wall"
+    codec: str = "pixel"
 
 
 DEFAULTS = Settings()
@@ -202,7 +203,8 @@ def controlled(
     arena = _Arena(module, noise, settings)
     rows: list[dict[str, Any]] = []
     for precision in [p for p in settings.precisions if p != "bfloat16"]:
-        plan = _with_codecs(module, noise, precision)
+        codec = settings.codec if precision == "float32" else "hold"
+        plan = _with_codecs(module, noise, precision, codec)
         for pattern in patterns:
             for density in densities:
                 area = min(1.0, density * _BLOB) if pattern == "clustered" else density
@@ -210,6 +212,7 @@ def controlled(
                 prepared = with_density(plan, frames, density)
                 for threads in settings.threads:
                     row = {"network": case.network, "size": list(case.size), "pattern": pattern, "density": density}
+                    row["codec"] = codec
                     row["target"] = (case.targets if precision == "float32" else case.int8_targets).get(density)
                     row |= arena.race(prepared, frames, threads)
                     row["weight_bytes"] = prepared.weight_bytes
@@ -218,10 +221,10 @@ def controlled(
     return rows
 
 
-def _with_codecs(module: nn.Module, frames: Sequence[Array], precision: Precision) -> Plan:
+def _with_codecs(module: nn.Module, frames: Sequence[Array], precision: Precision, codec: str) -> Plan:
     """A plan with thresholds still to be found; of int8, with the ranges of some frames."""
     steps = 1.0 if precision == "float32" else [torch.from_numpy(frame) for frame in frames[:4]]
-    return sparsetime.compile(module, torch.from_numpy(frames[0]), codec="hold", steps=steps, precision=precision)
+    return sparsetime.compile(module, torch.from_numpy(frames[0]), codec=codec, steps=steps, precision=precision)
 
 
 def growth(
@@ -236,7 +239,7 @@ def growth(
     """
     module = made(case.network, case.size)
     shape = (1, 3, *case.size)
-    plan = sparsetime.compile(module, torch.zeros(shape), codec="hold", steps=1.0)
+    plan = sparsetime.compile(module, torch.zeros(shape), codec=settings.codec, steps=1.0)
     plan = with_density(plan, there_and_back(shape, "clustered", 0.1), 0.1)
     arena = _Arena(module, there_and_back(shape, "elements", 1.0), settings)
     rows: list[dict[str, Any]] = []
@@ -270,7 +273,7 @@ def still(
     """A still frame, again and again: what is left of the cost when nothing changes."""
     module = made(network, size)
     shape = (1, 3, *size)
-    plan = sparsetime.compile(module, torch.zeros(shape), codec="hold", steps=1e-3)
+    plan = sparsetime.compile(module, torch.zeros(shape), codec=settings.codec, steps=1e-3)
     frames = there_and_back(shape, "elements", 0.0)
     arena = _Arena(module, frames, settings)
     rows: list[dict[str, Any]] = []
@@ -290,7 +293,7 @@ def start(network: str = "mobilenet_v2") -> dict[str, float]:
     module = networks.create(network).eval()
     frame = torch.randn(1, 3, *module.spec.input_size)
     begin = time.perf_counter()
-    plan = sparsetime.compile(module, frame, codec="hold")
+    plan = sparsetime.compile(module, frame, codec=DEFAULTS.codec)
     compiled = time.perf_counter() - begin
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.plan"
@@ -347,7 +350,7 @@ def clips(
 
 def _line(row: Mapping[str, Any]) -> str:
     ours, dense = row["time_ms"][OURS]["median"], row["time_ms"][row["fastest"]]["median"]
-    what = row.get("clip") or f"{row['pattern']} {row['density']:.0%}"
+    what = row.get("clip") or f"{row['codec']}, {row['pattern']} {row['density']:.0%}"
     return (
         f"{row['network']}, {what}, {row['precision']}, {row['threads']} threads: {ours:.2f} ms, "
         f"{row['fastest']} {dense:.2f} ms, {row['speedup']['median']:.2f}x "
@@ -364,7 +367,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     for row in rows:
         speedup, target = row["speedup"], row.get("target") or 0.0
-        what = row.get("clip") or f"{row['pattern']}, {row['density']:.0%}"
+        what = row.get("clip") or f"{row['codec']}, {row['pattern']}, {row['density']:.0%}"
         figure = f"{speedup['median']:.2f}x" + (f" (of {target:g}x)" if speedup["median"] < target else "")
         cells = [
             row["network"],

@@ -20,8 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from sparsetime.bench.opponents import DisagreementError, distance
+from sparsetime.codec import LEAST_THRESHOLD
 from sparsetime.engine import Op, Plan, Stream
-from sparsetime.engine.plan import LINEAR
+from sparsetime.engine.plan import LINEAR, channel_axis
 from sparsetime.engine.reference import Reference, activate, encode
 
 __all__ = ["verify"]
@@ -102,7 +103,16 @@ def _value(plan: Plan, op: Op, z: torch.Tensor, before: Array, after: Array) -> 
         return distance([after], [y.numpy()])
     step = torch.from_numpy(threshold.copy())
     little = _ROUNDING * max(float(y.abs().max()), 1e-30)
-    below, above = (encode(y + e, old, op.codec, step) for e in (-little, little))
-    either = ((above - below).abs() > 3 * little).numpy()
+    if op.codec is not None and op.codec["kind"] == "pixel":
+        inverse = step.clamp_min(LEAST_THRESHOLD).reciprocal()
+        axis = channel_axis(tuple(y.shape))
+        least, most = (
+            ((y - old).abs() + e).clamp_min(0).mul(inverse).square().sum(axis, keepdim=True) for e in (-little, little)
+        )
+        channels = y.shape[axis]
+        either = ((least <= channels) & (most >= channels) & ((y - old).abs() > 3 * little)).numpy()
+    else:
+        below, above = (encode(y + e, old, op.codec, step) for e in (-little, little))
+        either = ((above - below).abs() > 3 * little).numpy()
     expected = encode(y, old, op.codec, step).numpy()
     return distance([np.where(either, 0, after)], [np.where(either, 0, expected)])

@@ -127,6 +127,7 @@ def network_command(
     density: DensityOption = None,
     threads: ThreadsOption = [1, 2],  # noqa: B006
     precision: PrecisionOption = ALL_PRECISIONS,
+    codec: Annotated[Literal["hold", "pixel"], typer.Option(help="Of the streams in float32.")] = "pixel",
     compiled: Annotated[bool, typer.Option(help="PyTorch compiled too: needs a C++ compiler, and minutes.")] = True,
     rounds: RoundsOption = 12,
     clock: ClockOption = "wall",
@@ -144,7 +145,7 @@ def network_command(
     from sparsetime.bench.machine import machine
 
     make_folder_of(json_file)
-    settings = network.Settings(threads, _values(precision), compiled, rounds, clock=clock)
+    settings = network.Settings(threads, _values(precision), compiled, rounds, clock=clock, codec=codec)
     result: dict[str, Any] = {"machine": machine(), "rounds": rounds, "clock": clock}
     if plan is not None:
         if model is None or not video:
