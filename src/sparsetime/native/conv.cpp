@@ -225,21 +225,13 @@ int touched_outputs(const Axis& rows_, const Axis& columns_, const Shape& in, co
     return found;
 }
 
-// Touched outputs in chunks; per chunk a panel of weights at a time over groups of pixels that fill the register tile.
-void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
+// Sums of n pixels, `row` floats from one to the next, in the channels of panels [first, last): a panel of weights at a time over groups
+// of pixels that fill the register tile.
+void Conv::sums(const float* rows, const uint8_t* mask, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws) const {
     const Kernels& k = *kernels_;
-    const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw, C = in.channels;
+    const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw, C = in.channels, limit = k.tile_pixels;
     const int sums = round_up(out.channels, LANE);
-    const int limit = k.tile_pixels;
-    // Large weights pass by once a chunk: the larger they are, the longer the chunk.
-    // Where all fit the first cache, sums should too.
-    const size_t bytes = tile_.size() * sizeof(float);
-    const int wanted = bytes <= 512 * 1024 ? 16 * limit : 64 * limit;
-    const int chunk = std::max(limit, std::min(wanted, (bytes <= 24 * 1024 ? 5 : 128) * 1024 / sums / limit * limit));
-    float* sum = sized(ws.sum, size_t(chunk) * sums);
-    int32_t* at = sized(ws.at, size_t(chunk));
-    for (int i = 0; i < chunk; ++i) at[i] = i * sums;
-    const int max_groups = chunk / limit + 1;
+    const int max_groups = n / limit + 1;
     const float** pointers = sized(ws.pointers, size_t(max_groups) * taps * limit);
     int32_t* segments = sized(ws.segments, size_t(max_groups) * (taps + 2));
     const float** weights = sized(ws.weights, size_t(taps));
@@ -249,115 +241,142 @@ void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, i
     // Few channels: a row of the kernel is one segment, since its pixels lie side by side; where some lie outside, of a copy.
     const bool patches = C <= NARROW && taps > 1;
     const int patch = taps * C;
-    float* patched = patches ? sized(ws.patches, size_t(chunk) * patch) : nullptr;
+    float* patched = patches ? sized(ws.patches, size_t(n) * patch) : nullptr;
     const int terms = patches ? kw * C : C;  // of a segment
     const int depth_chunk = std::min(terms, 768);
     Walk walk(out.width);
-
-    for (int start = 0; start < count; start += chunk) {
-        const int n = std::min(chunk, count - start);
-        const int groups = (n + limit - 1) / limit;
-        for (int g = 0; g < groups; ++g) {
-            const int from = int(int64_t(n) * g / groups), m = int(int64_t(n) * (g + 1) / groups) - from;
-            int32_t* seg = segments + size_t(g) * (taps + 1);
-            const float** ptr = pointers + size_t(g) * taps * limit;
-            int found = 0;
-            if (pointwise_ && C > NARROW) {
-                for (int i = 0; i < m; ++i) {
-                    const int p = list[start + from + i];
-                    ptr[i] = !mask || mask[p] ? rows + ptrdiff_t(p) * in.stride() : zeros;
-                }
-                seg[0] = 1;
-                seg[1] = 0;
-                continue;
-            }
-            const int32_t* ry[MAX_TILE];
-            const int32_t* rx[MAX_TILE];
+    const int groups = (n + limit - 1) / limit;
+    for (int g = 0; g < groups; ++g) {
+        const int from = int(int64_t(n) * g / groups), m = int(int64_t(n) * (g + 1) / groups) - from;
+        int32_t* seg = segments + size_t(g) * (taps + 1);
+        const float** ptr = pointers + size_t(g) * taps * limit;
+        int found = 0;
+        if (pointwise_ && C > NARROW) {
             for (int i = 0; i < m; ++i) {
-                const int p = list[start + from + i];
-                walk.to(p);
-                ry[i] = &rows_.source[size_t(walk.y) * kh];
-                rx[i] = &columns_.source[size_t(p - walk.start) * kw];
+                const int p = pixel[from + i];
+                ptr[i] = !mask || mask[p] ? rows + ptrdiff_t(p) * in.stride() : zeros;
             }
-            if (patches) {
-                for (int i = 0; i < m; ++i) {
-                    float* to = patched + size_t(from + i) * patch;
-                    const bool beside = !mask && rx[i][0] >= 0 && rx[i][kw - 1] == rx[i][0] + kw - 1;
-                    if (beside && ry[i][0] >= 0 && ry[i][kh - 1] == ry[i][0] + kh - 1) {
-                        const float* x = rows + (ptrdiff_t(ry[i][0]) * in.width + rx[i][0]) * C;
-                        for (int ky = 0; ky < kh; ++ky, x += ptrdiff_t(in.width) * C) ptr[ky * m + i] = x;
+            seg[0] = 1;
+            seg[1] = 0;
+            continue;
+        }
+        const int32_t* ry[MAX_TILE];
+        const int32_t* rx[MAX_TILE];
+        for (int i = 0; i < m; ++i) {
+            const int p = pixel[from + i];
+            walk.to(p);
+            ry[i] = &rows_.source[size_t(walk.y) * kh];
+            rx[i] = &columns_.source[size_t(p - walk.start) * kw];
+        }
+        if (patches) {
+            for (int i = 0; i < m; ++i) {
+                float* to = patched + size_t(from + i) * patch;
+                const bool beside = !mask && rx[i][0] >= 0 && rx[i][kw - 1] == rx[i][0] + kw - 1;
+                if (beside && ry[i][0] >= 0 && ry[i][kh - 1] == ry[i][0] + kh - 1) {
+                    const float* x = rows + (ptrdiff_t(ry[i][0]) * in.width + rx[i][0]) * C;
+                    for (int ky = 0; ky < kh; ++ky, x += ptrdiff_t(in.width) * C) ptr[ky * m + i] = x;
+                    continue;
+                }
+                for (int ky = 0; ky < kh; ++ky, to += kw * C) {
+                    const int y = ry[i][ky];
+                    if (y >= 0 && beside) {
+                        ptr[ky * m + i] = rows + (ptrdiff_t(y) * in.width + rx[i][0]) * C;
                         continue;
                     }
-                    for (int ky = 0; ky < kh; ++ky, to += kw * C) {
-                        const int y = ry[i][ky];
-                        if (y >= 0 && beside) {
-                            ptr[ky * m + i] = rows + (ptrdiff_t(y) * in.width + rx[i][0]) * C;
-                            continue;
-                        }
-                        ptr[ky * m + i] = to;
-                        for (int kx = 0; kx < kw; ++kx) {
-                            const ptrdiff_t p = ptrdiff_t(y) * in.width + rx[i][kx];
-                            const bool live = (y | rx[i][kx]) >= 0 && (!mask || mask[p]);
-                            for (int c = 0; c < C; ++c) to[kx * C + c] = live ? rows[p * C + c] : 0.0f;
-                        }
+                    ptr[ky * m + i] = to;
+                    for (int kx = 0; kx < kw; ++kx) {
+                        const ptrdiff_t p = ptrdiff_t(y) * in.width + rx[i][kx];
+                        const bool live = (y | rx[i][kx]) >= 0 && (!mask || mask[p]);
+                        for (int c = 0; c < C; ++c) to[kx * C + c] = live ? rows[p * C + c] : 0.0f;
                     }
                 }
-                seg[0] = kh;
-                for (int ky = 0; ky < kh; ++ky) seg[1 + ky] = ky * kw;
-                continue;
             }
-            for (int ky = 0; ky < kh; ++ky)
-                for (int kx = 0; kx < kw; ++kx) {
-                    bool any = false;
-                    for (int i = 0; i < m; ++i) {
-                        const int y = ry[i][ky], x = rx[i][kx];
-                        const ptrdiff_t p = ptrdiff_t(y) * in.width + x;
-                        const bool live = (y | x) >= 0 && (!mask || mask[p]);
-                        inputs[i] = live ? rows + p * in.stride() : zeros;
-                        any |= live;
-                    }
-                    if (!any) continue;
-                    for (int i = 0; i < m; ++i) ptr[found * m + i] = inputs[i];
-                    seg[1 + found++] = ky * kw + kx;
-                }
-            seg[0] = found;
+            seg[0] = kh;
+            for (int ky = 0; ky < kh; ++ky) seg[1 + ky] = ky * kw;
+            continue;
         }
-        const float* panel = tile_.data();
-        int column = 0;
-        for (int vectors : panels_) {
-            const int wide = vectors * width_;
-            const int tap_step = patches ? taps : std::max(1, PANEL_FLOATS / (depth_chunk * wide));
-            bool accumulate = false;
-            for (int c = 0; c < terms; c += depth_chunk) {
-                const int depth = std::min(depth_chunk, terms - c);
-                for (int t = 0; t < taps; t += tap_step) {
-                    for (int g = 0; g < groups; ++g) {
-                        const int from = int(int64_t(n) * g / groups), m = int(int64_t(n) * (g + 1) / groups) - from;
-                        const int32_t* seg = segments + size_t(g) * (taps + 1);
-                        int s = 0;
-                        while (s < seg[0] && seg[1 + s] < t) ++s;
-                        int e = s;
-                        for (; e < seg[0] && seg[1 + e] < t + tap_step; ++e)
-                            weights[e - s] = panel + (size_t(seg[1 + e]) * C + c) * wide;
-                        if (e == s && accumulate) continue;
-                        for (int i = 0; i < m; ++i) outputs[i] = sum + size_t(from + i) * sums + column;
-                        const TileArgs args{e - s, pointers + size_t(g) * taps * limit + size_t(s) * m, weights, depth,
-                                            outputs, c, accumulate};
-                        k.tile(m, vectors, args);
-                    }
-                    accumulate = true;
+        for (int ky = 0; ky < kh; ++ky)
+            for (int kx = 0; kx < kw; ++kx) {
+                bool any = false;
+                for (int i = 0; i < m; ++i) {
+                    const int y = ry[i][ky], x = rx[i][kx];
+                    const ptrdiff_t p = ptrdiff_t(y) * in.width + x;
+                    const bool live = (y | x) >= 0 && (!mask || mask[p]);
+                    inputs[i] = live ? rows + p * in.stride() : zeros;
+                    any |= live;
                 }
+                if (!any) continue;
+                for (int i = 0; i < m; ++i) ptr[found * m + i] = inputs[i];
+                seg[1 + found++] = ky * kw + kx;
             }
+        seg[0] = found;
+    }
+    const float* panel = tile_.data();
+    int column = 0;
+    for (int p = 0; p < last; ++p) {
+        const int vectors = panels_[size_t(p)], wide = vectors * width_;
+        if (p < first) {
             panel += size_t(taps) * C * wide;
             column += wide;
+            continue;
         }
-        sink.pixels = n;
-        sink.pixel = list + start;
-        sink.at = at;
-        sink.sum = sum;
-        sink.block = width_;
-        sink.clear = false;
-        k.encoders->finish(sink);
+        const int tap_step = patches ? taps : std::max(1, PANEL_FLOATS / (depth_chunk * wide));
+        bool accumulate = false;
+        for (int c = 0; c < terms; c += depth_chunk) {
+            const int depth = std::min(depth_chunk, terms - c);
+            for (int t = 0; t < taps; t += tap_step) {
+                for (int g = 0; g < groups; ++g) {
+                    const int from = int(int64_t(n) * g / groups), m = int(int64_t(n) * (g + 1) / groups) - from;
+                    const int32_t* seg = segments + size_t(g) * (taps + 1);
+                    int s = 0;
+                    while (s < seg[0] && seg[1 + s] < t) ++s;
+                    int e = s;
+                    for (; e < seg[0] && seg[1 + e] < t + tap_step; ++e)
+                        weights[e - s] = panel + (size_t(seg[1 + e]) * C + c) * wide;
+                    if (e == s && accumulate) continue;
+                    for (int i = 0; i < m; ++i) outputs[i] = sum + size_t(from + i) * sums + column;
+                    const TileArgs args{e - s, pointers + size_t(g) * taps * limit + size_t(s) * m, weights, depth,
+                                        outputs, c, accumulate};
+                    k.tile(m, vectors, args);
+                }
+                accumulate = true;
+            }
+        }
+        panel += size_t(taps) * C * wide;
+        column += wide;
+    }
+}
+
+int Conv::chunk() const {
+    // Large weights pass by once a chunk: the larger they are, the longer the chunk.
+    // Where all fit the first cache, sums should too.
+    const int row = round_up(out.channels, LANE), limit = kernels_->tile_pixels;
+    const size_t bytes = tile_.size() * sizeof(float);
+    const int wanted = bytes <= 512 * 1024 ? 16 * limit : 64 * limit;
+    return std::max(limit, std::min(wanted, (bytes <= 24 * 1024 ? 5 : 128) * 1024 / row / limit * limit));
+}
+
+void Conv::finish(const int32_t* pixel, int n, float* sum, FinishArgs& sink, Workspace& ws) const {
+    const int row = round_up(out.channels, LANE);
+    int32_t* at = sized(ws.at, size_t(n));
+    for (int i = 0; i < n; ++i) at[i] = i * row;
+    sink.pixels = n;
+    sink.pixel = pixel;
+    sink.at = at;
+    sink.sum = sum;
+    sink.block = width_;
+    sink.clear = false;
+    kernels_->encoders->finish(sink);
+}
+
+// Touched outputs in chunks.
+void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
+    const int step = chunk();
+    float* sum = sized(ws.sum, size_t(step) * round_up(out.channels, LANE));
+    for (int start = 0; start < count; start += step) {
+        const int n = std::min(step, count - start);
+        sums(rows, mask, list + start, n, 0, int(panels_.size()), sum, ws);
+        finish(list + start, n, sum, sink, ws);
     }
 }
 

@@ -92,6 +92,12 @@ class Conv {
     int touched(const Change& in, uint8_t* mask, int32_t* list, Workspace& ws) const;
 
     void dense(const float* value, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
+    // The dense path in two parts, so that threads can share the output channels of a few pixels: sums of panels [first, last) of
+    // weights, round_up(out.channels, LANE) floats a pixel, and what follows them.
+    int panels() const { return int(panels_.size()); }
+    void sums(const float* rows, const uint8_t* mask, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws) const;
+    void finish(const int32_t* pixel, int n, float* sum, FinishArgs& sink, Workspace& ws) const;
+
     void pixels(const Change& in, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
     // Outputs of rows [first, last); `list` holds the touched ones among them.
     void elements(const Change& in, int first, int last, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
@@ -116,6 +122,7 @@ class Conv {
         std::vector<int> row, column;  // [slots]: output offset from the base
     };
     void pack(const float* weight, bool transposed);
+    int chunk() const;  // outputs that are computed together
     void gather(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
     int run_shift(const Change& in) const;
     void elements_fused(const Change& in, int first, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;

@@ -8,6 +8,13 @@
 
 namespace sparsetime {
 
+namespace {
+
+constexpr int SHARED_PIXELS = 48;            // a thread's, below which channels are shared instead
+constexpr int SHARED_WEIGHTS = 32 * 1024;  // floats, below which it is not worth the second meeting of the threads
+
+}  // namespace
+
 Stream::Stream(std::shared_ptr<const Program> program, int threads, Island island)
     : program_(std::move(program)), pool_(std::max(1, threads)), compute_island_(std::move(island)) {
     const Program& p = *program_;
@@ -201,6 +208,19 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
         const uint32_t mask = (1u << shift) - 1;
         for (int64_t e = 0; e < c.events; ++e) z[size_t(c.place[e] >> shift) * stride + (c.place[e] & mask)] += c.change[e];
     }
+    // Few pixels of many channels: threads share the channels, each then reads its part of the weights alone.
+    const int threads = pool_.threads();
+    const float* values = states_[size_t(x)].value.data();
+    float* shared = nullptr;
+    const size_t row = size_t(round_up(out.channels, LANE));
+    if (path == DENSE && threads > 1 && !conv.depthwise() && n < SHARED_PIXELS * threads && conv.panels() >= threads &&
+        conv.terms() * out.channels >= SHARED_WEIGHTS) {
+        shared_.resize(std::max(shared_.size(), row * size_t(n)));
+        shared = shared_.data();
+        pool_.run([&](int t) {
+            conv.sums(values, nullptr, list, n, conv.panels() * t / threads, conv.panels() * (t + 1) / threads, shared, workspaces_[size_t(t)]);
+        });
+    }
     split(node, y, list, n, path == DENSE, path == ELEMENTS,
           [&](FinishArgs& sink, int from, int to, int first, int last, Workspace& ws) {
               if (r >= 0 && !by_event) {
@@ -208,7 +228,8 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
                   sink.extra = path == DENSE ? residual.value.data() : residual.change.rows;
                   sink.extra_mask = path == DENSE ? nullptr : residual.change.mask;
               }
-              if (path == DENSE) conv.dense(states_[size_t(x)].value.data(), list + from, to - from, sink, ws);
+              if (shared) conv.finish(list + from, to - from, shared + size_t(from) * row, sink, ws);
+              else if (path == DENSE) conv.dense(values, list + from, to - from, sink, ws);
               else if (path == PIXELS) conv.pixels(change, list + from, to - from, sink, ws);
               else conv.elements(change, first, last, list + from, to - from, sink, ws);
           });

@@ -124,6 +124,7 @@ class Stream {
     bool keep_ = true;  // the node that runs writes its accumulators
     std::vector<NodeStats> stats_;
     std::vector<Workspace> workspaces_;
+    Floats shared_;  // sums that threads share
     std::vector<IntWorkspace> int_workspaces_;
     std::vector<Floats> arena_floats_;
     std::vector<std::vector<uint32_t>> arena_places_;
