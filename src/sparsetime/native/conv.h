@@ -108,7 +108,7 @@ class Conv {
     PathTimes estimate(const Change& in, int touched) const;
     size_t weight_bytes() const;
     bool depthwise() const { return depthwise_; }
-    bool pointwise() const { return pointwise_; }
+    bool one_tap() const { return rows_.taps * columns_.taps == 1; }
 
     Shape in, out;
 

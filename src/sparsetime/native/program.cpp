@@ -375,7 +375,7 @@ void Program::add(const OpSpec& spec) {
         for (int input : spec.inputs) made.whole = made.whole && values[size_t(input)].whole;
     }
     // Where whole pixels change, their deltas are as many as their values.
-    n.cheap = n.coded && n.kind == Kind::conv && (n.conv->terms() <= CHEAP_TERMS || (n.conv->pointwise() && values[size_t(spec.inputs[0])].whole));
+    n.cheap = n.coded && n.kind == Kind::conv && (n.conv->terms() <= CHEAP_TERMS || (n.conv->one_tap() && values[size_t(spec.inputs[0])].whole));
     if (spec.coded) {
         Value& v = values[size_t(spec.outputs[0])];
         if (!integer || !(spec.code_step > 0) || spec.code_zero < 0 || spec.code_zero > 255) refuse(spec, "codes out of range");

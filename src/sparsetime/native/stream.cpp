@@ -166,6 +166,7 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
             const double reached = double(n) * conv.in.pixels() / out.pixels() * conv.in.channels;
             times.elements = node.crossover > 0 ? times.dense * double(change.events) / (reached * node.crossover) : 2 * times.dense;
         }
+        if (program_->values[size_t(x)].whole) times.elements = 2 * times.dense;  // an event at a time, where whole pixels change
         path = node.cheap ? DENSE : times.elements < std::min(times.dense, times.pixels) ? ELEMENTS : times.pixels < times.dense ? PIXELS : DENSE;
         State& from = states_[size_t(x)];
         from.want_rows = from.want_rows || path == PIXELS;
@@ -213,12 +214,12 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
     const float* values = states_[size_t(x)].value.data();
     float* shared = nullptr;
     const size_t row = size_t(round_up(out.channels, LANE));
-    if (path == DENSE && threads > 1 && !conv.depthwise() && n < SHARED_PIXELS * threads && conv.panels() >= threads &&
+    if (path != ELEMENTS && threads > 1 && !conv.depthwise() && n < SHARED_PIXELS * threads && conv.panels() >= threads &&
         conv.terms() * out.channels >= SHARED_WEIGHTS) {
         shared_.resize(std::max(shared_.size(), row * size_t(n)));
         shared = shared_.data();
         pool_.run([&](int t) {
-            conv.sums(values, nullptr, list, n, conv.panels() * t / threads, conv.panels() * (t + 1) / threads, shared, workspaces_[size_t(t)]);
+            conv.sums(path == DENSE ? values : change.rows, path == DENSE ? nullptr : change.mask, list, n, conv.panels() * t / threads, conv.panels() * (t + 1) / threads, shared, workspaces_[size_t(t)]);
         });
     }
     split(node, y, list, n, path == DENSE, path == ELEMENTS,
