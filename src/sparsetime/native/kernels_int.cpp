@@ -318,7 +318,7 @@ constexpr int AHEAD = 8;
 #endif
 
 template <int M, int V>
-[[gnu::always_inline]] inline void tile_at(const IntTileArgs& t, int at, const Settle& s, const Bounds& b, bool fast) {
+[[gnu::always_inline]] inline void tile_at(const IntTileArgs& t, int at, const Settle& s, const Bounds& bounds, bool fast) {
     Int acc[M][V];
     for (int v = 0; v < V; ++v) {
         const Int start = load_int(t.start + v * VL);
@@ -337,6 +337,10 @@ template <int M, int V>
             }
         }
     }
+    // Read again behind the loop, which needs all registers for itself: kept in some of them, it would push out weights.
+    const Bounds* again = &bounds;
+    asm volatile("" : "+r"(again));
+    const Bounds b = *again;
     for (int i = 0; i < M; ++i) {
         const ptrdiff_t p = t.pixel[at + i];
         t.count[at + i] += fast ? finish_bounded<V>(acc[i], t.scale, t.bias, p, t.channel, b)
