@@ -37,6 +37,25 @@ inline Int rounded(Vec x) {
 #endif
 }
 
+inline Int lane_numbers() {
+    Int n;
+    for (int l = 0; l < VL; ++l) n[l] = l;
+    return n;
+}
+// How many lanes differ.
+inline int differing(Vec a, Vec b) {
+#if defined(__AVX512F__)
+    return __builtin_popcount(_mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ));
+#elif defined(__AVX2__)
+    return __builtin_popcount(unsigned(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NEQ_UQ))));
+#else
+    const Int different = a != b;
+    int n = 0;
+    for (int l = 0; l < VL; ++l) n -= different[l];
+    return n;
+#endif
+}
+
 // acc + sum of four products in each lane: bytes of x without sign, of w with.
 inline Int dot(Int acc, Int x, Int w) {
 #if defined(__AVX512VNNI__)
@@ -122,16 +141,14 @@ template <Act A>
 int settle_of(const float* z, ptrdiff_t pixel, int c, int count, const Settle& s) {
     if (s.values) {
         float* value = s.values + pixel * s.value_stride + c;
-        Int changed{};
-        int i = 0;
-        for (; i + VL <= count; i += VL) {
-            const Vec y = activate<A>(load(z + i), s.act, s.act_a, s.act_b);
-            changed -= y != load(value + i);
+        int sent = 0, i = 0;
+        for (; i < count && c + i + VL <= s.value_stride; i += VL) {
+            Vec y = activate<A>(load(z + i), s.act, s.act_a, s.act_b);
+            if (i + VL > count) y = bits(bits(y) & (lane_numbers() < splat_int(count - i)));  // lanes behind the last channel stay zero
+            sent += differing(y, load(value + i));
             store(value + i, y);
         }
-        int sent = 0;
-        for (int l = 0; l < VL; ++l) sent += changed[l];
-        if (i < count) {
+        if (i < count) {  // a narrow map
             float y[VL];
             store(y, activate<A>(load(z + i), s.act, s.act_a, s.act_b));
             for (int l = 0; i + l < count; ++l) {
