@@ -180,39 +180,43 @@ int settle_from(const float* z, ptrdiff_t pixel, int c, int count, const Settle&
 
 int settle(const float* z, int pixel, const Settle& s) { return settle_from(z, pixel, 0, s.channels, s); }
 
-int settle_codes(const uint8_t* codes, int pixel, const Settle& s) {
-    int sent = 0;
-    for (int c = 0; c < s.channels; c += BYTE_BLOCK) {
-        const int n = s.channels - c < BYTE_BLOCK ? s.channels - c : BYTE_BLOCK;
 #if defined(__AVX512BW__)
-        sent += send(_mm512_loadu_si512(codes + c), s, pixel, c, n);
-#else
-        sent += send(codes + c, s, pixel, c, n);
+// Up to BYTE_BLOCK codes, of which n are looked at; S = 2: of every second byte. A load of no more than these crosses fewer cache lines.
+template <int S>
+[[gnu::always_inline]] inline __m512i codes_at(const uint8_t* x, int n) {
+    if (S == 1 && n <= BYTE_BLOCK / 2) return _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
+    if (S == 1) return _mm512_loadu_si512(x);
+    const __m256i first = _mm512_cvtepi16_epi8(_mm512_loadu_si512(x)), second = _mm512_cvtepi16_epi8(_mm512_loadu_si512(x + 64));
+    return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
+}
 #endif
+
+template <int S>
+void moves_of(const IntMoveArgs& given, const Settle& all) {
+    const IntMoveArgs m = given;
+    const Settle s = all;  // a copy that no store can alias
+    for (int i = 0; i < m.pixels; ++i) {
+        const uint8_t* const* row = m.row + ptrdiff_t(i) * m.rows;
+        int sent = 0;
+        for (int c = 0; c < s.channels; c += BYTE_BLOCK) {
+            const int n = s.channels - c < BYTE_BLOCK ? s.channels - c : BYTE_BLOCK;
+#if defined(__AVX512BW__)
+            __m512i code = codes_at<S>(row[0] + S * c, n);
+            for (int r = 1; r < m.rows; ++r) code = _mm512_max_epu8(code, codes_at<S>(row[r] + S * c, n));
+            sent += send(code, s, m.pixel[i], c, n);
+#else
+            uint8_t code[BYTE_BLOCK];
+            for (int k = 0; k < n; ++k) code[k] = row[0][S * (c + k)];
+            for (int r = 1; r < m.rows; ++r)
+                for (int k = 0; k < n; ++k) code[k] = code[k] < row[r][S * (c + k)] ? row[r][S * (c + k)] : code[k];
+            sent += send(code, s, m.pixel[i], c, n);
+#endif
+        }
+        m.count[i] = sent;
     }
-    return sent;
 }
 
-void maximum(const uint8_t* const* x, int rows, int n, uint8_t* out) {
-    typedef uint8_t Lane __attribute__((vector_size(BYTE_LANE)));
-    if (n < BYTE_LANE) {
-        for (int i = 0; i < n; ++i) {
-            uint8_t most = x[0][i];
-            for (int r = 1; r < rows; ++r) most = x[r][i] > most ? x[r][i] : most;
-            out[i] = most;
-        }
-        return;
-    }
-    for (int i = 0; i < n; i += BYTE_LANE) {
-        Lane most, next;
-        std::memcpy(&most, x[0] + i, sizeof most);
-        for (int r = 1; r < rows; ++r) {
-            std::memcpy(&next, x[r] + i, sizeof next);
-            most = next > most ? next : most;
-        }
-        std::memcpy(out + i, &most, sizeof most);
-    }
-}
+void moves(const IntMoveArgs& m, const Settle& s) { m.step == 2 ? moves_of<2>(m, s) : moves_of<1>(m, s); }
 
 // Sums of one pixel, V vectors of a panel, with all that may come behind.
 template <int V>
@@ -629,6 +633,6 @@ void decode(const uint8_t* codes, float step, int zero, int channels, int stride
 namespace sparsetime {
 
 extern const IntKernels SPARSETIME_INTEGERS;
-const IntKernels SPARSETIME_INTEGERS = {VL, tile, depthwise, settle, frame, settle_codes, maximum, decode};
+const IntKernels SPARSETIME_INTEGERS = {VL, tile, depthwise, settle, frame, moves, decode};
 
 }  // namespace sparsetime
