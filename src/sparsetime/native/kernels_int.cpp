@@ -338,8 +338,25 @@ constexpr int PIXELS = 2;
 constexpr int AHEAD = 8;
 #endif
 
+// Weights of the panel behind the one that is multiplied with, asked for in pieces.
+struct Following {
+    const int8_t *at, *end;
+    ptrdiff_t piece;  // bytes for each STEPS of a tile's steps
+    static constexpr int STEPS = 16;
+    template <int V>
+    static Following of(const IntTileArgs& t) {
+        const int8_t* first = t.w + ptrdiff_t(t.taps) * t.depth * V * VL * INT_GROUP;
+        const ptrdiff_t steps = ptrdiff_t((t.pixels + PIXELS - 1) / PIXELS) * t.taps * ((t.depth + STEPS - 1) / STEPS);
+        return {first, first + t.next, (ptrdiff_t(t.next) / steps + 64) / 64 * 64};
+    }
+    void ask() {
+        if (at >= end) return;
+        for (const int8_t* to = at + piece; at < to; at += 64) __builtin_prefetch(at, 0, 2);
+    }
+};
+
 template <int M, int V>
-[[gnu::always_inline]] inline void tile_at(const IntTileArgs& t, int at, const Settle& s, const Bounds& bounds, bool fast) {
+[[gnu::always_inline]] inline void tile_at(const IntTileArgs& t, int at, const Settle& s, const Bounds& bounds, bool fast, Following& following) {
     Int acc[M][V];
     for (int v = 0; v < V; ++v) {
         const Int start = load_int(t.start + v * VL);
@@ -349,12 +366,15 @@ template <int M, int V>
     for (int tap = 0; tap < t.taps; ++tap) {
         const uint8_t* a[M];
         for (int i = 0; i < M; ++i) a[i] = t.a[ptrdiff_t(tap) * t.pixels + at + i] + t.offset;
-        for (int k = 0; k < t.depth; ++k, w += V * VL * INT_GROUP) {
-            Int weight[V];
-            for (int v = 0; v < V; ++v) weight[v] = load_int(w + v * VL * INT_GROUP);
-            for (int i = 0; i < M; ++i) {
-                const Int x = four_bytes(a[i] + k * INT_GROUP);
-                for (int v = 0; v < V; ++v) acc[i][v] = dot(acc[i][v], x, weight[v]);
+        for (int k = 0; k < t.depth;) {
+            following.ask();
+            for (const int end = t.next && k + Following::STEPS < t.depth ? k + Following::STEPS : t.depth; k < end; ++k, w += V * VL * INT_GROUP) {
+                Int weight[V];
+                for (int v = 0; v < V; ++v) weight[v] = load_int(w + v * VL * INT_GROUP);
+                for (int i = 0; i < M; ++i) {
+                    const Int x = four_bytes(a[i] + k * INT_GROUP);
+                    for (int v = 0; v < V; ++v) acc[i][v] = dot(acc[i][v], x, weight[v]);
+                }
             }
         }
     }
@@ -387,19 +407,20 @@ void tile_of(const IntTileArgs& given, const Settle& s) {
     const IntTileArgs t = given;
     const Bounds b(s);
     const bool fast = bounded(s);
+    Following following = Following::of<V>(t);
     int at = 0;
     for (; at + PIXELS <= t.pixels; at += PIXELS) {
         fetch(t, b.s, at + AHEAD * PIXELS);
-        tile_at<PIXELS, V>(t, at, s, b, fast);
+        tile_at<PIXELS, V>(t, at, s, b, fast, following);
     }
     switch (t.pixels - at) {
 #if defined(__AVX512F__)
-        case 5: return tile_at<5, V>(t, at, s, b, fast);
-        case 4: return tile_at<4, V>(t, at, s, b, fast);
-        case 3: return tile_at<3, V>(t, at, s, b, fast);
-        case 2: return tile_at<2, V>(t, at, s, b, fast);
+        case 5: return tile_at<5, V>(t, at, s, b, fast, following);
+        case 4: return tile_at<4, V>(t, at, s, b, fast, following);
+        case 3: return tile_at<3, V>(t, at, s, b, fast, following);
+        case 2: return tile_at<2, V>(t, at, s, b, fast, following);
 #endif
-        case 1: return tile_at<1, V>(t, at, s, b, fast);
+        case 1: return tile_at<1, V>(t, at, s, b, fast, following);
         default: return;
     }
 }

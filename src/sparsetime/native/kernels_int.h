@@ -52,6 +52,7 @@ struct IntTileArgs {
     const uint8_t* const* a;    // [taps][pixels]: input rows
     int offset;                 // added to every row: the first channel
     const int8_t* w;            // [taps][depth][vectors][lanes][4]
+    size_t next;                // bytes behind these weights that will be needed next, and are asked for meanwhile
     int vectors;
     const int32_t* start;       // [vectors][lanes]: what sums start from
     const float *scale, *bias;  // [vectors][lanes]
