@@ -103,6 +103,31 @@ def test_wide_layers_equal_the_reference(isa, channels, out, kernel, groups, str
     check_equal(wide_plan(channels, out, kernel, groups, stride), seed=1, count=6)
 
 
+@pytest.mark.parametrize("channels", [3, 24, 150])
+def test_moves_of_many_channels_equal_the_reference(isa, channels):
+    """Parts, every second channel, another order, joining and pooling: over several blocks and at the edges."""
+    torch.manual_seed(channels)
+
+    class Moves(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = torch.nn.Conv2d(3, 2 * channels, 1), torch.nn.Conv2d(3 * channels, 8, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = torch.relu(self.first(x))
+            even, odd, upper = y[:, ::2], y[:, 1::2], y[:, channels:]
+            y = torch.cat([torch.nn.functional.pad(even, (1, 0, 0, 1)), torch.nn.functional.pad(odd, (0, 1, 1, 0))], 1)
+            y = torch.nn.functional.max_pool2d(y, 3, 2, 1)
+            upper = torch.nn.functional.max_pool2d(torch.flip(upper, [1]), 5, 2, 2)
+            return self.last(torch.cat([y, torch.nn.functional.pad(upper, (0, y.shape[3] - upper.shape[3], 0, 0))], 1))
+
+    clip = torch.randn(2, 3, 9, 12)
+    plan = sparsetime.compile(Moves().eval(), clip[0], steps=clip, codec="hold", levels=100, precision="int8")
+    moved = {op.kind for op in plan.ops if op.precision == "int8" and op.kind not in ("input", "conv2d")}
+    assert {"cat", "channels", "max_pool2d", "pad"} <= moved
+    check_equal(plan, seed=2, count=6)
+
+
 @pytest.mark.parametrize("codec", ["exact", "hold"])
 def test_two_thousand_frames_do_not_drift(codec):
     """Against dense integer inference: with `exact` of the frame alone, with `hold` of the codes that are held."""

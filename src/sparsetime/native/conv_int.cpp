@@ -10,6 +10,8 @@ namespace sparsetime {
 namespace {
 
 constexpr int CHUNK = 96;  // outputs whose input rows are looked up together
+constexpr size_t NEAR_BYTES = 128 * 1024;
+constexpr int FEW = 3;     // outputs: what they wait for is the memory, which comes by itself then
 
 template <class V>
 typename V::value_type* sized(V& v, size_t n) {
@@ -191,10 +193,15 @@ void IntConv::run(const uint8_t* codes, const int32_t* list, int count, const Se
                     for (int x = 0; x < kw; ++x, t += n)
                         rows[t] = (ry[y] | rx[x]) >= 0 ? codes + (size_t(ry[y]) * in.width + rx[x]) * stride : outside_.data();
             }
-            for (const Panel& p : panels_)
-                kernels_->tile({n, taps / joined_, p.depth, rows, p.first * INT_GROUP, weight_.data() + p.w, p.vectors, start_.data() + p.at,
+            // What all layers together pass through does not stay in the caches.
+            const bool far = n >= FEW && weight_.size() > NEAR_BYTES;
+            for (size_t k = 0; k < panels_.size(); ++k) {
+                const Panel& p = panels_[k];
+                const size_t next = far && k + 1 < panels_.size() ? (k + 2 < panels_.size() ? panels_[k + 2].w : weight_.size()) - panels_[k + 1].w : 0;
+                kernels_->tile({n, taps / joined_, p.depth, rows, p.first * INT_GROUP, weight_.data() + p.w, next, p.vectors, start_.data() + p.at,
                                 scale_.data() + p.at, bias_.data() + p.at, p.channel, list + from, found},
                                settle);
+            }
         }
         for (int i = 0; i < n; ++i) emit(sink, list[from + i], found[i]);
     }

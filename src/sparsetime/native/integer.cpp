@@ -7,6 +7,21 @@
 
 namespace sparsetime {
 
+namespace {
+
+// The line that a pixel lies in, followed along a list, since divisions are slow.
+struct Line {
+    int width, number = 0, start = 0;
+    explicit Line(int width_) : width(width_) {}
+    int of(int pixel) {
+        if (pixel - start >= 64 * width) start = width * (number = pixel / width);
+        for (; pixel >= start + width; start += width) ++number;
+        return number;
+    }
+};
+
+}  // namespace
+
 // What stands between z and the value of a node.
 Settle Stream::settle_of(const Node& node, int output) {
     const Value& v = program_->values[size_t(output)];
@@ -120,64 +135,105 @@ void Stream::move_codes(const Node& node) {
     const IntKernels& kernel = *kernels().integers;
     const int C = out.channels;
     const auto input = [&](size_t k) -> const Value& { return program_->values[size_t(node.inputs[k])]; };
-    const auto row = [&](size_t k, int p) { return states_[size_t(node.inputs[k])].codes + size_t(p) * size_t(byte_stride(input(k).map.channels)); };
-    const auto fill = [&](int p, uint8_t* to) {
-        switch (node.kind) {
-            case Kind::cat_channels:
-                for (size_t k = 0; k < node.inputs.size(); ++k) {
-                    std::memcpy(to, row(k, p), size_t(input(k).map.channels));
-                    to += input(k).map.channels;
+    const auto row = [&](size_t k, int p) -> const uint8_t* {
+        return states_[size_t(node.inputs[k])].codes + size_t(p) * size_t(byte_stride(input(k).map.channels));
+    };
+    constexpr int CHUNK = 32;  // pixels
+    const auto run = [&](int rows, int step, bool filled, const auto& find) {
+        share(y, n, [&](IntSink& sink, int from, int to, int thread) {
+            IntWorkspace& ws = int_workspaces_[size_t(thread)];
+            const size_t stride = size_t(C + BYTE_BLOCK);
+            if (filled && ws.patches.size() < CHUNK * stride) ws.patches.resize(CHUNK * stride);
+            if (ws.rows.size() < size_t(CHUNK) * rows) ws.rows.resize(size_t(CHUNK) * rows);
+            if (ws.count.size() < CHUNK) ws.count.resize(CHUNK);
+            Line line(out.width);
+            for (int i = from; i < to; i += CHUNK) {
+                const int count = std::min(CHUNK, to - i);
+                for (int k = 0; k < count; ++k) {
+                    if (filled) ws.rows[size_t(k)] = ws.patches.data() + size_t(k) * stride;
+                    find(list[i + k], line, &ws.rows[size_t(k) * rows], ws.patches.data() + size_t(k) * stride);
                 }
-                return;
-            case Kind::cat_pixels:
-            case Kind::pad: {
+                kernel.moves({count, list + i, rows, ws.rows.data(), step, ws.count.data()}, settle);
+                for (int k = 0; k < count; ++k) emit(sink, list[i + k], ws.count[size_t(k)]);
+            }
+        });
+    };
+    const auto fill = [&](const auto& body) {
+        run(1, 1, true, [&](int p, Line&, const uint8_t**, uint8_t* to) { body(p, to); });
+    };
+    const auto point = [&](int step, const auto& at) {
+        run(1, step, false, [&](int p, Line&, const uint8_t** to, uint8_t*) { *to = at(p); });
+    };
+    switch (node.kind) {
+        case Kind::cat_channels: {
+            struct Part {
+                const uint8_t* codes;
+                int channels;
+            };
+            std::vector<Part> parts;
+            for (size_t k = 0; k < node.inputs.size(); ++k) parts.push_back({row(k, 0), input(k).map.channels});
+            return fill([&](int p, uint8_t* to) {
+                for (const Part& part : parts) {
+                    const uint8_t* from = part.codes + size_t(p) * size_t(byte_stride(part.channels));
+                    for (int c = 0; c < part.channels; c += BYTE_LANE) std::memcpy(to + c, from + c, BYTE_LANE);  // what is too much is written over
+                    to += part.channels;
+                }
+            });
+        }
+        case Kind::cat_pixels:
+        case Kind::pad: {
+            const Bytes border(size_t(C) + BYTE_BLOCK, uint8_t(v.zero));
+            return point(1, [&](int p) {
                 const int32_t from = node.index[size_t(p)];
-                if (from < 0) std::memset(to, v.zero, size_t(C));
-                else std::memcpy(to, row(node.owner.empty() ? 0 : size_t(node.owner[size_t(p)]), from), size_t(C));
-                return;
-            }
-            case Kind::channels: {
-                const uint8_t* x = row(0, p);
+                return from < 0 ? border.data() : row(node.owner.empty() ? 0 : size_t(node.owner[size_t(p)]), from);
+            });
+        }
+        case Kind::channels: {
+            // Parts of a value, and every second channel as shuffles take them, need no table.
+            const int first = node.index[0], step = C > 1 ? node.index[1] - first : 1;
+            bool even = first >= 0 && (step == 1 || step == 2);
+            for (int c = 0; c < C; ++c) even = even && node.index[size_t(c)] == first + step * c;
+            const uint8_t* codes = row(0, 0);
+            const size_t stride = size_t(byte_stride(input(0).map.channels));
+            if (even) return point(step, [&](int p) { return codes + size_t(p) * stride + first; });
+            return fill([&](int p, uint8_t* to) {
+                const uint8_t* x = codes + size_t(p) * stride;
                 for (int c = 0; c < C; ++c) to[c] = node.index[size_t(c)] < 0 ? uint8_t(v.zero) : x[node.index[size_t(c)]];
-                return;
-            }
-            case Kind::gather: {
-                const int stride = input(0).map.stride();  // places are those in a map of floats
+            });
+        }
+        case Kind::gather: {
+            const int stride = input(0).map.stride();  // places are those in a map of floats
+            return fill([&](int p, uint8_t* to) {
                 for (int c = 0; c < C; ++c) {
                     const int32_t j = node.index[size_t(p) * size_t(C) + size_t(c)];
                     to[c] = j < 0 ? uint8_t(v.zero) : row(0, j / stride)[j % stride];
                 }
-                return;
-            }
-            case Kind::max_pool: {
-                const int width = input(0).map.width;
-                const size_t oy = size_t(p / out.width), ox = size_t(p % out.width);
-                constexpr int MOST = 16;
-                const uint8_t* window[MOST];
-                int found = 0;
+            });
+        }
+        case Kind::max_pool: {
+            const int width = input(0).map.width;
+            const uint8_t* codes = row(0, 0);
+            const size_t stride = size_t(byte_stride(C));
+            const auto window = [&](int p, Line& line, const auto& found) {
+                const size_t oy = size_t(line.of(p)), ox = size_t(p - line.start);
                 for (int iy = node.rows[2 * oy]; iy < node.rows[2 * oy + 1]; iy += node.row_step)
-                    for (int ix = node.columns[2 * ox]; ix < node.columns[2 * ox + 1]; ix += node.column_step) {
-                        if (found == MOST) {  // the largest so far is one of the rows
-                            kernel.maximum(window, found, byte_stride(C), to);
-                            window[0] = to;
-                            found = 1;
-                        }
-                        window[found++] = row(0, iy * width + ix);
-                    }
-                kernel.maximum(window, found, byte_stride(C), to);
-                return;
-            }
-            default: std::memcpy(to, row(0, p), size_t(C));  // a reshape that moves nothing
+                    for (int ix = node.columns[2 * ox]; ix < node.columns[2 * ox + 1]; ix += node.column_step) found(codes + size_t(iy * width + ix) * stride);
+            };
+            const auto longest = [](const std::vector<int32_t>& bounds, int step) {
+                int most = 1;
+                for (size_t k = 0; k < bounds.size(); k += 2) most = std::max(most, (bounds[k + 1] - bounds[k] + step - 1) / step);
+                return most;
+            };
+            const int most = longest(node.rows, node.row_step) * longest(node.columns, node.column_step);
+            // Windows that reach over the edge are shorter, and have their first pixel several times.
+            return run(most, 1, false, [&](int p, Line& line, const uint8_t** to, uint8_t*) {
+                int k = 0;
+                window(p, line, [&](const uint8_t* x) { to[k++] = x; });
+                for (; k < most; ++k) to[k] = to[0];
+            });
         }
-    };
-    share(y, n, [&](IntSink& sink, int from, int to, int thread) {
-        Bytes& bytes = int_workspaces_[size_t(thread)].patches;
-        if (bytes.size() < size_t(C) + BYTE_BLOCK) bytes.resize(size_t(C) + BYTE_BLOCK);
-        for (int i = from; i < to; ++i) {
-            fill(list[i], bytes.data());
-            emit(sink, list[i], kernel.settle_codes(bytes.data(), list[i], settle));
-        }
-    });
+        default: return point(1, [&](int p) { return row(0, p); });  // a reshape that moves nothing
+    }
 }
 
 void Stream::convolve_codes(const Node& node, NodeStats& stats) {

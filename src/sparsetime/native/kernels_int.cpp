@@ -37,6 +37,25 @@ inline Int rounded(Vec x) {
 #endif
 }
 
+inline Int lane_numbers() {
+    Int n;
+    for (int l = 0; l < VL; ++l) n[l] = l;
+    return n;
+}
+// How many lanes differ.
+inline int differing(Vec a, Vec b) {
+#if defined(__AVX512F__)
+    return __builtin_popcount(_mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ));
+#elif defined(__AVX2__)
+    return __builtin_popcount(unsigned(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NEQ_UQ))));
+#else
+    const Int different = a != b;
+    int n = 0;
+    for (int l = 0; l < VL; ++l) n -= different[l];
+    return n;
+#endif
+}
+
 // acc + sum of four products in each lane: bytes of x without sign, of w with.
 inline Int dot(Int acc, Int x, Int w) {
 #if defined(__AVX512VNNI__)
@@ -122,16 +141,14 @@ template <Act A>
 int settle_of(const float* z, ptrdiff_t pixel, int c, int count, const Settle& s) {
     if (s.values) {
         float* value = s.values + pixel * s.value_stride + c;
-        Int changed{};
-        int i = 0;
-        for (; i + VL <= count; i += VL) {
-            const Vec y = activate<A>(load(z + i), s.act, s.act_a, s.act_b);
-            changed -= y != load(value + i);
+        int sent = 0, i = 0;
+        for (; i < count && c + i + VL <= s.value_stride; i += VL) {
+            Vec y = activate<A>(load(z + i), s.act, s.act_a, s.act_b);
+            if (i + VL > count) y = bits(bits(y) & (lane_numbers() < splat_int(count - i)));  // lanes behind the last channel stay zero
+            sent += differing(y, load(value + i));
             store(value + i, y);
         }
-        int sent = 0;
-        for (int l = 0; l < VL; ++l) sent += changed[l];
-        if (i < count) {
+        if (i < count) {  // a narrow map
             float y[VL];
             store(y, activate<A>(load(z + i), s.act, s.act_a, s.act_b));
             for (int l = 0; i + l < count; ++l) {
@@ -163,39 +180,43 @@ int settle_from(const float* z, ptrdiff_t pixel, int c, int count, const Settle&
 
 int settle(const float* z, int pixel, const Settle& s) { return settle_from(z, pixel, 0, s.channels, s); }
 
-int settle_codes(const uint8_t* codes, int pixel, const Settle& s) {
-    int sent = 0;
-    for (int c = 0; c < s.channels; c += BYTE_BLOCK) {
-        const int n = s.channels - c < BYTE_BLOCK ? s.channels - c : BYTE_BLOCK;
 #if defined(__AVX512BW__)
-        sent += send(_mm512_loadu_si512(codes + c), s, pixel, c, n);
-#else
-        sent += send(codes + c, s, pixel, c, n);
+// Up to BYTE_BLOCK codes, of which n are looked at; S = 2: of every second byte. A load of no more than these crosses fewer cache lines.
+template <int S>
+[[gnu::always_inline]] inline __m512i codes_at(const uint8_t* x, int n) {
+    if (S == 1 && n <= BYTE_BLOCK / 2) return _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
+    if (S == 1) return _mm512_loadu_si512(x);
+    const __m256i first = _mm512_cvtepi16_epi8(_mm512_loadu_si512(x)), second = _mm512_cvtepi16_epi8(_mm512_loadu_si512(x + 64));
+    return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
+}
 #endif
+
+template <int S>
+void moves_of(const IntMoveArgs& given, const Settle& all) {
+    const IntMoveArgs m = given;
+    const Settle s = all;  // a copy that no store can alias
+    for (int i = 0; i < m.pixels; ++i) {
+        const uint8_t* const* row = m.row + ptrdiff_t(i) * m.rows;
+        int sent = 0;
+        for (int c = 0; c < s.channels; c += BYTE_BLOCK) {
+            const int n = s.channels - c < BYTE_BLOCK ? s.channels - c : BYTE_BLOCK;
+#if defined(__AVX512BW__)
+            __m512i code = codes_at<S>(row[0] + S * c, n);
+            for (int r = 1; r < m.rows; ++r) code = _mm512_max_epu8(code, codes_at<S>(row[r] + S * c, n));
+            sent += send(code, s, m.pixel[i], c, n);
+#else
+            uint8_t code[BYTE_BLOCK];
+            for (int k = 0; k < n; ++k) code[k] = row[0][S * (c + k)];
+            for (int r = 1; r < m.rows; ++r)
+                for (int k = 0; k < n; ++k) code[k] = code[k] < row[r][S * (c + k)] ? row[r][S * (c + k)] : code[k];
+            sent += send(code, s, m.pixel[i], c, n);
+#endif
+        }
+        m.count[i] = sent;
     }
-    return sent;
 }
 
-void maximum(const uint8_t* const* x, int rows, int n, uint8_t* out) {
-    typedef uint8_t Lane __attribute__((vector_size(BYTE_LANE)));
-    if (n < BYTE_LANE) {
-        for (int i = 0; i < n; ++i) {
-            uint8_t most = x[0][i];
-            for (int r = 1; r < rows; ++r) most = x[r][i] > most ? x[r][i] : most;
-            out[i] = most;
-        }
-        return;
-    }
-    for (int i = 0; i < n; i += BYTE_LANE) {
-        Lane most, next;
-        std::memcpy(&most, x[0] + i, sizeof most);
-        for (int r = 1; r < rows; ++r) {
-            std::memcpy(&next, x[r] + i, sizeof next);
-            most = next > most ? next : most;
-        }
-        std::memcpy(out + i, &most, sizeof most);
-    }
-}
+void moves(const IntMoveArgs& m, const Settle& s) { m.step == 2 ? moves_of<2>(m, s) : moves_of<1>(m, s); }
 
 // Sums of one pixel, V vectors of a panel, with all that may come behind.
 template <int V>
@@ -317,8 +338,25 @@ constexpr int PIXELS = 2;
 constexpr int AHEAD = 8;
 #endif
 
+// Weights of the panel behind the one that is multiplied with, asked for in pieces.
+struct Following {
+    const int8_t *at, *end;
+    ptrdiff_t piece;  // bytes for each STEPS of a tile's steps
+    static constexpr int STEPS = 16;
+    template <int V>
+    static Following of(const IntTileArgs& t) {
+        const int8_t* first = t.w + ptrdiff_t(t.taps) * t.depth * V * VL * INT_GROUP;
+        const ptrdiff_t steps = ptrdiff_t((t.pixels + PIXELS - 1) / PIXELS) * t.taps * ((t.depth + STEPS - 1) / STEPS);
+        return {first, first + t.next, (ptrdiff_t(t.next) / steps + 64) / 64 * 64};
+    }
+    void ask() {
+        if (at >= end) return;
+        for (const int8_t* to = at + piece; at < to; at += 64) __builtin_prefetch(at, 0, 2);
+    }
+};
+
 template <int M, int V>
-[[gnu::always_inline]] inline void tile_at(const IntTileArgs& t, int at, const Settle& s, const Bounds& b, bool fast) {
+[[gnu::always_inline]] inline void tile_at(const IntTileArgs& t, int at, const Settle& s, const Bounds& bounds, bool fast, Following& following) {
     Int acc[M][V];
     for (int v = 0; v < V; ++v) {
         const Int start = load_int(t.start + v * VL);
@@ -328,15 +366,22 @@ template <int M, int V>
     for (int tap = 0; tap < t.taps; ++tap) {
         const uint8_t* a[M];
         for (int i = 0; i < M; ++i) a[i] = t.a[ptrdiff_t(tap) * t.pixels + at + i] + t.offset;
-        for (int k = 0; k < t.depth; ++k, w += V * VL * INT_GROUP) {
-            Int weight[V];
-            for (int v = 0; v < V; ++v) weight[v] = load_int(w + v * VL * INT_GROUP);
-            for (int i = 0; i < M; ++i) {
-                const Int x = four_bytes(a[i] + k * INT_GROUP);
-                for (int v = 0; v < V; ++v) acc[i][v] = dot(acc[i][v], x, weight[v]);
+        for (int k = 0; k < t.depth;) {
+            following.ask();
+            for (const int end = t.next && k + Following::STEPS < t.depth ? k + Following::STEPS : t.depth; k < end; ++k, w += V * VL * INT_GROUP) {
+                Int weight[V];
+                for (int v = 0; v < V; ++v) weight[v] = load_int(w + v * VL * INT_GROUP);
+                for (int i = 0; i < M; ++i) {
+                    const Int x = four_bytes(a[i] + k * INT_GROUP);
+                    for (int v = 0; v < V; ++v) acc[i][v] = dot(acc[i][v], x, weight[v]);
+                }
             }
         }
     }
+    // Read again behind the loop, which needs all registers for itself: kept in some of them, it would push out weights.
+    const Bounds* again = &bounds;
+    asm volatile("" : "+r"(again));
+    const Bounds b = *again;
     for (int i = 0; i < M; ++i) {
         const ptrdiff_t p = t.pixel[at + i];
         t.count[at + i] += fast ? finish_bounded<V>(acc[i], t.scale, t.bias, p, t.channel, b)
@@ -362,19 +407,20 @@ void tile_of(const IntTileArgs& given, const Settle& s) {
     const IntTileArgs t = given;
     const Bounds b(s);
     const bool fast = bounded(s);
+    Following following = Following::of<V>(t);
     int at = 0;
     for (; at + PIXELS <= t.pixels; at += PIXELS) {
         fetch(t, b.s, at + AHEAD * PIXELS);
-        tile_at<PIXELS, V>(t, at, s, b, fast);
+        tile_at<PIXELS, V>(t, at, s, b, fast, following);
     }
     switch (t.pixels - at) {
 #if defined(__AVX512F__)
-        case 5: return tile_at<5, V>(t, at, s, b, fast);
-        case 4: return tile_at<4, V>(t, at, s, b, fast);
-        case 3: return tile_at<3, V>(t, at, s, b, fast);
-        case 2: return tile_at<2, V>(t, at, s, b, fast);
+        case 5: return tile_at<5, V>(t, at, s, b, fast, following);
+        case 4: return tile_at<4, V>(t, at, s, b, fast, following);
+        case 3: return tile_at<3, V>(t, at, s, b, fast, following);
+        case 2: return tile_at<2, V>(t, at, s, b, fast, following);
 #endif
-        case 1: return tile_at<1, V>(t, at, s, b, fast);
+        case 1: return tile_at<1, V>(t, at, s, b, fast, following);
         default: return;
     }
 }
@@ -608,6 +654,6 @@ void decode(const uint8_t* codes, float step, int zero, int channels, int stride
 namespace sparsetime {
 
 extern const IntKernels SPARSETIME_INTEGERS;
-const IntKernels SPARSETIME_INTEGERS = {VL, tile, depthwise, settle, frame, settle_codes, maximum, decode};
+const IntKernels SPARSETIME_INTEGERS = {VL, tile, depthwise, settle, frame, moves, decode};
 
 }  // namespace sparsetime

@@ -52,6 +52,7 @@ struct IntTileArgs {
     const uint8_t* const* a;    // [taps][pixels]: input rows
     int offset;                 // added to every row: the first channel
     const int8_t* w;            // [taps][depth][vectors][lanes][4]
+    size_t next;                // bytes behind these weights that will be needed next, and are asked for meanwhile
     int vectors;
     const int32_t* start;       // [vectors][lanes]: what sums start from
     const float *scale, *bias;  // [vectors][lanes]
@@ -87,6 +88,16 @@ struct IntFrameArgs {
     int64_t events;
 };
 
+// Codes that are moved as they are, or the largest of several.
+struct IntMoveArgs {
+    int pixels;
+    const int32_t* pixel;       // [pixels]: place in the output
+    int rows;
+    const uint8_t* const* row;  // [pixels][rows]
+    int step;                   // 1, or 2: every second byte of a row
+    int32_t* count;             // [pixels]: changed elements are written
+};
+
 struct IntKernels {
     int width;                  // 32-bit lanes of a vector
     void (*tile)(const IntTileArgs&, const Settle&);
@@ -94,10 +105,7 @@ struct IntKernels {
     // z of one pixel, channels rounded up to LANE readable; returns how many elements changed.
     int (*settle)(const float* z, int pixel, const Settle&);
     void (*frame)(IntFrameArgs&, const Settle&);
-    // Codes of one pixel that were moved as they are; returns how many changed.
-    int (*settle_codes)(const uint8_t* codes, int pixel, const Settle&);
-    // The largest of `rows` rows, n bytes of them: a multiple of BYTE_LANE, or NARROW.
-    void (*maximum)(const uint8_t* const* x, int rows, int n, uint8_t* out);
+    void (*moves)(const IntMoveArgs&, const Settle&);
     // v = step (code - zero), `stride` floats of which those behind `channels` are zero.
     void (*decode)(const uint8_t* codes, float step, int zero, int channels, int stride, float* out);
 };
