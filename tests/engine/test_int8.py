@@ -72,7 +72,13 @@ def test_threads_change_nothing(plan, seed):
 
 
 def wide_plan(
-    channels: int, out: int, kernel: int, groups: int = 1, stride: int = 1, size: tuple[int, int] = (9, 13)
+    channels: int,
+    out: int,
+    kernel: int,
+    groups: int = 1,
+    stride: int = 1,
+    size: tuple[int, int] = (9, 13),
+    codec: str = "hold",
 ) -> Plan:
     """Two convolutions of many channels, with a residual: more than one block of every kernel."""
     torch.manual_seed(channels + out)
@@ -89,9 +95,10 @@ def wide_plan(
             return torch.nn.functional.relu6(self.third(torch.relu(y)) + y)
 
     clip = torch.randn(2, 3, 9, 13)
-    return sparsetime.compile(Two().eval(), clip[0], steps=clip, codec="hold", levels=100, precision="int8")
+    return sparsetime.compile(Two().eval(), clip[0], steps=clip, codec=codec, levels=100, precision="int8")
 
 
+@pytest.mark.parametrize("codec", ["hold", "pixel"])
 @pytest.mark.parametrize(
     ("channels", "out", "kernel", "groups", "stride"),
     [
@@ -99,8 +106,8 @@ def wide_plan(
         *((96, 96, 3, 96, 2), (144, 144, 5, 144, 1), (20, 20, 3, 20, 3), (64, 128, 3, 4, 1), (24, 12, 3, 12, 1)),
     ],
 )
-def test_wide_layers_equal_the_reference(isa, channels, out, kernel, groups, stride):
-    check_equal(wide_plan(channels, out, kernel, groups, stride), seed=1, count=6)
+def test_wide_layers_equal_the_reference(isa, channels, out, kernel, groups, stride, codec):
+    check_equal(wide_plan(channels, out, kernel, groups, stride, codec=codec), seed=1, count=6)
 
 
 @pytest.mark.parametrize("channels", [3, 24, 150])

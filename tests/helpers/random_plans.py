@@ -288,7 +288,7 @@ def plans(
 def int8_plans(
     draw: st.DrawFn,
     kinds: tuple[str, ...] = tuple(MAP_KINDS),
-    codecs: tuple[str | None, ...] = ("exact", "hold", None),
+    codecs: tuple[str | None, ...] = ("exact", "hold", "pixel", None),
     operations: int = 7,
 ) -> Plan:
     """A random plan of precision int8, of thresholds from 0 to some, by layer and by channel."""
@@ -298,8 +298,11 @@ def int8_plans(
     for op in coded.ops:
         # Thresholds of the float32 plan are many steps; a threshold of 0 or 1 is what comes nearest to the edges.
         if op.codec is not None and draw(st.booleans()):
-            shape = draw(st.sampled_from([(1,), (coded.values[op.output][channel_axis(coded.values[op.output])],)]))
             seed = draw(st.integers(0, 99))
+            if op.codec.get("pixel"):
+                tensors[op.codec["threshold"]] = np.random.default_rng(seed).integers(0, 9, 1).astype(np.int32)
+                continue
+            shape = draw(st.sampled_from([(1,), (coded.values[op.output][channel_axis(coded.values[op.output])],)]))
             tensors[op.codec["threshold"]] = np.random.default_rng(seed).integers(0, 3, shape).astype(np.int32)
     return replace(coded, tensors=tensors)
 

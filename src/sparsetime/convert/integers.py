@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sparsetime.convert.steps import samples
 from sparsetime.engine.check import CODES, LARGEST_STEP, LEAST_STEP
-from sparsetime.engine.plan import MOVES, Coding, Op, Plan
+from sparsetime.engine.plan import MOVES, Coding, Op, Plan, channel_axis
 
 __all__ = ["quantised_plan", "quantised_weights"]
 
@@ -176,11 +176,14 @@ def _coding(low: float, high: float, steps: set[float | None]) -> Coding:
 
 
 def _threshold(plan: Plan, op: Op, step: float) -> Array:
-    """The threshold of a codec as a number of codes."""
+    """The threshold of a codec as a number of codes; of `pixel`, of the sum of their squares."""
     if op.codec is None or op.codec["kind"] == "exact":
         return np.zeros(1, np.int32)
     tensor = plan.tensors[op.codec["tensor"]]
     shape = plan.values[op.output]
+    if op.codec["kind"] == "pixel":  # one for all channels
+        limit = shape[channel_axis(shape)] * float(np.square(tensor.astype(np.float64)).mean()) / step**2
+        return np.asarray([min(int(limit), 2**31 - 1)], np.int32)
     if tensor.ndim > 1:  # per neuron: the mean of a channel
         axes = (1, 2) if len(shape) == 4 else tuple(range(tensor.ndim - 1))
         tensor = tensor.mean(axis=axes)
@@ -191,7 +194,7 @@ def quantised_plan(plan: Plan, frames: Iterable[Array], percentile: float = PERC
     """The same network with weights and codes of one byte.
 
     Args:
-        plan: of precision float32, with codecs `exact` or `hold`, or none.
+        plan: of precision float32, with codecs `exact`, `hold` or `pixel`, or none.
         frames: as a stream of the plan takes them; at least one.
         percentile: of the values, that codes reach up to.
 
@@ -199,9 +202,9 @@ def quantised_plan(plan: Plan, frames: Iterable[Array], percentile: float = PERC
         ValueError: no frames, or another codec.
         PlanError: a layer whose sums could overflow.
     """
-    others = {op.codec["kind"] for op in plan.ops if op.codec is not None} - {"exact", "hold"}
+    others = {op.codec["kind"] for op in plan.ops if op.codec is not None} - {"exact", "hold", "pixel"}
     if others:
-        raise ValueError(f"int8 plans know the codecs exact and hold, this one has {', '.join(sorted(others))}")
+        raise ValueError(f"int8 plans know the codecs exact, hold and pixel, this one has {', '.join(sorted(others))}")
     plan = _with_carriers(plan)
     classes = _Classes()
     sources = _sources(plan, classes)
@@ -253,5 +256,7 @@ def _quantised(plan: Plan, number: int, op: Op, codings: Mapping[int, Coding], t
             "threshold": f"{number}.threshold",
         }
         tensors[f"{number}.code"] = np.asarray([coding.step], np.float32)
+        if op.codec is not None and op.codec["kind"] == "pixel":
+            codec["pixel"] = True
         tensors[f"{number}.threshold"] = _threshold(plan, op, coding.step)
     return replace(op, tensors=roles, codec=codec, crossover=None, precision="int8")

@@ -26,6 +26,7 @@ LEAST_STEP, LARGEST_STEP = (
     1e12,
 )  # of codes and of weights of int8: products with sums are finite, and normal numbers
 CODES = 255  # the largest code
+MOST_CHANNELS = (2**31 - 1) // CODES**2  # whose squares of codes add up within 32 bits
 _MAX_EXTENT = 2**16  # of strides, paddings and dilations
 _TARGET = re.compile(r"aten\.[a-z_0-9]+\.[A-Za-z_0-9]+")
 _TYPES = ("float32", "int64", "bool")
@@ -531,7 +532,9 @@ def _check_code(c: _Context, codec: Mapping[str, Any], shape: Shape) -> None:
     from sparsetime.engine.plan import channel_axis
 
     wanted = {"kind", "tensor", "zero", "threshold"}
-    c.expect(set(codec) == wanted, f"codec 'code' has entries {sorted(map(str, codec))}, expected {sorted(wanted)}")
+    pixel = codec.get("pixel", False)
+    c.expect(isinstance(pixel, bool), f"'pixel' must be true or false, got {_short(pixel)}")
+    c.expect(set(codec) - {"pixel"} == wanted, f"codec 'code' has entries {sorted(map(str, codec))}, expected {sorted(wanted)}")
     step = c.named(codec["tensor"], "float32", (1,), "codec")
     c.expect(
         LEAST_STEP <= float(step[0]) <= LARGEST_STEP,
@@ -546,6 +549,13 @@ def _check_code(c: _Context, codec: Mapping[str, Any], shape: Shape) -> None:
         threshold.shape in allowed,
         f"tensor 'threshold' must have one of the shapes {allowed}, got {threshold.shape}",
     )
+    if pixel:
+        channels = shape[channel_axis(shape)]
+        c.expect(threshold.shape == (1,), f"a threshold by pixel is one for all channels, got {threshold.shape}")
+        # So many channels' squares fit 32 bits.
+        c.expect(channels <= MOST_CHANNELS, f"'pixel' bears {MOST_CHANNELS} channels, got {channels}")
+        c.expect(int(threshold[0]) >= 0, f"a threshold must be >= 0, got {int(threshold[0])}")
+        return
     c.expect(
         int(threshold.min()) >= 0 and int(threshold.max()) <= CODES,
         f"thresholds must be from 0 to {CODES}, got {int(threshold.min())} to {int(threshold.max())}",

@@ -66,7 +66,7 @@ def _entry(plan: Plan, op: Op) -> dict[str, Any]:
         else (codec["kind"], codec["tensor"], codec.get("low", -_INFINITY), codec.get("high", _INFINITY)),
         "crossover": -1.0 if op.crossover is None else op.crossover,
         "opaque": [plan.value_type(op, k) not in _KEPT for k in range(len(op.outputs))],
-        "code": None if coding is None else (*coding, None if codec is None else codec["threshold"]),
+        "code": None if coding is None else (*coding, None if codec is None else codec["threshold"], bool(codec and codec.get("pixel"))),
     }
 
 

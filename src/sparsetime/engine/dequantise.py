@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsetime.engine.plan import Op, Plan
+from sparsetime.engine.plan import Op, Plan, channel_axis
 
 __all__ = ["float32_plan"]
 
@@ -32,9 +32,13 @@ def _op(plan: Plan, op: Op, tensors: dict[str, Array]) -> Op:
         tensors[name] = _weight(plan, op) if role == "weight" else plan.tensors[name]
     codec = None
     if op.codec is not None:
-        name = op.codec["threshold"]
-        tensors[name] = plan.tensors[name].astype(np.float32) * plan.tensors[op.codec["tensor"]]
-        codec = {"kind": "hold", "tensor": name}
+        name, pixel = op.codec["threshold"], op.codec.get("pixel", False)
+        threshold = plan.tensors[name].astype(np.float32)
+        if pixel:  # of the sum of squares
+            shape = plan.values[op.output]
+            threshold = np.sqrt(threshold / np.float32(shape[channel_axis(shape)]))
+        tensors[name] = threshold * plan.tensors[op.codec["tensor"]]
+        codec = {"kind": "pixel" if pixel else "hold", "tensor": name}
     return replace(op, tensors=roles, codec=codec, precision="float32")
 
 

@@ -8,6 +8,7 @@ follows. Per operation and frame everything follows from the values of the input
     then              y = activation(z)
                       m = clamp(rint(y * (1 / step)) + zero, 0, 255)
                       n' = m where |m - n| > threshold, else n
+                      or by pixel: where sum over channels of (m - n)^2 > threshold, else n
 
 Every product and every sum of float32 is rounded by itself.
 """
@@ -26,7 +27,7 @@ from torch import Tensor
 from sparsetime.engine.executor import OpStats
 from sparsetime.engine.frames import normalised
 from sparsetime.engine.islands import run_island
-from sparsetime.engine.plan import Coding, Op, Plan
+from sparsetime.engine.plan import Coding, Op, Plan, channel_axis
 from sparsetime.engine.reference import Reference, activate, effective_macs
 
 __all__ = ["IntegerReference", "decode", "encode", "quantised"]
@@ -46,13 +47,19 @@ def quantised(y: Tensor, coding: Coding) -> Tensor:
     return (scaled.round().to(torch.int32) + coding.zero).to(torch.uint8)
 
 
-def encode(y: Tensor, held: Tensor | None, coding: Coding, threshold: Tensor) -> Tensor:
-    """The codes that consumers see: new ones where they are further than the threshold from those held."""
+def encode(y: Tensor, held: Tensor | None, coding: Coding, threshold: Tensor, pixel: bool = False) -> Tensor:
+    """The codes that consumers see: new ones where they are further than the threshold from those held.
+
+    By `pixel` all channels of a place are new or none, and the threshold is one of the sum of their squares.
+    """
     code = quantised(y, coding)
     if held is None:
         return code
-    moved = (code.to(torch.int32) - held.to(torch.int32)).abs()
-    return torch.where(moved > threshold, code, held)
+    moved = code.to(torch.int32) - held.to(torch.int32)
+    if pixel:
+        far = moved.square().sum(channel_axis(tuple(y.shape)), keepdim=True)
+        return torch.where(far > threshold, code, held)
+    return torch.where(moved.abs() > threshold, code, held)
 
 
 def _activate(z: Tensor, activation: Mapping[str, Any] | None) -> Tensor:
@@ -179,7 +186,8 @@ class IntegerReference(Reference):
             else:
                 new = [_activate(self.computed(op), op.activation)]
             if coding is not None and threshold is not None:
-                new[0] = encode(new[0], old[0], coding, threshold)
+                assert op.codec is not None
+                new[0] = encode(new[0], old[0], coding, threshold, op.codec.get("pixel", False))
             for value, before, after in zip(op.outputs, old, new, strict=True):
                 self._values[value] = after
                 if after.dtype in (torch.uint8, torch.float32):

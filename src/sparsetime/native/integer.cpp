@@ -33,7 +33,8 @@ Settle Stream::settle_of(const Node& node, int output) {
     s.act_b = node.act_b;
     s.all = flush_;
     if (v.coded) {
-        s.codes = state.codes;
+        s.codes = waits(node) ? waiting_.data() : state.codes;
+        s.all = flush_ || waits(node);
         s.stride = byte_stride(v.map.channels);
         s.inverse = 1.0f / v.step;
         s.zero = v.zero;
@@ -43,6 +44,18 @@ Settle Stream::settle_of(const Node& node, int output) {
         s.value_stride = v.map.stride();
     }
     return s;
+}
+
+// Whether new codes of a node are to be looked at pixel by pixel before they are sent.
+bool Stream::waits(const Node& node) const { return node.limit >= 0 && !flush_; }
+
+// Of pixels whose new codes wait those are sent that are far enough from the codes held; the lists keep no others.
+void Stream::send_pixels(const Node& node, int output, IntSink& sink) {
+    const int channels = program_->values[size_t(output)].map.channels;
+    IntPixelArgs args{waiting_.data(), states_[size_t(output)].codes, byte_stride(channels), channels, node.limit, sink.mask, sink.active, sink.tally, sink.active_count, 0};
+    kernels().integers->pixels(args);
+    sink.active_count = args.active_count;
+    sink.events = args.events;
 }
 
 // Runs body(sink, from, to, thread) over parts of the list, one a thread, and joins what they emit; keeps floats for those who
@@ -64,6 +77,7 @@ void Stream::share(int output, int count, const Body& body) {
         sink.active = change.active + from;
         sink.tally = change.tally + from;
         if (from < to) body(sink, from, to, t);
+        if (v.coded && waits(program_->nodes[size_t(current_)])) send_pixels(program_->nodes[size_t(current_)], output, sink);
         if (v.coded && v.floats)
             for (int i = 0; i < sink.active_count; ++i) decode_pixel(output, sink.active[i]);
     };
@@ -83,6 +97,10 @@ void Stream::allocate_codes() {
     for (const Value& v : program_->values) total += size(v);
     if (!total) return;
     codes_.assign(total + BYTE_BLOCK, 0);  // kernels read whole blocks
+    size_t most = 0;
+    for (const Node& node : program_->nodes)
+        if (node.limit >= 0) most = std::max(most, size(program_->values[size_t(node.outputs[0])]));
+    waiting_.assign(most, 0);
     uint8_t* next = codes_.data();
     for (const Node& node : program_->nodes)
         for (int v : node.outputs) {
@@ -291,8 +309,10 @@ void Stream::take_codes(const Node& node, const Frame& frame) {
         f.pixels = to - from;
         kernels().integers->frame(f, settle);
     }
-    change.active_count = f.active_count;
-    change.events = f.events;
+    IntSink sink{change.mask, change.active, change.tally, f.active_count, f.events};
+    if (waits(node)) send_pixels(node, value, sink);
+    change.active_count = sink.active_count;
+    change.events = sink.events;
     if (program_->values[size_t(value)].floats)
         for (int i = 0; i < change.active_count; ++i) decode_pixel(value, change.active[i]);
 }

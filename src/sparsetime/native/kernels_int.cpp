@@ -649,11 +649,75 @@ void decode(const uint8_t* codes, float step, int zero, int channels, int stride
     for (int c = channels; c < stride; ++c) out[c] = 0.0f;
 }
 
+// Sum of squares of the differences of two rows.
+inline int32_t apart(const uint8_t* x, const uint8_t* y, int channels) {
+#if defined(__AVX512BW__)
+    __m512i sum = _mm512_setzero_si512();
+    for (int c = 0; c < channels; c += 32) {
+        const __mmask32 valid = channels - c >= 32 ? ~__mmask32(0) : (__mmask32(1) << (channels - c)) - 1;
+        const __m512i d = _mm512_sub_epi16(_mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(valid, x + c)),
+                                           _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(valid, y + c)));
+        sum = _mm512_add_epi32(sum, _mm512_madd_epi16(d, d));
+    }
+    return _mm512_reduce_add_epi32(sum);
+#else
+    int32_t sum = 0;
+    for (int c = 0; c < channels; ++c) {
+        const int32_t d = int32_t(x[c]) - int32_t(y[c]);
+        sum += d * d;
+    }
+    return sum;
+#endif
+}
+
+void pixels(IntPixelArgs& all) {
+    IntPixelArgs f = all;  // a copy that no store can alias
+    constexpr int CHUNK = 64;
+    int kept = 0;
+    f.events = 0;
+    for (int i = 0; i < f.active_count; i += CHUNK) {
+        const int n = f.active_count - i < CHUNK ? f.active_count - i : CHUNK;
+        const int32_t* list = f.active + i;
+        int32_t far[CHUNK], sent[CHUNK], found = 0;
+        int k = 0;
+#if defined(__AVX512BW__)
+        // Pixels of four bytes side by side: squares of even bytes and of odd ones.
+        const __m512i channels = _mm512_set1_epi32(int(~0u >> (8 * (4 - (f.channels < 4 ? f.channels : 4)))));
+        for (; f.stride == 4 && k + 16 <= n && list[k + 15] == list[k] + 15; k += 16) {
+            const __m512i x = _mm512_loadu_si512(f.fresh + ptrdiff_t(list[k]) * 4), y = _mm512_loadu_si512(f.held + ptrdiff_t(list[k]) * 4);
+            const __m512i d = _mm512_and_si512(channels, _mm512_or_si512(_mm512_subs_epu8(x, y), _mm512_subs_epu8(y, x)));
+            const __m512i even = _mm512_and_si512(d, _mm512_set1_epi16(0xff)), odd = _mm512_srli_epi16(d, 8);
+            _mm512_storeu_si512(far + k, _mm512_add_epi32(_mm512_madd_epi16(even, even), _mm512_madd_epi16(odd, odd)));
+        }
+#endif
+        for (; k < n; ++k) far[k] = apart(f.fresh + ptrdiff_t(list[k]) * f.stride, f.held + ptrdiff_t(list[k]) * f.stride, f.channels);
+        // Whether a pixel is sent nobody can foresee: first they are found, then they are copied.
+        for (k = 0; k < n; ++k) {
+            const bool go = far[k] > f.limit;
+            f.mask[list[k]] = go;
+            sent[found] = list[k];
+            found += go;
+        }
+        for (k = 0; k < found; ++k) {
+            const uint8_t* x = f.fresh + ptrdiff_t(sent[k]) * f.stride;
+            uint8_t* held = f.held + ptrdiff_t(sent[k]) * f.stride;
+            int32_t changed = 0;
+            for (int c = 0; c < f.channels; ++c) changed += x[c] != held[c];
+            __builtin_memcpy(held, x, size_t(f.channels));
+            f.active[kept] = sent[k];  // kept <= i + k: nothing that is still to be read
+            f.tally[kept++] = changed;
+            f.events += changed;
+        }
+    }
+    all.active_count = kept;
+    all.events = f.events;
+}
+
 }  // namespace
 
 namespace sparsetime {
 
 extern const IntKernels SPARSETIME_INTEGERS;
-const IntKernels SPARSETIME_INTEGERS = {VL, tile, depthwise, settle, frame, moves, decode};
+const IntKernels SPARSETIME_INTEGERS = {VL, tile, depthwise, settle, frame, moves, pixels, decode};
 
 }  // namespace sparsetime

@@ -98,6 +98,18 @@ struct IntMoveArgs {
     int32_t* count;             // [pixels]: changed elements are written
 };
 
+// New codes of listed pixels, which replace those held where they are far enough from them; the lists keep no others.
+struct IntPixelArgs {
+    const uint8_t* fresh;
+    uint8_t* held;
+    int stride, channels;
+    int64_t limit;              // of the sum of squares of a pixel's changes
+    uint8_t* mask;
+    int32_t *active, *tally;    // in and out
+    int32_t active_count;       // in and out
+    int64_t events;             // out
+};
+
 struct IntKernels {
     int width;                  // 32-bit lanes of a vector
     void (*tile)(const IntTileArgs&, const Settle&);
@@ -106,6 +118,7 @@ struct IntKernels {
     int (*settle)(const float* z, int pixel, const Settle&);
     void (*frame)(IntFrameArgs&, const Settle&);
     void (*moves)(const IntMoveArgs&, const Settle&);
+    void (*pixels)(IntPixelArgs&);
     // v = step (code - zero), `stride` floats of which those behind `channels` are zero.
     void (*decode)(const uint8_t* codes, float step, int zero, int channels, int stride, float* out);
 };

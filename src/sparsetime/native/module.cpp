@@ -135,6 +135,7 @@ std::shared_ptr<Program> make_program(const std::vector<std::vector<int64_t>>& s
             spec.code_step = nb::cast<float>(code[0]);
             spec.code_zero = nb::cast<int>(code[1]);
             if (!code[2].is_none()) spec.threshold = view_of(tensors[code[2]]);
+            spec.by_pixel = nb::cast<bool>(code[3]);
         }
         specs.push_back(std::move(spec));
     }

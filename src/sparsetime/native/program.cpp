@@ -388,7 +388,11 @@ void Program::add(const OpSpec& spec) {
             if (n.moves_codes && !values[size_t(input)].coded) refuse(spec, "codes are moved from codes alone");
         if (t.integers && t.size() != 1 && t.size() != v.map.channels) refuse(spec, "the thresholds do not fit");
         n.threshold.assign(size_t(round_up(v.map.channels, BYTE_BLOCK)), 0);
-        for (int c = 0; t.integers && c < v.map.channels; ++c) {
+        if (spec.by_pixel) {
+            if (!t.integers || t.size() != 1 || t.integers[0] < 0) refuse(spec, "a pixel has one threshold");
+            n.limit = t.integers[0];
+        }
+        for (int c = 0; t.integers && !spec.by_pixel && c < v.map.channels; ++c) {
             const int32_t threshold = t.integers[t.size() == 1 ? 0 : c];
             if (threshold < 0 || threshold > 255) refuse(spec, "a threshold out of range");
             n.threshold[size_t(c)] = uint8_t(threshold);

@@ -41,6 +41,7 @@ struct OpSpec {
     float code_step = 1;
     int code_zero = 0;
     TensorView threshold;      // in codes; empty where a move hands codes on
+    bool by_pixel = false;     // the threshold is one of the sum of squares of a pixel's changes
 };
 
 enum class Kind {
@@ -91,6 +92,7 @@ struct Node {
     std::unique_ptr<Conv> conv;
     std::unique_ptr<IntConv> integers;  // instead, in int8 plans
     Bytes threshold;
+    int64_t limit = -1;        // of the sum of squares of a pixel's changes, if it is sent whole or not at all
     bool moves_codes = false;  // hands bytes on as they are
     double crossover;
     // affine

@@ -92,6 +92,8 @@ class Stream {
     void prepare_lines();
     // Of int8 plans.
     Settle settle_of(const Node& node, int output);
+    bool waits(const Node& node) const;
+    void send_pixels(const Node& node, int output, IntSink& sink);
     template <class Body>
     void share(int output, int count, const Body& body);
     void settle_rows(const Node& node, int output, const int32_t* list, int count, const FillRows& z);
@@ -116,6 +118,7 @@ class Stream {
     std::vector<State> states_;
     Floats memory_;  // values and accumulators, in the order in which a frame meets them
     Bytes codes_;    // values of int8 plans
+    Bytes waiting_;  // new codes of one value, of which it is not known yet which pixels are sent
     std::vector<Span> accumulators_;
     // By node, frames in a row that took the dense path everywhere. From the second on accumulators are not written, which
     // saves a third of the memory traffic; they are `stale` until a frame that needs them computes all anew.
