@@ -232,8 +232,8 @@ def qualities(ways: dict[str, Way], pictures: Iterable[Array]) -> dict[str, Any]
 def turns(
     plan: Plan, pictures: list[Array], clock: Callable[[], int], repeats: int, flush: float = 0
 ) -> tuple[Array, list[float]]:
-    """Stream and dense network in turn, over and over: the times of each frame, medians over the repeats, (frames, 2)
-    in ms, and the share of operations done in each."""
+    """Stream and dense network in turn, all frames at a time: the times of each frame, medians over the repeats,
+    (frames, 2) in ms, and the share of operations done in each."""
     dense = fastest(plan, pictures[0])
     stream = plan.stream(flush=flush)
     taken = np.zeros((repeats, len(pictures), 2))
@@ -241,13 +241,14 @@ def turns(
     for repeat in range(-1, repeats):  # the first round, a short one, brings memory and weights
         stream.reset()
         operations = []
-        for number, picture in enumerate(pictures if repeat >= 0 else pictures[:2]):
-            for which in (0, 1) if (number + repeat) % 2 else (1, 0):
+        for which in (0, 1) if repeat % 2 else (1, 0):
+            for number, picture in enumerate(pictures if repeat >= 0 else pictures[:2]):
                 begin = clock()
                 (dense.run if which else stream)(picture)
                 if repeat >= 0:
                     taken[repeat, number, which] = (clock() - begin) / 1e6
-            operations.append(stream.op_density)
+                if not which:
+                    operations.append(stream.op_density)
     return np.median(taken, axis=0), operations
 
 

@@ -534,7 +534,8 @@ def _check_code(c: _Context, codec: Mapping[str, Any], shape: Shape) -> None:
     wanted = {"kind", "tensor", "zero", "threshold"}
     pixel = codec.get("pixel", False)
     c.expect(isinstance(pixel, bool), f"'pixel' must be true or false, got {_short(pixel)}")
-    c.expect(set(codec) - {"pixel"} == wanted, f"codec 'code' has entries {sorted(map(str, codec))}, expected {sorted(wanted)}")
+    entries = sorted(map(str, codec))
+    c.expect(set(codec) - {"pixel"} == wanted, f"codec 'code' has entries {entries}, expected {sorted(wanted)}")
     step = c.named(codec["tensor"], "float32", (1,), "codec")
     c.expect(
         LEAST_STEP <= float(step[0]) <= LARGEST_STEP,

@@ -66,8 +66,12 @@ def _entry(plan: Plan, op: Op) -> dict[str, Any]:
         else (codec["kind"], codec["tensor"], codec.get("low", -_INFINITY), codec.get("high", _INFINITY)),
         "crossover": -1.0 if op.crossover is None else op.crossover,
         "opaque": [plan.value_type(op, k) not in _KEPT for k in range(len(op.outputs))],
-        "code": None if coding is None else (*coding, None if codec is None else codec["threshold"], bool(codec and codec.get("pixel"))),
+        "code": None if coding is None else (*coding, *((None, False) if codec is None else _threshold(codec))),
     }
+
+
+def _threshold(codec: Mapping[str, Any]) -> tuple[str, bool]:
+    return codec["threshold"], codec.get("pixel", False)
 
 
 def _call_weakly(method: Callable[[int], None]) -> Callable[[int], None]:
