@@ -140,6 +140,76 @@ def camera_plan(channels: int, color: str, codec: str | None) -> Plan:
     return Plan("camera", ((1, channels, 20, 37),), ops, (0,), {"output": 0}, {"step": step} if codec else {}, spec)
 
 
+def resized_plan(channels: int, row_taps: int, column_taps: int) -> Plan:
+    """A map of 7 x 9 that is resized to 12 x 21, which only the caller reads."""
+    rng = np.random.default_rng(channels)
+    tensors: dict[str, Any] = {}
+    for role, weights, size, n, taps in (
+        ("rows", "row_weights", 7, 12, row_taps),
+        ("columns", "column_weights", 9, 21, column_taps),
+    ):
+        tensors[role] = np.sort(rng.integers(0, size, (n, taps)), axis=0).astype(np.int32)
+        tensors[weights] = (rng.integers(-2, 5, (n, taps)) / 4).astype(np.float32)
+    ops = (
+        Op("input", "input", (), (0,)),
+        Op("affine", "affine", (0,), (1,), {}, {"scale": "scale"}),
+        Op("resize2d", "resize", (1,), (2,), {}, {role: role for role in tensors}),
+    )
+    values = ((1, channels, 7, 9), (1, channels, 7, 9), (1, channels, 12, 21))
+    return Plan("resized", values, ops, (2, 2), {"tuple": [{"output": 0}, {"output": 1}]},
+                {**tensors, "scale": np.ones(1, np.float32)})  # fmt: skip
+
+
+@pytest.mark.parametrize("taps", [(1, 1), (2, 2), (4, 4), (5, 3)])
+@pytest.mark.parametrize("channels", [1, 3, 21])
+def test_a_resized_map_that_only_the_caller_reads_equals_the_reference(isa, channels, taps):
+    for threads in (1, 3):
+        check_equal(resized_plan(channels, *taps), seed=5, threads=threads)
+
+
+def test_a_resized_map_that_only_the_caller_reads_goes_on_from_a_restored_state():
+    plan = resized_plan(3, 2, 2)
+    clip = frames(plan, 6, 3, dyadic=True)
+    native, other = Native(plan), Native(plan)
+    for frame in clip[:4]:
+        native.run(frame)
+    other.run(clip[5])
+    other.restore(native.state())
+    np.testing.assert_array_equal(other.value(2), native.value(2))
+    for frame in clip[4:]:
+        np.testing.assert_array_equal(other.run(frame), native.run(frame))
+        events = [entry.events for entry in native.stats()]
+        assert [entry.events for entry in other.stats()] == events
+        assert 0 < events[2] < 3 * 12 * 21  # partly changed: a wrong state before it would show
+
+
+def test_outputs_that_somebody_holds_are_never_written_again():
+    plan = resized_plan(3, 2, 2)
+    stream = plan.stream()
+    clip = frames(plan, 8, 0)
+    held = [stream(frame)[0] for frame in clip]
+    copies = [output.copy() for output in held]
+    views = [held.pop(0)[0, 1], torch.from_numpy(held.pop(0)), memoryview(held.pop(0))]
+    for frame in clip:
+        stream(frame)
+    for got, expected in zip([views[0][None], *views[1:], *held], [copies[0][:, 1], *copies[1:]], strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_memory_of_dropped_outputs_is_used_again():
+    plan = resized_plan(3, 2, 2)
+    stream = plan.stream()
+    frame = frames(plan, 1, 0)[0]
+    outputs = stream(frame)
+    first = {output.ctypes.data for output in outputs}
+    assert len(first) == 2
+    del outputs
+    assert {output.ctypes.data for output in stream(frame)} == first
+    outputs = stream(frame)
+    del stream
+    np.testing.assert_array_equal(outputs[0], outputs[1])  # still there when the stream is not
+
+
 LAYOUTS: dict[str, Callable[[Any], Any]] = {
     "pixels": lambda x: x,
     "planes": lambda x: np.ascontiguousarray(x.transpose(2, 0, 1)),

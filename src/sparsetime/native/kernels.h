@@ -171,6 +171,10 @@ struct RowKernels {
     void (*divide)(float divisor, float* sum, int n);
     void (*maximum)(const float* x, float* sum, int n);
     void (*pick)(const float* x, const int32_t* index, float* sum, int n);  // 0 where index is below 0
+    // out[i] = sum_k w[i][k] x[index[i][k]].
+    void (*spread)(const float* x, const int32_t* index, const float* w, int taps, int n, float* out);
+    // The same sum as blend; returns how many of n differ from that of `before`.
+    int (*blend_again)(const float* const* x, const float* const* before, const float* w, int rows, float* sum, int n);
     // Rows of `stride` floats as planes, `plane` floats from one to the next.
     void (*planes)(const float* x, int pixels, int stride, int channels, int plane, float* out);
 };

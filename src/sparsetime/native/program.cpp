@@ -96,6 +96,8 @@ Program::Program(const std::vector<std::vector<int64_t>>& shapes, const std::vec
         v.floats = false;
         for (int consumer : v.consumers) v.floats = v.floats || !(nodes[size_t(consumer)].integers || nodes[size_t(consumer)].moves_codes);
     }
+    for (Node& n : nodes)
+        n.derived = n.kind == Kind::resize && n.encode == Encode::linear && values[size_t(n.outputs[0])].consumers.empty();
     for (int o : outputs)
         if (o < 0 || o >= int(values.size()) || values[size_t(o)].producer < 0 || values[size_t(o)].opaque)
             throw std::invalid_argument("an output is not a value of the plan");

@@ -105,6 +105,7 @@ struct Node {
     std::vector<int32_t> reach_start, reach;  // gather: input pixel -> output pixels
     Floats row_weights, column_weights, divisor;
     int row_taps = 1, column_taps = 1, row_step = 1, column_step = 1;
+    bool derived = false;  // a resized map that no operation reads: it is written where the caller wants it, and not kept
 };
 
 class Program {
