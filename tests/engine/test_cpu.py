@@ -210,6 +210,29 @@ def test_memory_of_dropped_outputs_is_used_again():
     np.testing.assert_array_equal(outputs[0], outputs[1])  # still there when the stream is not
 
 
+@pytest.mark.parametrize("crossover", [0.0, 1.0])
+@pytest.mark.parametrize("codec", [None, "exact", "hold", "residual"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_what_a_wide_input_sends_equals_the_reference(isa, channels, codec, crossover):
+    """Rows of more pixels than a vector has lanes, and rests of rows, read as rows and as events."""
+    rng = np.random.default_rng(channels)
+    tensors = {
+        "step": np.full(channels, 0.5, np.float32),
+        "coarse": np.asarray([0.5], np.float32),
+        "weight": (rng.integers(-2, 3, (5, channels, 3, 3)) / 2).astype(np.float32),
+    }
+    conv = {"stride": [1, 1], "padding": [1, 1, 1, 1], "dilation": [1, 1], "groups": 1}
+    ops = (
+        Op("input", "input", (), (0,), codec=None if codec is None else {"kind": codec, "tensor": "step"}),
+        Op("conv2d", "conv", (0,), (1,), conv, {"weight": "weight"}, None, {"kind": "exact", "tensor": "coarse"},
+           crossover=crossover),
+    )  # fmt: skip
+    if codec is None:
+        del tensors["step"]
+    plan = Plan("wide", ((1, channels, 9, 53), (1, 5, 9, 53)), ops, (1,), {"output": 0}, tensors)
+    check_equal(plan, seed=7)
+
+
 LAYOUTS: dict[str, Callable[[Any], Any]] = {
     "pixels": lambda x: x,
     "planes": lambda x: np.ascontiguousarray(x.transpose(2, 0, 1)),

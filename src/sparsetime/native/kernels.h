@@ -104,6 +104,8 @@ struct FrameKernels {
     void (*compare)(FrameArgs&);
     // out = (in - mean) / std.
     void (*normalise)(const uint8_t* in, const float* mean, const float* std, int n, float* out);
+    // The channels of n pixels in the opposite order.
+    void (*reverse)(const uint8_t* in, int channels, int n, uint8_t* out);
     // n pixels of planes as rows.
     void (*interleave)(const float* const* planes, int channels, int n, float* out);
     bool (*finite)(const float* x, int n);
