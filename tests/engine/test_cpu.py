@@ -210,6 +210,64 @@ def test_memory_of_dropped_outputs_is_used_again():
     np.testing.assert_array_equal(outputs[0], outputs[1])  # still there when the stream is not
 
 
+def shuffled_plan(channels: int) -> Plan:
+    """Halves of an input that are joined, shuffled, joined and shuffled again, with a convolution behind."""
+    rng = np.random.default_rng(channels)
+    both = 2 * channels
+    shuffle = np.arange(both).reshape(2, channels).T.ravel()
+    distant = rng.permutation(both)
+    distant[0] = -1  # a channel of zeros
+    tensors: dict[str, Any] = {
+        "left": shuffle[:channels], "right": shuffle[channels:], "far": distant,
+        "weight": rng.integers(-2, 3, (5, both, 1, 1)) / 2, "step": np.asarray([0.5]),
+    }  # fmt: skip
+    tensors = {
+        name: array.astype(np.int32 if array.dtype == np.int64 else np.float32) for name, array in tensors.items()
+    }
+    conv = {"stride": [1, 1], "padding": [0, 0, 0, 0], "dilation": [1, 1], "groups": 1}
+    ops = (
+        Op("input", "input", (), (0,)),
+        Op("channels", "left", (0,), (1,), {}, {"index": "left"}),
+        Op("channels", "right", (0,), (2,), {}, {"index": "right"}),
+        Op("max_pool2d", "still", (2,), (3,), {"dilation": [1, 1]}, {"rows": "rows", "columns": "columns"}),
+        Op("cat", "joined", (1, 3), (4,), {"axis": 1}),  # read by the next two alone: not kept
+        Op("channels", "again left", (4,), (5,), {}, {"index": "left"}),
+        Op("channels", "again far", (4,), (6,), {}, {"index": "far"}),
+        Op("cat", "kept", (5, 1), (7,), {"axis": 1}),
+        Op("conv2d", "conv", (7,), (8,), conv, {"weight": "weight"}, codec={"kind": "exact", "tensor": "step"}),
+        Op("conv2d", "far conv", (6,), (9,), conv, {"weight": "weight"}, codec={"kind": "exact", "tensor": "step"}),
+        Op("cat", "out", (8, 6), (10,), {"axis": 1}),  # read by the caller alone: not kept
+    )
+    for name, n in (("rows", 11), ("columns", 13)):
+        tensors[name] = np.stack([np.maximum(np.arange(n) - 1, 0), np.minimum(np.arange(n) + 2, n)], 1).astype(np.int32)
+    counts = (both, channels, channels, channels, both, channels, both, both, 5, 5, 5 + both)
+    values = tuple((1, n, 11, 13) for n in counts)
+    return Plan("shuffled", values, ops, (10, 4, 7), {"tuple": [{"output": k} for k in range(3)]}, tensors)
+
+
+@pytest.mark.parametrize("crossover", [0.0, 1.0])  # what the moves hand on is wanted as rows, and as events
+@pytest.mark.parametrize("channels", [2, 3, 24, 40])
+def test_moves_of_channels_equal_the_reference(isa, channels, crossover):
+    plan = shuffled_plan(channels)
+    ops = tuple(replace(op, crossover=crossover) if op.kind == "conv2d" else op for op in plan.ops)
+    for threads in (1, 3):
+        check_equal(replace(plan, ops=ops), seed=2, threads=threads)
+
+
+def test_moves_of_channels_go_on_from_a_restored_state():
+    plan = shuffled_plan(24)
+    clip = frames(plan, 6, 3, dyadic=True)
+    native, other = Native(plan), Native(plan)
+    for frame in clip[:4]:
+        native.run(frame)
+    other.run(clip[5])
+    other.restore(native.state())
+    for frame in clip[4:]:
+        for got, expected in zip(other.run(frame), native.run(frame), strict=True):
+            np.testing.assert_array_equal(got, expected)
+        assert [entry.events for entry in other.stats()] == [entry.events for entry in native.stats()]
+
+
 @pytest.mark.parametrize("crossover", [0.0, 1.0])
 @pytest.mark.parametrize("codec", [None, "exact", "hold", "residual"])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

@@ -1,3 +1,5 @@
+// Values that are not kept, since they follow from others: see Program::spare.
+//
 // Resized maps that only the caller reads, such as a segmentation's as large as the frame: too large to be kept, compared and copied
 // in every frame. They are written anew where the caller wants them, plane by plane, from the map that they are resized from, which
 // is small. First its rows are stretched to the output's width, of these rows then each output row is a sum.
@@ -12,7 +14,7 @@ void Stream::allocate_derived() {
     stretched_.resize(program_->nodes.size());
     for (size_t i = 0; i < stretched_.size(); ++i) {
         const Node& node = program_->nodes[i];
-        if (!node.derived) continue;
+        if (!node.derived || node.kind != Kind::resize) continue;
         const Shape &in = program_->values[size_t(node.inputs[0])].map, &out = program_->values[size_t(node.outputs[0])].map;
         Stretched& s = stretched_[i];
         s.width = size_t(round_up(out.width, LANE));
@@ -87,9 +89,25 @@ int64_t Stream::write_derived(int number, const uint8_t* changed, float* out) {
     return events;
 }
 
+// A value in logical order.
+void Stream::read_derived(int number, float* out) {
+    const Node& node = program_->nodes[size_t(number)];
+    if (node.kind == Kind::resize) return void(write_derived(number, nullptr, out));
+    for (int v : node.inputs) {  // planes behind each other
+        read(v, out);
+        out += product(program_->values[size_t(v)].shape);
+    }
+}
+
 void Stream::derive(int number) {
     const Node& node = program_->nodes[size_t(number)];
     const Change& x = states_[size_t(node.inputs[0])].change;
+    if (node.kind != Kind::resize) {
+        Change& joined = states_[size_t(node.outputs[0])].change;
+        joined.events = 0;
+        for (int v : node.inputs) joined.events += states_[size_t(v)].change.events;
+        return;
+    }
     Change& change = states_[size_t(node.outputs[0])].change;
     std::vector<uint8_t> changed(size_t(x.shape.height), 0);
     for (int i = 0; i < x.active_count; ++i) changed[size_t(x.active[i] / x.shape.width)] = 1;

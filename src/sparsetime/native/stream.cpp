@@ -266,6 +266,7 @@ void Stream::execute(int number, const Frame& frame) {
     stats = {};
     stats.path = dense_ ? "dense" : "sparse";
     if (node.derived) derive(number);
+    else if (node.carries) carry(node);
     else switch (node.moves_codes ? Kind::cat_channels : node.kind) {
         case Kind::conv: node.integers ? convolve_codes(node, stats) : convolve(node, stats); break;
         case Kind::input: {
@@ -330,7 +331,8 @@ bool Stream::run(const Frame& frame, const std::vector<float*>& arrays) {
     started_ = true;
     for (size_t k = 0; k < arrays_.size(); ++k) {
         const int value = program_->outputs[k];
-        const bool written = program_->nodes[size_t(program_->values[size_t(value)].producer)].derived && array_of(value) == arrays_[k];
+        const Node& node = program_->nodes[size_t(program_->values[size_t(value)].producer)];
+        const bool written = node.derived && node.kind == Kind::resize && array_of(value) == arrays_[k];
         if (!written) read(value, arrays_[k]);
     }
     arrays_.clear();
@@ -342,7 +344,7 @@ void Stream::read(int value, float* out) {
     const Layout layout(v);
     const int64_t n = product(v.shape);
     if (!v.floats) return read_decoded(value, out);
-    if (program_->nodes[size_t(v.producer)].derived) return void(write_derived(v.producer, nullptr, out));
+    if (program_->nodes[size_t(v.producer)].derived) return read_derived(v.producer, out);
     const float* from = states_[size_t(value)].value.data();
     if (layout.planar) return kernels().rows->planes(from, layout.pixels, layout.stride, layout.channels, layout.pixels, out);
     for (int64_t i = 0; i < n; ++i) out[i] = from[layout(i)];
@@ -401,7 +403,7 @@ void Stream::resume() {
     std::fill(dense_frames_.begin(), dense_frames_.end(), 0);
     for (State& s : states_) s.want_rows = s.want_events = true;
     for (size_t i = 0; i < program_->nodes.size(); ++i)
-        if (program_->nodes[i].derived) expand(int(i), nullptr);
+        if (program_->nodes[i].derived && program_->nodes[i].kind == Kind::resize) expand(int(i), nullptr);
 }
 
 }  // namespace sparsetime

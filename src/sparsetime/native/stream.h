@@ -88,11 +88,14 @@ class Stream {
     void convolve(const Node& node, NodeStats& stats);
     void move(const Node& node);
     void recompute(const Node& node);
+    void carry(const Node& node);
+    void window_maximum(const Node& node, int p, float* out, int n);
     // Values that are not kept, see Node::derived.
     void allocate_derived();
     float* array_of(int value) const;
     void each_part(int count, const std::function<void(int, int)>& body);
     void derive(int number);
+    void read_derived(int number, float* out);
     void expand(int number, const uint8_t* changed);
     int64_t write_derived(int number, const uint8_t* changed, float* out);
     bool look(const Frame& frame);
