@@ -140,6 +140,157 @@ def camera_plan(channels: int, color: str, codec: str | None) -> Plan:
     return Plan("camera", ((1, channels, 20, 37),), ops, (0,), {"output": 0}, {"step": step} if codec else {}, spec)
 
 
+def resized_plan(channels: int, row_taps: int, column_taps: int) -> Plan:
+    """A map of 7 x 9 that is resized to 12 x 21, which only the caller reads."""
+    rng = np.random.default_rng(channels)
+    tensors: dict[str, Any] = {}
+    for role, weights, size, n, taps in (
+        ("rows", "row_weights", 7, 12, row_taps),
+        ("columns", "column_weights", 9, 21, column_taps),
+    ):
+        tensors[role] = np.sort(rng.integers(0, size, (n, taps)), axis=0).astype(np.int32)
+        tensors[weights] = (rng.integers(-2, 5, (n, taps)) / 4).astype(np.float32)
+    ops = (
+        Op("input", "input", (), (0,)),
+        Op("affine", "affine", (0,), (1,), {}, {"scale": "scale"}),
+        Op("resize2d", "resize", (1,), (2,), {}, {role: role for role in tensors}),
+    )
+    values = ((1, channels, 7, 9), (1, channels, 7, 9), (1, channels, 12, 21))
+    return Plan("resized", values, ops, (2, 2), {"tuple": [{"output": 0}, {"output": 1}]},
+                {**tensors, "scale": np.ones(1, np.float32)})  # fmt: skip
+
+
+@pytest.mark.parametrize("taps", [(1, 1), (2, 2), (4, 4), (5, 3)])
+@pytest.mark.parametrize("channels", [1, 3, 21])
+def test_a_resized_map_that_only_the_caller_reads_equals_the_reference(isa, channels, taps):
+    for threads in (1, 3):
+        check_equal(resized_plan(channels, *taps), seed=5, threads=threads)
+
+
+def test_a_resized_map_that_only_the_caller_reads_goes_on_from_a_restored_state():
+    plan = resized_plan(3, 2, 2)
+    clip = frames(plan, 6, 3, dyadic=True)
+    native, other = Native(plan), Native(plan)
+    for frame in clip[:4]:
+        native.run(frame)
+    other.run(clip[5])
+    other.restore(native.state())
+    np.testing.assert_array_equal(other.value(2), native.value(2))
+    for frame in clip[4:]:
+        np.testing.assert_array_equal(other.run(frame), native.run(frame))
+        events = [entry.events for entry in native.stats()]
+        assert [entry.events for entry in other.stats()] == events
+        assert 0 < events[2] < 3 * 12 * 21  # partly changed: a wrong state before it would show
+
+
+def test_outputs_that_somebody_holds_are_never_written_again():
+    plan = resized_plan(3, 2, 2)
+    stream = plan.stream()
+    clip = frames(plan, 8, 0)
+    held = [stream(frame)[0] for frame in clip]
+    copies = [output.copy() for output in held]
+    views = [held.pop(0)[0, 1], torch.from_numpy(held.pop(0)), memoryview(held.pop(0))]
+    for frame in clip:
+        stream(frame)
+    for got, expected in zip([views[0][None], *views[1:], *held], [copies[0][:, 1], *copies[1:]], strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_memory_of_dropped_outputs_is_used_again():
+    plan = resized_plan(3, 2, 2)
+    stream = plan.stream()
+    frame = frames(plan, 1, 0)[0]
+    outputs = stream(frame)
+    first = {output.ctypes.data for output in outputs}
+    assert len(first) == 2
+    del outputs
+    assert {output.ctypes.data for output in stream(frame)} == first
+    outputs = stream(frame)
+    del stream
+    np.testing.assert_array_equal(outputs[0], outputs[1])  # still there when the stream is not
+
+
+def shuffled_plan(channels: int) -> Plan:
+    """Halves of an input that are joined, shuffled, joined and shuffled again, with a convolution behind."""
+    rng = np.random.default_rng(channels)
+    both = 2 * channels
+    shuffle = np.arange(both).reshape(2, channels).T.ravel()
+    distant = rng.permutation(both)
+    distant[0] = -1  # a channel of zeros
+    tensors: dict[str, Any] = {
+        "left": shuffle[:channels], "right": shuffle[channels:], "far": distant,
+        "weight": rng.integers(-2, 3, (5, both, 1, 1)) / 2, "step": np.asarray([0.5]),
+    }  # fmt: skip
+    tensors = {
+        name: array.astype(np.int32 if array.dtype == np.int64 else np.float32) for name, array in tensors.items()
+    }
+    conv = {"stride": [1, 1], "padding": [0, 0, 0, 0], "dilation": [1, 1], "groups": 1}
+    ops = (
+        Op("input", "input", (), (0,)),
+        Op("channels", "left", (0,), (1,), {}, {"index": "left"}),
+        Op("channels", "right", (0,), (2,), {}, {"index": "right"}),
+        Op("max_pool2d", "still", (2,), (3,), {"dilation": [1, 1]}, {"rows": "rows", "columns": "columns"}),
+        Op("cat", "joined", (1, 3), (4,), {"axis": 1}),  # read by the next two alone: not kept
+        Op("channels", "again left", (4,), (5,), {}, {"index": "left"}),
+        Op("channels", "again far", (4,), (6,), {}, {"index": "far"}),
+        Op("cat", "kept", (5, 1), (7,), {"axis": 1}),
+        Op("conv2d", "conv", (7,), (8,), conv, {"weight": "weight"}, codec={"kind": "exact", "tensor": "step"}),
+        Op("conv2d", "far conv", (6,), (9,), conv, {"weight": "weight"}, codec={"kind": "exact", "tensor": "step"}),
+        Op("cat", "out", (8, 6), (10,), {"axis": 1}),  # read by the caller alone: not kept
+    )
+    for name, n in (("rows", 11), ("columns", 13)):
+        tensors[name] = np.stack([np.maximum(np.arange(n) - 1, 0), np.minimum(np.arange(n) + 2, n)], 1).astype(np.int32)
+    counts = (both, channels, channels, channels, both, channels, both, both, 5, 5, 5 + both)
+    values = tuple((1, n, 11, 13) for n in counts)
+    return Plan("shuffled", values, ops, (10, 4, 7), {"tuple": [{"output": k} for k in range(3)]}, tensors)
+
+
+@pytest.mark.parametrize("crossover", [0.0, 1.0])  # what the moves hand on is wanted as rows, and as events
+@pytest.mark.parametrize("channels", [2, 3, 24, 40])
+def test_moves_of_channels_equal_the_reference(isa, channels, crossover):
+    plan = shuffled_plan(channels)
+    ops = tuple(replace(op, crossover=crossover) if op.kind == "conv2d" else op for op in plan.ops)
+    for threads in (1, 3):
+        check_equal(replace(plan, ops=ops), seed=2, threads=threads)
+
+
+def test_moves_of_channels_go_on_from_a_restored_state():
+    plan = shuffled_plan(24)
+    clip = frames(plan, 6, 3, dyadic=True)
+    native, other = Native(plan), Native(plan)
+    for frame in clip[:4]:
+        native.run(frame)
+    other.run(clip[5])
+    other.restore(native.state())
+    for frame in clip[4:]:
+        for got, expected in zip(other.run(frame), native.run(frame), strict=True):
+            np.testing.assert_array_equal(got, expected)
+        assert [entry.events for entry in other.stats()] == [entry.events for entry in native.stats()]
+
+
+@pytest.mark.parametrize("crossover", [0.0, 1.0])
+@pytest.mark.parametrize("codec", [None, "exact", "hold", "residual"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_what_a_wide_input_sends_equals_the_reference(isa, channels, codec, crossover):
+    """Rows of more pixels than a vector has lanes, and rests of rows, read as rows and as events."""
+    rng = np.random.default_rng(channels)
+    tensors = {
+        "step": np.full(channels, 0.5, np.float32),
+        "coarse": np.asarray([0.5], np.float32),
+        "weight": (rng.integers(-2, 3, (5, channels, 3, 3)) / 2).astype(np.float32),
+    }
+    conv = {"stride": [1, 1], "padding": [1, 1, 1, 1], "dilation": [1, 1], "groups": 1}
+    ops = (
+        Op("input", "input", (), (0,), codec=None if codec is None else {"kind": codec, "tensor": "step"}),
+        Op("conv2d", "conv", (0,), (1,), conv, {"weight": "weight"}, None, {"kind": "exact", "tensor": "coarse"},
+           crossover=crossover),
+    )  # fmt: skip
+    if codec is None:
+        del tensors["step"]
+    plan = Plan("wide", ((1, channels, 9, 53), (1, 5, 9, 53)), ops, (1,), {"output": 0}, tensors)
+    check_equal(plan, seed=7)
+
+
 LAYOUTS: dict[str, Callable[[Any], Any]] = {
     "pixels": lambda x: x,
     "planes": lambda x: np.ascontiguousarray(x.transpose(2, 0, 1)),

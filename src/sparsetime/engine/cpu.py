@@ -154,12 +154,9 @@ class Native:
     def run(self, frame: Array) -> list[Array]:
         if frame.dtype == np.uint8:
             frame = coloured(frame, self._plan.input)
-        if not self._stream.run(frame if frame.ndim == 4 else np.ascontiguousarray(frame)):
+        outputs = self._stream.run(frame if frame.ndim == 4 else np.ascontiguousarray(frame))
+        if outputs is None:
             raise FrameError.not_finite()
-        # numpy's own memory: large arrays lie on large pages, which matters for maps as large as the frame.
-        outputs = [np.empty(self._plan.values[value], np.float32) for value in self._plan.outputs]
-        for value, output in zip(self._plan.outputs, outputs, strict=True):
-            self._stream.read(value, output)
         return outputs
 
     def reset(self) -> None:

@@ -22,12 +22,61 @@ inline uint64_t lanes_of(Vec d) {
 #endif
 }
 
+#if defined(__AVX512F__)
+// What VL pixels change, all at once: which pixels, how many channels of each, and the changes themselves. All that is written behind the
+// last one lies where pixels to come have their place.
+struct Group {
+    uint64_t stride = 0;  // bit 0 of every pixel
+    __m512i place[NARROW];
+    Group(int channels, int shift) {
+        for (int p = 0; p < VL; ++p) stride |= uint64_t(1) << (p * channels);
+        alignas(64) int32_t lanes[NARROW * VL] = {};
+        for (int e = 0; e < channels * VL; ++e) lanes[e] = (e / channels) << shift | e % channels;
+        for (int k = 0; k < channels; ++k) place[k] = _mm512_load_si512(lanes + k * VL);
+    }
+    void emit(FrameArgs& f, int32_t pixel, uint64_t lanes, const float* change) const {
+        const int C = f.channels;
+        __mmask16 any = 0;
+        __m512i tally = _mm512_setzero_si512();
+        for (int c = 0; c < C; ++c) {
+            const __mmask16 here = __mmask16(_pext_u64(lanes, stride << c));
+            any |= here;
+            tally = _mm512_mask_add_epi32(tally, here, tally, _mm512_set1_epi32(1));
+        }
+        alignas(64) static const int32_t iota[VL] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        const __m512i pixels = _mm512_add_epi32(_mm512_load_si512(iota), _mm512_set1_epi32(pixel));
+        _mm512_storeu_si512(f.active + f.active_count, _mm512_maskz_compress_epi32(any, pixels));
+        _mm512_storeu_si512(f.tally + f.active_count, _mm512_maskz_compress_epi32(any, tally));
+        f.active_count += __builtin_popcount(any);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(f.mask + pixel), _mm_maskz_set1_epi8(any, 1));
+        if (f.rows)
+            for (int k = 0; k < C; ++k) store(f.rows + ptrdiff_t(pixel) * C + k * VL, load(change + k * VL));
+        if (f.place) {
+            int64_t to = f.events;
+            for (int k = 0; k < C; ++k) {
+                const __mmask16 here = __mmask16(lanes >> (k * VL));
+                const __m512i first = _mm512_set1_epi32(int(uint32_t(pixel) << f.shift));
+                _mm512_storeu_si512(f.place + to, _mm512_maskz_compress_epi32(here, _mm512_add_epi32(first, place[k])));
+                store(f.change + to, _mm512_maskz_compress_ps(here, load(change + k * VL)));
+                to += __builtin_popcount(here);
+            }
+        }
+        f.events += __builtin_popcountll(lanes);
+    }
+};
+#endif
+
 // VL pixels at a time: as many vectors as channels, whose changed lanes fit one word.
 template <Encode E>
 void compare_of(FrameArgs& all) {
     FrameArgs f = all;  // a copy that no store can alias
     const int C = f.channels;
-    const uint64_t whole = (uint64_t(1) << C) - 1, all_lanes = ~uint64_t(0) >> (64 - VL * C);
+    const uint64_t whole = (uint64_t(1) << C) - 1;
+#if defined(__AVX512F__)
+    const Group group(C, f.shift);
+#else
+    const uint64_t all_lanes = ~uint64_t(0) >> (64 - VL * C);
+#endif
     for (int i = 0; i < f.pixels; i += VL) {
         const int pixels = f.pixels - i < VL ? f.pixels - i : VL;
         const int elements = pixels * C;
@@ -66,6 +115,12 @@ void compare_of(FrameArgs& all) {
             if (elements < 64) lanes &= (uint64_t(1) << elements) - 1;
             for (int l = 0; l < elements; ++l) f.value[ptrdiff_t(i) * C + l] = v_pad[l];
         }
+#if defined(__AVX512F__)
+        if (pixels == VL) {
+            if (lanes) group.emit(f, f.first + i, lanes, change);
+            continue;
+        }
+#else
         // A new picture: all pixels changed, and nobody takes deltas from so many.
         if (!f.rows && !f.place && elements == VL * C && lanes == all_lanes) {
             for (int p = 0; p < VL; ++p) {
@@ -77,6 +132,7 @@ void compare_of(FrameArgs& all) {
             f.events += VL * C;
             continue;
         }
+#endif
         while (lanes) {
             const int p = __builtin_ctzll(lanes) / C;
             const uint64_t here = lanes >> (p * C) & whole;
@@ -170,6 +226,19 @@ void normalise(const uint8_t* in, const float* mean, const float* std, int n, fl
     for (int i = 0; i < n; ++i) out[i] = (float(in[i]) - mean[i]) / std[i];
 }
 
+void reverse(const uint8_t* in, int channels, int n, uint8_t* out) {
+    int i = 0;
+#if defined(__SSSE3__)
+    // Five pixels of three bytes at a time; the sixteenth byte is written over by the next.
+    const __m128i order = _mm_setr_epi8(2, 1, 0, 5, 4, 3, 8, 7, 6, 11, 10, 9, 14, 13, 12, -1);
+    for (; channels == 3 && i + 6 <= n; i += 5)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 3 * i),
+                         _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + 3 * i)), order));
+#endif
+    for (; i < n; ++i)
+        for (int c = 0; c < channels; ++c) out[i * channels + c] = in[(i + 1) * channels - 1 - c];
+}
+
 void interleave(const float* const* planes, int channels, int n, float* __restrict__ out) {
     if (channels == 3) {
         const float *r = planes[0], *g = planes[1], *b = planes[2];
@@ -200,6 +269,6 @@ bool finite(const float* x, int n) {
 namespace sparsetime {
 
 extern const FrameKernels SPARSETIME_FRAMES;
-const FrameKernels SPARSETIME_FRAMES = {compare, normalise, interleave, finite};
+const FrameKernels SPARSETIME_FRAMES = {compare, normalise, reverse, interleave, finite};
 
 }  // namespace sparsetime

@@ -104,6 +104,8 @@ struct FrameKernels {
     void (*compare)(FrameArgs&);
     // out = (in - mean) / std.
     void (*normalise)(const uint8_t* in, const float* mean, const float* std, int n, float* out);
+    // The channels of n pixels in the opposite order.
+    void (*reverse)(const uint8_t* in, int channels, int n, uint8_t* out);
     // n pixels of planes as rows.
     void (*interleave)(const float* const* planes, int channels, int n, float* out);
     bool (*finite)(const float* x, int n);
@@ -162,6 +164,22 @@ struct Encoders {
                               uint32_t* place, float* change);
 };
 
+// Where up to LANE channels next to each other come from: one of several rows. Where they lie within two vectors, `span` is the first's start, else below 0: both vectors
+// may then be read, also behind the row.
+struct Pick {
+    int32_t source, span;
+    bool last;  // of those of the same channels
+    int32_t index[LANE];
+};
+
+// Where the value of a pixel is, and where its changes go: as a row, unless null, and appended as events, unless null.
+struct Sent {
+    float *value, *row;
+    uint32_t first;  // place of the first channel
+    uint32_t* place;
+    float* change;
+};
+
 // On rows of n channels.
 struct RowKernels {
     void (*add)(const float* x, float w, float* sum, int n);  // sum += w x
@@ -169,8 +187,15 @@ struct RowKernels {
     void (*combine)(const float* x, float a, const float* y, float b, float* sum, int n);  // sum = a x + b y
     void (*multiply)(const float* x, const float* y, float* sum, int n);
     void (*divide)(float divisor, float* sum, int n);
-    void (*maximum)(const float* x, float* sum, int n);
-    void (*pick)(const float* x, const int32_t* index, float* sum, int n);  // 0 where index is below 0
+    void (*maximum)(const float* const* x, int rows, float* sum, int n);
+    // value = x, of n channels. Returns how many changed, and says what changed as FinishArgs has it.
+    int (*replace)(const float* x, int n, const Sent& to);
+    // value = x[source][index] by `picks`, of n channels, at most LANE or a multiple; what comes of a source that is null stays as it is.
+    int (*pick)(const float* const* x, const Pick* picks, int n, const Sent& to);
+    // out[i] = sum_k w[i][k] x[index[i][k]].
+    void (*spread)(const float* x, const int32_t* index, const float* w, int taps, int n, float* out);
+    // The same sum as blend; returns how many of n differ from that of `before`.
+    int (*blend_again)(const float* const* x, const float* const* before, const float* w, int rows, float* sum, int n);
     // Rows of `stride` floats as planes, `plane` floats from one to the next.
     void (*planes)(const float* x, int pixels, int stride, int channels, int plane, float* out);
 };

@@ -15,6 +15,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "arrays.h"
 #include "layer.h"
 #include "stream.h"
 
@@ -190,7 +191,16 @@ const float* checked(const Value& v, const Flat& array) {
 
 using FrameArray = nb::ndarray<nb::ro, nb::device::cpu>;
 
-bool run_stream(Stream& s, const FrameArray& array) {
+// A stream and the memory of its outputs.
+struct BoundStream : Stream {
+    BoundStream(std::shared_ptr<Program> program, int threads, Island island) : Stream(program, threads, std::move(island)) {
+        arrays = std::make_shared<Arrays>(2 * program->outputs.size());  // the caller holds those of one frame while the next are written
+    }
+    std::shared_ptr<Arrays> arrays;
+};
+
+// The outputs, or None if the frame holds NaN or infinity.
+nb::object run_stream(BoundStream& s, const FrameArray& array) {
     const Value& v = value_of(s, s.program().nodes[0].outputs[0]);
     bool same = array.ndim() == v.shape.size();
     for (size_t i = 0; same && i < v.shape.size(); ++i) same = int64_t(array.shape(i)) == v.shape[i];
@@ -211,8 +221,23 @@ bool run_stream(Stream& s, const FrameArray& array) {
             expected *= v.shape[i];
         }
     }
-    nb::gil_scoped_release release;
-    return s.run(frame);
+    nb::list outputs;
+    std::vector<float*> places;
+    for (int output : s.program().outputs) {
+        const Value& out = s.program().values[size_t(output)];
+        std::unique_ptr<Arrays::Array> memory = s.arrays->take(size_t(product(out.shape)));
+        places.push_back(memory->data);
+        nb::capsule owner(memory.get(), [](void* p) noexcept { delete static_cast<Arrays::Array*>(p); });
+        memory.release();
+        const std::vector<size_t> sizes(out.shape.begin(), out.shape.end());
+        outputs.append(nb::cast(nb::ndarray<nb::numpy, float>(places.back(), sizes.size(), sizes.data(), owner)));
+    }
+    bool taken;
+    {
+        nb::gil_scoped_release release;
+        taken = s.run(frame, places);
+    }
+    return taken ? nb::object(outputs) : nb::none();
 }
 
 }  // namespace
@@ -279,43 +304,39 @@ NB_MODULE(_native, m) {
         .def_prop_ro("weight_bytes", [](const Program& p) { return p.weight_bytes; });
     m.def("program", &make_program, "shapes"_a, "ops"_a, "outputs"_a, "tensors"_a, "integer"_a = false);
 
-    nb::class_<Stream>(m, "Stream")
-        .def("__init__", [](Stream* self, std::shared_ptr<Program> program, int threads, nb::object island) {
+    nb::class_<BoundStream>(m, "Stream")
+        .def("__init__", [](BoundStream* self, std::shared_ptr<Program> program, int threads, nb::object island) {
             // The callable goes with the stream, which dies under the lock.
-            new (self) Stream(std::move(program), threads, [island](int node) {
+            new (self) BoundStream(std::move(program), threads, [island](int node) {
                 nb::gil_scoped_acquire acquire;
                 island(node);
             });
         }, "program"_a, "threads"_a, "island"_a.none())
-        .def("run", &run_stream, "frame"_a)
-        .def("set_camera", [](Stream& s, std::vector<float> mean, std::vector<float> std) {
+        .def("run", &run_stream, "frame"_a, "The outputs, or None if the frame holds NaN or infinity; then nothing has happened.")
+        .def("set_camera", [](BoundStream& s, std::vector<float> mean, std::vector<float> std) {
             const int channels = value_of(s, s.program().nodes[0].outputs[0]).map.channels;
             if (int(mean.size()) != channels || int(std.size()) != channels) throw std::invalid_argument("expected one number per channel");
             s.set_camera({std::move(mean), std::move(std)});
         }, "mean"_a, "std"_a)
-        .def("reset", &Stream::reset)
-        .def("refresh", &Stream::refresh)
-        .def("resume", &Stream::resume)
-        .def_prop_ro("started", &Stream::started)
-        .def_prop_ro("scratch_bytes", &Stream::scratch_bytes)
-        .def("value", [](const Stream& s, int value) {
+        .def("reset", [](BoundStream& s) { s.reset(); })
+        .def("refresh", [](BoundStream& s) { s.refresh(); })
+        .def("resume", [](BoundStream& s) { s.resume(); })
+        .def_prop_ro("started", [](const BoundStream& s) { return s.started(); })
+        .def_prop_ro("scratch_bytes", [](const BoundStream& s) { return s.scratch_bytes(); })
+        .def("value", [](BoundStream& s, int value) {
             return array_of(value_of(s, value).shape, [&](float* out) { s.read(value, out); });
         }, "value"_a)
-        .def("read", [](const Stream& s, int value, nb::ndarray<float, nb::c_contig, nb::device::cpu> array) {
-            checked(value_of(s, value), Flat(array));
-            s.read(value, array.data());
-        }, "value"_a, "array"_a.noconvert(), "Copies a value to an array of its shape.")
-        .def("accumulator", [](Stream& s, int node) {
+        .def("accumulator", [](BoundStream& s, int node) {
             return array_of(accumulator_of(s, node).shape, [&](float* out) { s.read_accumulator(node, out); });
         }, "node"_a)
-        .def("set_value", [](Stream& s, int value, Flat array) {
+        .def("set_value", [](BoundStream& s, int value, Flat array) {
             if (value_of(s, value).coded) throw std::invalid_argument("value " + std::to_string(value) + " is kept as codes");
             s.write(value, checked(value_of(s, value), array));
         }, "value"_a, "array"_a)
-        .def("set_accumulator", [](Stream& s, int node, Flat array) {
+        .def("set_accumulator", [](BoundStream& s, int node, Flat array) {
             s.write_accumulator(node, checked(accumulator_of(s, node), array));
         }, "node"_a, "array"_a)
-        .def("codes", [](const Stream& s, int value) {
+        .def("codes", [](const BoundStream& s, int value) {
             const Value& v = coded_of(s, value);
             uint8_t* data = new uint8_t[size_t(product(v.shape))];
             nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<uint8_t*>(p); });
@@ -323,13 +344,13 @@ NB_MODULE(_native, m) {
             std::vector<size_t> sizes(v.shape.begin(), v.shape.end());
             return nb::cast(nb::ndarray<nb::numpy, uint8_t>(data, sizes.size(), sizes.data(), owner));
         }, "value"_a, "A value that is kept as codes.")
-        .def("set_codes", [](Stream& s, int value, nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu> array) {
+        .def("set_codes", [](BoundStream& s, int value, nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu> array) {
             checked_shape(coded_of(s, value), array);
             s.write_codes(value, array.data());
         }, "value"_a, "array"_a)
-        .def("put", [](Stream& s, int value, Flat array) { s.put(value, checked(value_of(s, value), array)); }, "value"_a, "array"_a)
-        .def("touch", &Stream::touch, "value"_a)
-        .def("stats", [](const Stream& s) {
+        .def("put", [](BoundStream& s, int value, Flat array) { s.put(value, checked(value_of(s, value), array)); }, "value"_a, "array"_a)
+        .def("touch", [](BoundStream& s, int value) { s.touch(value); }, "value"_a)
+        .def("stats", [](const BoundStream& s) {
             std::vector<std::tuple<int64_t, int64_t, int64_t, int64_t, std::string>> all;
             for (const NodeStats& n : s.stats()) all.emplace_back(n.events_in, n.events, n.macs, n.time_ns, n.path);
             return all;

@@ -74,19 +74,19 @@ int Stream::touched(const Node& node) {
     }
     // Windows and taps: first over rows, then over columns.
     std::memset(touch_.data(), 0, size_t(out.pixels()));
+    const int width = x.shape.width;
     std::vector<uint8_t>& bytes = workspaces_[0].bytes;
-    if (bytes.size() < size_t(x.shape.height + x.shape.width)) bytes.resize(size_t(x.shape.height + x.shape.width));
-    uint8_t *any = bytes.data(), *line = any + x.shape.height;
-    std::memset(any, 0, size_t(x.shape.height));
-    for (int i = 0; i < x.active_count; ++i) any[x.active[i] / x.shape.width] = 1;
+    if (bytes.size() < size_t(x.shape.height + 2 * width)) bytes.resize(size_t(x.shape.height + 2 * width));
+    uint8_t *line = bytes.data(), *wide = line + width, *any = wide + width;
+    for (int r = 0; r < x.shape.height; ++r) any[r] = std::memchr(x.mask + size_t(r) * size_t(width), 1, size_t(width)) != nullptr;
     const bool taps = node.kind == Kind::resize;
     for (int r = 0; r < out.height; ++r) {
         bool hit = false;
         const auto row = [&](int y) {
             if (!any[y]) return;
-            const uint8_t* from = x.mask + size_t(y) * x.shape.width;
-            if (!hit) std::memset(line, 0, size_t(x.shape.width));
-            for (int c = 0; c < x.shape.width; ++c) line[c] |= from[c];
+            const uint8_t* from = x.mask + size_t(y) * size_t(width);
+            if (!hit) std::memset(line, 0, size_t(width));
+            for (int c = 0; c < width; ++c) line[c] |= from[c];
             hit = true;
         };
         if (taps)
@@ -95,11 +95,20 @@ int Stream::touched(const Node& node) {
             for (int y = node.rows[2 * size_t(r)]; y < node.rows[2 * size_t(r) + 1]; y += node.row_step) row(y);
         if (!hit) continue;
         uint8_t* to = touch_.data() + size_t(r) * out.width;
+        if (taps) {
+            for (int c = 0; c < out.width; ++c)
+                for (int k = 0; k < node.column_taps; ++k) to[c] |= line[node.columns[size_t(c) * size_t(node.column_taps) + size_t(k)]];
+            continue;
+        }
+        // Whole windows by where they start, many at a time; the few that are cut off one by one.
+        std::memcpy(wide, line, size_t(width));
+        for (int k = node.column_step; k < node.widest * node.column_step; k += node.column_step)
+            for (int c = 0; c + k < width; ++c) wide[c] |= line[c + k];
         for (int c = 0; c < out.width; ++c) {
-            if (taps)
-                for (int k = 0; k < node.column_taps; ++k) to[c] |= line[node.columns[size_t(c) * node.column_taps + k]];
+            const int start = node.columns[2 * size_t(c)], end = node.columns[2 * size_t(c) + 1];
+            if (end - start > (node.widest - 1) * node.column_step) to[c] = wide[start];
             else
-                for (int i = node.columns[2 * size_t(c)]; i < node.columns[2 * size_t(c) + 1]; i += node.column_step) to[c] |= line[i];
+                for (int i = start; i < end; i += node.column_step) to[c] |= line[i];
         }
     }
     return listed(out);
@@ -179,7 +188,8 @@ void Stream::move(const Node& node) {
             return rows(node, y, list, n, dense, [&](const int32_t* pixel, int count, float* sum, int stride) {
                 for (int i = 0; i < count; ++i, sum += stride) {
                     const float* x = row(0, pixel[i]);
-                    kernel.pick(x, node.index.data(), sum, C);
+                    // Deltas lie in memory that ends with them, values do not: no reading behind them.
+                    for (int c = 0; c < C; ++c) sum[c] = node.index[size_t(c)] < 0 ? 0.0f : x[node.index[size_t(c)]];
                 }
             });
         case Kind::gather: {
@@ -263,16 +273,119 @@ void Stream::recompute(const Node& node) {
         });
     }
     return rows(node, y, list, n, true, [&](const int32_t* pixel, int count, float* sum, int stride) {
-        for (int i = 0; i < count; ++i, sum += stride) {
-            const size_t oy = size_t(pixel[i] / out.width), ox = size_t(pixel[i] % out.width);
-            for (int c = 0; c < N; ++c) sum[c] = -std::numeric_limits<float>::infinity();
-            for (int iy = node.rows[2 * oy]; iy < node.rows[2 * oy + 1]; iy += node.row_step)
-                for (int ix = node.columns[2 * ox]; ix < node.columns[2 * ox + 1]; ix += node.column_step) {
-                    const float* x = a + (size_t(iy) * in.width + ix) * in.stride();
-                    kernel.maximum(x, sum, N);
-                }
-        }
+        for (int i = 0; i < count; ++i, sum += stride) window_maximum(node, pixel[i], sum, N);
     });
+}
+
+// Maximum of the window of output pixel p.
+void Stream::window_maximum(const Node& node, int p, float* out, int n) {
+    const Shape& in = program_->values[size_t(node.inputs[0])].map;
+    const float* a = states_[size_t(node.inputs[0])].value.data();
+    const int width = program_->values[size_t(node.outputs[0])].map.width;
+    const size_t oy = size_t(p / width), ox = size_t(p % width);
+    constexpr int MOST = 16;
+    const float* window[MOST];
+    int found = 0;
+    for (int iy = node.rows[2 * oy]; iy < node.rows[2 * oy + 1]; iy += node.row_step)
+        for (int ix = node.columns[2 * ox]; ix < node.columns[2 * ox + 1]; ix += node.column_step) {
+            if (found == MOST) {  // the largest so far is one of the rows
+                kernels().rows->maximum(window, found, out, n);
+                window[0] = out;
+                found = 1;
+            }
+            window[found++] = a + (size_t(iy) * in.width + ix) * in.stride();
+        }
+    kernels().rows->maximum(window, found, out, n);
+}
+
+// Operations that hand on what their inputs hold: values are copied where an event touches, and compared as they are, which takes neither
+// deltas of the inputs nor sums.
+void Stream::carry(const Node& node) {
+    const int y = node.outputs[0];
+    const Shape& out = program_->values[size_t(y)].map;
+    const int n = dense_ ? out.pixels() : touched(node);
+    const int32_t* list = dense_ ? all_.data() : list_.data();
+    if (n == 0) return clear(y);
+    const RowKernels& kernel = *kernels().rows;
+    const int C = out.channels, N = C <= NARROW ? C : round_up(C, LANE);  // with the padding: whole vectors
+    const auto row = [&](size_t k, int p) {
+        const State& s = states_[size_t(node.inputs[k])];
+        return s.value.data() + size_t(p) * size_t(s.change.shape.stride());
+    };
+    // Rows of the inputs that changed; null: nothing did, so what came of it is up to date. Most likely it is far away, too.
+    const auto changed_row = [&](size_t k, int p) { return dense_ || states_[size_t(node.inputs[k])].change.mask[p] ? row(k, p) : nullptr; };
+    const auto each = [&](const auto& body) {
+        split(node, y, list, n, true, false, [&](FinishArgs& sink, int from, int to, int, int, Workspace& ws) {
+            if (ws.sum.size() < size_t(round_up(C, LANE))) ws.sum.resize(size_t(round_up(C, LANE)));
+            std::fill(ws.sum.begin() + C, ws.sum.begin() + round_up(C, LANE), 0.0f);
+            const auto fetch = [&](int p) {
+                const float* value = sink.value + size_t(p) * size_t(sink.stride);
+                for (int c = 0; c < sink.stride; c += LANE) __builtin_prefetch(value + c, 1);
+            };
+            constexpr int AHEAD = 8;
+            for (int i = from; i < to; ++i) {
+                if (i + AHEAD < to) fetch(list[i + AHEAD]);
+                const int p = list[i];
+                const size_t at = size_t(p) * size_t(sink.stride);
+                const Sent place{sink.value + at, sink.rows ? sink.rows + at : nullptr, uint32_t(p) << sink.shift,
+                                  sink.place ? sink.place + sink.events : nullptr, sink.change + sink.events};
+                const int changed = body(p, place, ws.sum.data());
+                sink.active[sink.active_count] = p;
+                sink.tally[sink.active_count] = changed;
+                sink.active_count += changed != 0;
+                sink.mask[p] = changed != 0;
+                sink.events += changed;
+            }
+        });
+    };
+    switch (node.kind) {
+        case Kind::cat_channels:
+            return each([&](int p, Sent to, float*) {
+                int all = 0;
+                for (size_t k = 0; k < node.inputs.size(); ++k) {
+                    const int channels = states_[size_t(node.inputs[k])].change.shape.channels;
+                    if (const float* x = changed_row(k, p)) {
+                        const int changed = kernel.replace(x, channels, to);
+                        if (to.place) to.place += changed, to.change += changed;
+                        all += changed;
+                    } else if (to.row) {
+                        std::memset(to.row, 0, size_t(channels) * sizeof(float));
+                    }
+                    to.value += channels;
+                    to.first += uint32_t(channels);
+                    if (to.row) to.row += channels;
+                }
+                return all;
+            });
+        case Kind::channels: {
+            return each([&](int p, const Sent& to, float*) {
+                const float* x[MOST_JOINED];
+                for (size_t k = 0; k < node.inputs.size(); ++k) x[k] = changed_row(k, p);
+                return kernel.pick(x, node.picks.data(), N, to);
+            });
+        }
+        case Kind::gather: {
+            const float* x = row(0, 0);
+            return each([&](int p, const Sent& to, float* picked) {
+                const int32_t* index = node.index.data() + size_t(p) * size_t(C);
+                for (int c = 0; c < C; ++c) picked[c] = index[c] < 0 ? 0.0f : x[index[c]];
+                return kernel.replace(picked, N, to);
+            });
+        }
+        case Kind::max_pool:
+            return each([&](int p, const Sent& to, float* most) {
+                window_maximum(node, p, most, N);
+                return kernel.replace(most, N, to);
+            });
+        case Kind::affine: return each([&](int p, const Sent& to, float*) { return kernel.replace(row(0, p), N, to); });
+        default:  // cat_pixels, pad
+            return each([&](int p, const Sent& to, float* border) {
+                const int32_t from = node.index[size_t(p)];
+                if (from >= 0) return kernel.replace(row(node.owner.empty() ? 0 : size_t(node.owner[size_t(p)]), from), N, to);
+                std::fill(border, border + C, node.fill);
+                return kernel.replace(border, N, to);
+            });
+    }
 }
 
 }  // namespace sparsetime

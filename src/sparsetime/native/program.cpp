@@ -96,9 +96,56 @@ Program::Program(const std::vector<std::vector<int64_t>>& shapes, const std::vec
         v.floats = false;
         for (int consumer : v.consumers) v.floats = v.floats || !(nodes[size_t(consumer)].integers || nodes[size_t(consumer)].moves_codes);
     }
+    spare();
     for (int o : outputs)
         if (o < 0 || o >= int(values.size()) || values[size_t(o)].producer < 0 || values[size_t(o)].opaque)
             throw std::invalid_argument("an output is not a value of the plan");
+}
+
+void Program::spare() {
+    for (Node& n : nodes) {
+        const Value& y = values[size_t(n.outputs[0])];
+        if (n.kind == Kind::resize && n.encode == Encode::linear) n.derived = y.consumers.empty();
+        if (n.kind != Kind::cat_channels || !n.carries || y.shape.size() != 4 || n.inputs.size() > size_t(MOST_JOINED)) continue;
+        n.derived = true;
+        for (int consumer : y.consumers) n.derived = n.derived && nodes[size_t(consumer)].kind == Kind::channels && nodes[size_t(consumer)].carries;
+    }
+    for (size_t i = 0; i < nodes.size(); ++i) {
+        Node& n = nodes[i];
+        if (n.kind != Kind::channels || !n.carries) continue;
+        const Node& producer = nodes[size_t(values[size_t(n.inputs[0])].producer)];
+        if (producer.derived) {
+            n.inputs = producer.inputs;
+            for (int v : n.inputs) {
+                std::vector<int>& consumers = values[size_t(v)].consumers;
+                consumers.insert(std::lower_bound(consumers.begin(), consumers.end(), int(i)), int(i));
+            }
+        }
+        for (size_t first = 0; first < n.index.size(); first += LANE) {
+            const size_t before = n.picks.size();
+            int32_t start = 0;  // of the source among the channels that are joined
+            for (size_t k = 0; k < n.inputs.size(); ++k) {
+                const int32_t channels = values[size_t(n.inputs[k])].map.channels;
+                Pick pick{int32_t(k), -1, false, {}};
+                int32_t low = channels, high = -1;
+                for (size_t l = 0; l < size_t(LANE); ++l) {
+                    const int32_t j = first + l < n.index.size() ? n.index[first + l] - start : -1;
+                    const bool here = j >= 0 && j < channels;
+                    pick.index[l] = here ? j : -1;
+                    if (here) low = std::min(low, j), high = std::max(high, j);
+                }
+                start += channels;
+                if (high < 0) continue;
+                if (high - low < 2 * LANE) pick.span = low;
+                n.picks.push_back(pick);
+            }
+            if (n.picks.size() == before) {  // zeros
+                n.picks.push_back({0, -1, false, {}});
+                std::fill(std::begin(n.picks.back().index), std::end(n.picks.back().index), -1);
+            }
+            n.picks.back().last = true;
+        }
+    }
 }
 
 void Program::weigh(Node& n, const OpSpec& spec, const Shape& x, const Shape& y, Axis rows, Axis columns, int groups, bool transposed) {
@@ -349,6 +396,8 @@ void Program::add(const OpSpec& spec) {
         refuse(spec, "unknown kind");
     }
 
+    if (n.kind == Kind::max_pool || n.kind == Kind::avg_pool)
+        for (size_t c = 0; c < n.columns.size(); c += 2) n.widest = std::max(n.widest, (n.columns[c + 1] - n.columns[c] - 1) / n.column_step + 1);
     n.coded = !integer && n.linear && (spec.act != Act::none || !spec.codec.empty());
     n.act = spec.act;
     n.act_a = spec.act_a;
@@ -376,6 +425,10 @@ void Program::add(const OpSpec& spec) {
     }
     // Where whole pixels change, their deltas are as many as their values.
     n.cheap = n.coded && n.kind == Kind::conv && (n.conv->terms() <= CHEAP_TERMS || (n.conv->one_tap() && values[size_t(spec.inputs[0])].whole));
+    const bool still = n.kind == Kind::affine && n.scale.empty() && n.shift.empty();
+    n.carries = !integer && !n.coded && n.act == Act::none && (n.encode == Encode::linear || n.encode == Encode::change) &&
+                (still || n.kind == Kind::cat_channels || n.kind == Kind::cat_pixels || n.kind == Kind::channels || n.kind == Kind::gather ||
+                 n.kind == Kind::pad || n.kind == Kind::max_pool);
     if (spec.coded) {
         Value& v = values[size_t(spec.outputs[0])];
         if (!integer || !(spec.code_step > 0) || spec.code_zero < 0 || spec.code_zero > 255) refuse(spec, "codes out of range");

@@ -44,6 +44,8 @@ struct OpSpec {
     bool by_pixel = false;     // the threshold is one of the sum of squares of a pixel's changes
 };
 
+constexpr int MOST_JOINED = 16;  // maps that one Node picks channels from
+
 enum class Kind {
     input, conv, affine, add, cat_channels, cat_pixels, channels, gather, pad, avg_pool, resize, identity, mul, max_pool, island
 };
@@ -104,9 +106,13 @@ struct Node {
     float fill = 0;
     // channels, cat, gather, pad, windows and taps of pooling and resizing
     std::vector<int32_t> index, owner, rows, columns;
+    std::vector<Pick> picks;  // channels that carry
     std::vector<int32_t> reach_start, reach;  // gather: input pixel -> output pixels
     Floats row_weights, column_weights, divisor;
     int row_taps = 1, column_taps = 1, row_step = 1, column_step = 1;
+    int widest = 0;  // columns of a window that is not cut off
+    bool carries = false;  // hands on what its inputs hold, each element as it is
+    bool derived = false;  // its value is not kept: see Program::spare
 };
 
 class Program {
@@ -125,6 +131,9 @@ class Program {
 
   private:
     void add(const OpSpec& spec);
+    // Finds values that need not be kept, since they follow from others: resized maps that only the caller reads, and joined maps of which
+    // channels are picked, which then are picked from what was joined.
+    void spare();
     // Weights of a convolution, packed, of either precision.
     void weigh(Node& n, const OpSpec& spec, const Shape& x, const Shape& y, Axis rows, Axis columns, int groups, bool transposed);
 };

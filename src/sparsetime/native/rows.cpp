@@ -45,24 +45,202 @@ void divide(float divisor, float* sum, int n) {
     for (; i < n; ++i) sum[i] /= divisor;
 }
 
-void maximum(const float* x, float* sum, int n) {
-    int i = 0;
-    for (; i + VL <= n; i += VL) {
-        const Vec a = load(x + i), b = load(sum + i);
-        store(sum + i, a > b ? a : b);
-    }
-    for (; i < n; ++i) sum[i] = x[i] > sum[i] ? x[i] : sum[i];
+// a > b ? a : b, also of NaN and zeros.
+inline Vec larger(Vec a, Vec b) {
+#if defined(__AVX512F__)
+    return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+    return _mm256_max_ps(a, b);
+#else
+    return a > b ? a : b;
+#endif
 }
 
-void pick(const float* x, const int32_t* index, float* sum, int n) {
+void maximum(const float* const* x, int rows, float* out, int n) {
     int i = 0;
-#if defined(__AVX512F__)
+    for (; i + 2 * VL <= n; i += 2 * VL) {
+        Vec a = load(x[0] + i), b = load(x[0] + i + VL);
+        for (int k = 1; k < rows; ++k) {
+            a = larger(load(x[k] + i), a);
+            b = larger(load(x[k] + i + VL), b);
+        }
+        store(out + i, a);
+        store(out + i + VL, b);
+    }
     for (; i + VL <= n; i += VL) {
-        const __m512i at = _mm512_loadu_si512(index + i);
-        store(sum + i, _mm512_mask_i32gather_ps(_mm512_setzero_ps(), _mm512_cmpge_epi32_mask(at, _mm512_setzero_si512()), at, x, 4));
+        Vec a = load(x[0] + i);
+        for (int k = 1; k < rows; ++k) a = larger(load(x[k] + i), a);
+        store(out + i, a);
+    }
+    for (; i < n; ++i) {
+        float most = x[0][i];
+        for (int k = 1; k < rows; ++k) most = x[k][i] > most ? x[k][i] : most;
+        out[i] = most;
+    }
+}
+
+// Lanes of a and b that differ, as bits.
+inline unsigned differing(Vec a, Vec b) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ);
+#elif defined(__AVX2__)
+    return unsigned(_mm256_movemask_ps(reinterpret_cast<__m256>(a != b)));
+#else
+    const Int m = a != b;
+    unsigned lanes = 0;
+    for (int i = 0; i < VL; ++i) lanes |= unsigned(m[i] & 1) << i;
+    return lanes;
+#endif
+}
+
+// The first n floats of a vector.
+inline Vec load_first(const float* p, int n) {
+#if defined(__AVX512F__)
+    return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+#else
+    Vec v{};
+    for (int i = 0; i < n; ++i) v[i] = p[i];
+    return v;
+#endif
+}
+
+inline void store_first(float* p, Vec v, int n) {
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
+#else
+    for (int i = 0; i < n; ++i) p[i] = v[i];
+#endif
+}
+
+// Appends the lanes of d that are set in `lanes` as events; writes whole vectors.
+inline void append(unsigned lanes, Vec d, uint32_t first, uint32_t* place, float* change) {
+#if defined(__AVX512F__)
+    alignas(64) static const int32_t iota[LANE] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const __m512i lane = _mm512_maskz_compress_epi32(__mmask16(lanes), _mm512_load_si512(iota));
+    _mm512_storeu_si512(place, _mm512_add_epi32(lane, _mm512_set1_epi32(int(first))));
+    _mm512_storeu_ps(change, _mm512_permutexvar_ps(lane, d));
+#else
+    for (; lanes; lanes &= lanes - 1) {
+        const int i = __builtin_ctz(lanes);
+        *place++ = first + uint32_t(i);
+        *change++ = d[i];
     }
 #endif
-    for (; i < n; ++i) sum[i] = index[i] < 0 ? 0.0f : x[index[i]];
+}
+
+int replace(const float* x, int n, const Sent& to) {
+    int changed = 0;
+    for (int i = 0; i < n; i += VL) {
+        const int some = n - i;
+        const bool whole = some >= VL;
+        const Vec now = whole ? load(x + i) : load_first(x + i, some), then = whole ? load(to.value + i) : load_first(to.value + i, some);
+        const unsigned lanes = differing(now, then);
+        whole ? store(to.value + i, now) : store_first(to.value + i, now, some);
+        if (to.row) whole ? store(to.row + i, now - then) : store_first(to.row + i, now - then, some);
+        if (to.place) append(lanes, now - then, to.first + uint32_t(i), to.place + changed, to.change + changed);
+        changed += __builtin_popcount(lanes);
+    }
+    return changed;
+}
+
+int pick(const float* const* x, const Pick* picks, int n, const Sent& to) {
+    int changed = 0;
+#if defined(__AVX512F__)
+    for (int i = 0; i < n; i += LANE) {
+        const bool whole = n - i >= LANE;
+        const Vec then = whole ? load(to.value + i) : load_first(to.value + i, n - i);
+        Vec now = then;
+        for (bool last = false; !last; ++picks) {
+            last = picks->last;
+            const float* from = x[picks->source];
+            if (!from) continue;
+            const __m512i at = _mm512_loadu_si512(picks->index);
+            const __mmask16 wanted = _mm512_cmpge_epi32_mask(at, _mm512_setzero_si512());
+            if (picks->span >= 0) {  // permuting two vectors is several times faster than gathering
+                from += picks->span;
+                const __m512i place = _mm512_sub_epi32(at, _mm512_set1_epi32(picks->span));
+                now = _mm512_mask_mov_ps(now, wanted, _mm512_permutex2var_ps(load(from), place, load(from + VL)));
+            } else {
+                now = _mm512_mask_i32gather_ps(now, wanted, at, from, 4);
+            }
+        }
+        const unsigned lanes = differing(now, then);
+        whole ? store(to.value + i, now) : store_first(to.value + i, now, n - i);
+        if (to.row) whole ? store(to.row + i, now - then) : store_first(to.row + i, now - then, n - i);
+        if (to.place) append(lanes, now - then, to.first + uint32_t(i), to.place + changed, to.change + changed);
+        changed += __builtin_popcount(lanes);
+    }
+#else
+    Sent block = to;
+    for (int b = 0; b < n; b += LANE) {
+        const int some = n - b < LANE ? n - b : LANE;
+        float now[LANE];
+        for (int i = 0; i < some; ++i) now[i] = block.value[i];
+        for (bool last = false; !last; ++picks) {
+            last = picks->last;
+            const float* from = x[picks->source];
+            for (int i = 0; from && i < some; ++i)
+                if (picks->index[i] >= 0) now[i] = from[picks->index[i]];
+        }
+        const int here = replace(now, some, block);
+        changed += here;
+        block.value += LANE;
+        block.first += LANE;
+        if (block.row) block.row += LANE;
+        if (block.place) block.place += here, block.change += here;
+    }
+#endif
+    return changed;
+}
+
+void spread(const float* x, const int32_t* index, const float* w, int taps, int n, float* out) {
+    if (taps == 2) {  // bilinear: by far the most frequent
+        for (int i = 0; i < n; ++i) out[i] = w[2 * i] * x[index[2 * i]] + w[2 * i + 1] * x[index[2 * i + 1]];
+        return;
+    }
+    for (int i = 0; i < n; ++i, index += taps, w += taps) {
+        float total = 0.0f;
+        for (int k = 0; k < taps; ++k) total += w[k] * x[index[k]];
+        out[i] = total;
+    }
+}
+
+template <int ROWS>
+int blend_again_of(const float* const* rows_x, const float* const* rows_before, const float* rows_w, int rows, float* sum, int n) {
+    constexpr int MOST = 4;
+    const float *x[MOST], *before[MOST];  // copies that no store can alias
+    float w[MOST];
+    if (ROWS)
+        for (int k = 0; k < ROWS; ++k) x[k] = rows_x[k], before[k] = rows_before[k], w[k] = rows_w[k];
+    const int taps = ROWS ? ROWS : rows;
+    const auto total = [&](const float* const* from, int i) {
+        Vec s{};
+        for (int k = 0; k < taps; ++k) s += (ROWS ? w : rows_w)[k] * load(from[k] + i);
+        return s;
+    };
+    int i = 0, changed = 0;
+    for (; i + VL <= n; i += VL) {
+        const Vec now = total(ROWS ? x : rows_x, i);
+        changed += __builtin_popcount(differing(now, total(ROWS ? before : rows_before, i)));
+        store(sum + i, now);
+    }
+    for (; i < n; ++i) {
+        float now = 0.0f, then = 0.0f;
+        for (int k = 0; k < taps; ++k) {
+            now += rows_w[k] * rows_x[k][i];
+            then += rows_w[k] * rows_before[k][i];
+        }
+        sum[i] = now;
+        changed += now != then;
+    }
+    return changed;
+}
+
+int blend_again(const float* const* x, const float* const* before, const float* w, int rows, float* sum, int n) {
+    if (rows == 1) return blend_again_of<1>(x, before, w, rows, sum, n);
+    if (rows == 2) return blend_again_of<2>(x, before, w, rows, sum, n);
+    if (rows == 4) return blend_again_of<4>(x, before, w, rows, sum, n);
+    return blend_again_of<0>(x, before, w, rows, sum, n);
 }
 
 // Columns [0, channels) of `pixels` rows of `stride` floats as planes of `plane` floats each.
@@ -83,6 +261,6 @@ void planes(const float* x, int pixels, int stride, int channels, int plane, flo
 namespace sparsetime {
 
 extern const RowKernels SPARSETIME_ROWS;
-const RowKernels SPARSETIME_ROWS = {add, blend, combine, multiply, divide, maximum, pick, planes};
+const RowKernels SPARSETIME_ROWS = {add, blend, combine, multiply, divide, maximum, replace, pick, spread, blend_again, planes};
 
 }  // namespace sparsetime

@@ -30,7 +30,7 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
         if (p.values[v].opaque) continue;
         const Shape& s = p.values[v].map;
         State& state = states_[v];
-        state.value.length = p.values[v].floats ? size_t(s.pixels()) * s.stride() : 0;
+        state.value.length = p.values[v].floats && !(p.values[v].producer >= 0 && p.nodes[size_t(p.values[v].producer)].derived) ? size_t(s.pixels()) * s.stride() : 0;
         state.mask.assign(size_t(s.pixels()), 0);
         state.active.assign(size_t(s.pixels()) + 1, 0);
         state.tally.assign(size_t(s.pixels()) + 1, 0);
@@ -59,6 +59,7 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
     });
 
     allocate_codes();
+    allocate_derived();
 
     // Deltas live from their producer to their last consumer: values that never live together share memory.
     std::vector<size_t> sizes;
@@ -264,7 +265,9 @@ void Stream::execute(int number, const Frame& frame) {
     keep_ = true;
     stats = {};
     stats.path = dense_ ? "dense" : "sparse";
-    switch (node.moves_codes ? Kind::cat_channels : node.kind) {
+    if (node.derived) derive(number);
+    else if (node.carries) carry(node);
+    else switch (node.moves_codes ? Kind::cat_channels : node.kind) {
         case Kind::conv: node.integers ? convolve_codes(node, stats) : convolve(node, stats); break;
         case Kind::input: {
             const Shape& map = program_->values[size_t(node.outputs[0])].map;
@@ -306,7 +309,8 @@ void Stream::execute(int number, const Frame& frame) {
     stats.time_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
 }
 
-bool Stream::run(const Frame& frame) {
+bool Stream::run(const Frame& frame, const std::vector<float*>& arrays) {
+    arrays_ = arrays;
     flush_ = !started_;
     if (!look(frame)) return false;
     dense_ = flush_ || refresh_;
@@ -325,14 +329,22 @@ bool Stream::run(const Frame& frame) {
             for (int v : program_->nodes[i].outputs) states_[size_t(v)].want_rows = states_[size_t(v)].want_events = true;
     }
     started_ = true;
+    for (size_t k = 0; k < arrays_.size(); ++k) {
+        const int value = program_->outputs[k];
+        const Node& node = program_->nodes[size_t(program_->values[size_t(value)].producer)];
+        const bool written = node.derived && node.kind == Kind::resize && array_of(value) == arrays_[k];
+        if (!written) read(value, arrays_[k]);
+    }
+    arrays_.clear();
     return true;
 }
 
-void Stream::read(int value, float* out) const {
+void Stream::read(int value, float* out) {
     const Value& v = program_->values[size_t(value)];
     const Layout layout(v);
     const int64_t n = product(v.shape);
     if (!v.floats) return read_decoded(value, out);
+    if (program_->nodes[size_t(v.producer)].derived) return read_derived(v.producer, out);
     const float* from = states_[size_t(value)].value.data();
     if (layout.planar) return kernels().rows->planes(from, layout.pixels, layout.stride, layout.channels, layout.pixels, out);
     for (int64_t i = 0; i < n; ++i) out[i] = from[layout(i)];
@@ -369,6 +381,7 @@ void Stream::read_accumulator(int node, float* out) {
 
 void Stream::write(int value, const float* in) {
     const Value& v = program_->values[size_t(value)];
+    if (program_->nodes[size_t(v.producer)].derived) return;  // follows from its input
     const Layout layout(v);
     const int64_t n = product(v.shape);
     for (int64_t i = 0; i < n; ++i) states_[size_t(value)].value[layout(i)] = in[i];
@@ -389,6 +402,8 @@ void Stream::resume() {
     refresh_ = false;
     std::fill(dense_frames_.begin(), dense_frames_.end(), 0);
     for (State& s : states_) s.want_rows = s.want_events = true;
+    for (size_t i = 0; i < program_->nodes.size(); ++i)
+        if (program_->nodes[i].derived && program_->nodes[i].kind == Kind::resize) expand(int(i), nullptr);
 }
 
 }  // namespace sparsetime

@@ -45,14 +45,15 @@ class Stream {
     Stream(std::shared_ptr<const Program> program, int threads, Island island);
 
     void set_camera(Camera camera) { camera_ = std::move(camera); }
-    // False, and nothing has happened, if the frame holds NaN or infinity.
-    bool run(const Frame& frame);
+    // Writes the program's outputs to `arrays`, in logical order, where there are any. False, and nothing has happened, if the frame
+    // holds NaN or infinity.
+    bool run(const Frame& frame, const std::vector<float*>& arrays = {});
     void reset() { started_ = false; }
     void refresh() { refresh_ = true; }
     bool started() const { return started_; }
 
     // In logical order and shape.
-    void read(int value, float* out) const;
+    void read(int value, float* out);
     void read_accumulator(int node, float* out);
     void write(int value, const float* in);
     void write_accumulator(int node, const float* in);
@@ -87,6 +88,16 @@ class Stream {
     void convolve(const Node& node, NodeStats& stats);
     void move(const Node& node);
     void recompute(const Node& node);
+    void carry(const Node& node);
+    void window_maximum(const Node& node, int p, float* out, int n);
+    // Values that are not kept, see Node::derived.
+    void allocate_derived();
+    float* array_of(int value) const;
+    void each_part(int count, const std::function<void(int, int)>& body);
+    void derive(int number);
+    void read_derived(int number, float* out);
+    void expand(int number, const uint8_t* changed);
+    int64_t write_derived(int number, const uint8_t* changed, float* out);
     bool look(const Frame& frame);
     void take(const Node& node, const Frame& frame);
     void prepare_lines();
@@ -133,6 +144,14 @@ class Stream {
     std::vector<std::vector<uint32_t>> arena_places_;
     std::vector<uint8_t> touch_;
     std::vector<int32_t> list_, all_;
+    // A derived map between its two passes: rows of the input, stretched to the output's width.
+    struct Stretched {
+        Floats rows;                // [channel][row][2][width]
+        size_t width = 0;
+        std::vector<uint8_t> slot;  // by row: which of the two is the present one; the other is that of before the last change
+    };
+    std::vector<Stretched> stretched_;  // by node
+    std::vector<float*> arrays_;        // of the frame that runs
     // The frame before, as it came: what is the same needs no second look.
     struct Seen {
         std::vector<uint8_t> bytes;

@@ -134,8 +134,7 @@ void Stream::fetch_pixels(const Frame& frame, int y, int from, int to) {
     } else {
         const uint8_t* in = frame.bytes + start;
         if (frame.channel != 1) {
-            for (int i = 0; i < n; ++i)
-                for (int c = 0; c < C; ++c) swapped_[size_t(i * C + c)] = in[i * C - c];
+            kernel.reverse(in - (C - 1), C, n, swapped_.data());
             in = swapped_.data();
         }
         floats(in, 0, n * C, line_.data());
