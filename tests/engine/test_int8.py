@@ -135,6 +135,28 @@ def test_moves_of_many_channels_equal_the_reference(isa, channels):
     check_equal(plan, seed=2, count=6)
 
 
+@pytest.mark.parametrize("channels", [3, 21, 150])
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+def test_resizes_equal_the_reference(isa, channels, mode):
+    """Of maps whose values are encoded, and of one that only the caller reads; some taps have a weight of 0."""
+    torch.manual_seed(channels)
+
+    class Resized(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = torch.nn.Conv2d(3, channels, 1), torch.nn.Conv2d(channels, channels, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            align = True if mode == "bilinear" else None
+            y = torch.nn.functional.interpolate(torch.relu(self.first(x)), (8, 16), mode=mode, align_corners=align)
+            return torch.nn.functional.interpolate(self.last(y), (15, 28), mode=mode, align_corners=align)
+
+    clip = torch.randn(2, 3, 5, 11)
+    plan = sparsetime.compile(Resized().eval(), clip[0], steps=clip, codec="hold", levels=100, precision="int8")
+    assert [op.kind for op in plan.ops].count("resize2d") == 2
+    check_equal(plan, seed=3, count=6)
+
+
 @pytest.mark.parametrize("codec", ["exact", "hold"])
 def test_two_thousand_frames_do_not_drift(codec):
     """Against dense integer inference: with `exact` of the frame alone, with `hold` of the codes that are held."""

@@ -15,6 +15,7 @@ struct IntWorkspace {
     std::vector<int32_t> count;
     Bytes patches;
     Floats sum;
+    std::vector<const float*> lines;
 };
 
 // What a part of the outputs left behind.

@@ -254,6 +254,33 @@ void Stream::move_codes(const Node& node) {
     }
 }
 
+// A resize of int8 plans, of maps of more than NARROW channels: from sums to values in one kernel.
+void Stream::resize_rows(const Node& node) {
+    const int y = node.outputs[0];
+    const Shape& out = program_->values[size_t(y)].map;
+    const int n = dense_ ? out.pixels() : touched(node);
+    const int32_t* list = dense_ ? all_.data() : list_.data();
+    if (n == 0) return clear(y);
+    const Settle settle = settle_of(node, y);
+    const Shape& in = program_->values[size_t(node.inputs[0])].map;
+    const float* x = states_[size_t(node.inputs[0])].value.data();
+    share(y, n, [&](IntSink& sink, int from, int to, int thread) {
+        IntWorkspace& ws = int_workspaces_[size_t(thread)];
+        ws.lines.resize(size_t(node.row_taps));
+        if (ws.count.size() < size_t(out.width)) ws.count.resize(size_t(out.width));
+        for (int i = from; i < to;) {
+            const size_t taps = size_t(node.row_taps), line = size_t(list[i] / out.width);
+            const int start = int(line) * out.width, end = int(std::lower_bound(list + i, list + to, start + out.width) - list);
+            for (size_t a = 0; a < taps; ++a) ws.lines[a] = x + size_t(node.rows[line * taps + a]) * in.width * in.stride();
+            kernels().integers->resize({end - i, list + i, start, node.row_taps, node.column_taps, ws.lines.data(), &node.row_weights[line * taps],
+                                        node.columns.data(), node.column_weights.data(), in.stride(), ws.count.data()},
+                                       settle);
+            for (int k = i; k < end; ++k) emit(sink, list[k], ws.count[size_t(k - i)]);
+            i = end;
+        }
+    });
+}
+
 void Stream::convolve_codes(const Node& node, NodeStats& stats) {
     const IntConv& conv = *node.integers;
     const int x = node.inputs[0], y = node.outputs[0], r = node.inputs.size() == 2 ? node.inputs[1] : -1;

@@ -218,6 +218,63 @@ void moves_of(const IntMoveArgs& given, const Settle& all) {
 
 void moves(const IntMoveArgs& m, const Settle& s) { m.step == 2 ? moves_of<2>(m, s) : moves_of<1>(m, s); }
 
+// DIRECT: the sums are the values.
+template <bool DIRECT>
+void resize_of(const IntResizeArgs& given, const Settle& all) {
+    const IntResizeArgs r = given;
+    const Settle s = all;  // copies that no store can alias
+    const bool two = r.row_taps == 2 && r.column_taps == 2;
+    for (int p = 0; p < r.pixels; ++p) {
+        const ptrdiff_t x = ptrdiff_t(r.pixel[p] - r.start) * r.column_taps;
+        const int32_t* column = r.column + x;
+        const float* weight = r.column_weight + x;
+        int sent = 0;
+        for (int c = 0; c < s.channels; c += BYTE_BLOCK) {
+            const int n = s.channels - c < BYTE_BLOCK ? s.channels - c : BYTE_BLOCK;
+            float z[BYTE_BLOCK];
+            if (two && r.row_weight[0] * weight[0] != 0.0f && r.row_weight[0] * weight[1] != 0.0f && r.row_weight[1] * weight[0] != 0.0f &&
+                r.row_weight[1] * weight[1] != 0.0f) {
+                const Vec w00 = splat(r.row_weight[0] * weight[0]), w01 = splat(r.row_weight[0] * weight[1]);
+                const Vec w10 = splat(r.row_weight[1] * weight[0]), w11 = splat(r.row_weight[1] * weight[1]);
+                const ptrdiff_t left = ptrdiff_t(column[0]) * r.stride + c, right = ptrdiff_t(column[1]) * r.stride + c;
+                const float *top = r.row[0], *bottom = r.row[1];
+                const auto sum = [&](int i) {
+                    return ((w00 * load(top + left + i) + w01 * load(top + right + i)) + w10 * load(bottom + left + i)) + w11 * load(bottom + right + i);
+                };
+                if (DIRECT) {
+                    float* value = s.values + ptrdiff_t(r.pixel[p]) * s.value_stride + c;
+                    int changed = 0;
+                    for (int i = 0; i < n; i += VL) {
+                        Vec y = sum(i);
+                        if (i + VL > n) y = bits(bits(y) & (lane_numbers() < splat_int(n - i)));  // as in settle_of
+                        changed += differing(y, load(value + i));
+                        store(value + i, y);
+                    }
+                    sent += s.all ? n : changed;
+                    continue;
+                }
+                for (int i = 0; i < n; i += VL) store(z + i, sum(i));
+            } else {
+                for (int i = 0; i < n; i += VL) store(z + i, Vec{});
+                for (int a = 0; a < r.row_taps; ++a)
+                    for (int b = 0; b < r.column_taps; ++b) {
+                        const float w = r.row_weight[a] * weight[b];
+                        if (w == 0.0f) continue;
+                        const float* from = r.row[a] + ptrdiff_t(column[b]) * r.stride + c;
+                        for (int i = 0; i < n; i += VL) store(z + i, load(z + i) + splat(w) * load(from + i));
+                    }
+            }
+            sent += settle_from(z, r.pixel[p], c, n, s);
+        }
+        r.count[p] = sent;
+    }
+}
+
+void resize(const IntResizeArgs& r, const Settle& s) {
+    // Rows of values are whole vectors, since the map is not narrow.
+    s.values && s.act == Act::none ? resize_of<true>(r, s) : resize_of<false>(r, s);
+}
+
 // Sums of one pixel, V vectors of a panel, with all that may come behind.
 template <int V>
 [[gnu::noinline]] int finish_sums(const int32_t* sum, const float* scale, const float* bias, ptrdiff_t pixel, int channel, const Settle& s) {
@@ -718,6 +775,6 @@ void pixels(IntPixelArgs& all) {
 namespace sparsetime {
 
 extern const IntKernels SPARSETIME_INTEGERS;
-const IntKernels SPARSETIME_INTEGERS = {VL, tile, depthwise, settle, frame, moves, pixels, decode};
+const IntKernels SPARSETIME_INTEGERS = {VL, tile, depthwise, settle, frame, moves, resize, pixels, decode};
 
 }  // namespace sparsetime

@@ -110,6 +110,21 @@ struct IntPixelArgs {
     int64_t events;             // out
 };
 
+// A resize: outputs of one line as sums of rows of floats. sum_a sum_b (row_weight[a] column_weight[b]) row[a][column[b]], in this order and without
+// the terms whose weight is 0.
+struct IntResizeArgs {
+    int pixels;
+    const int32_t* pixel;       // [pixels]: place in the output
+    int32_t start;              // of the line
+    int row_taps, column_taps;
+    const float* const* row;    // [row_taps]: lines of the input
+    const float* row_weight;
+    const int32_t* column;      // [width][column_taps]
+    const float* column_weight;
+    int stride;                 // floats from pixel to pixel, whole vectors
+    int32_t* count;             // [pixels]: changed elements are written
+};
+
 struct IntKernels {
     int width;                  // 32-bit lanes of a vector
     void (*tile)(const IntTileArgs&, const Settle&);
@@ -118,6 +133,7 @@ struct IntKernels {
     int (*settle)(const float* z, int pixel, const Settle&);
     void (*frame)(IntFrameArgs&, const Settle&);
     void (*moves)(const IntMoveArgs&, const Settle&);
+    void (*resize)(const IntResizeArgs&, const Settle&);
     void (*pixels)(IntPixelArgs&);
     // v = step (code - zero), `stride` floats of which those behind `channels` are zero.
     void (*decode)(const uint8_t* codes, float step, int zero, int channels, int stride, float* out);

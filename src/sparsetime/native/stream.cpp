@@ -294,7 +294,11 @@ void Stream::execute(int number, const Frame& frame) {
             if (changed) compute_island_(number);
             break;
         }
-        default: node.moves_codes ? move_codes(node) : move(node); break;
+        default:
+            if (node.moves_codes) move_codes(node);
+            else if (program_->integer && node.kind == Kind::resize && program_->values[size_t(node.outputs[0])].map.channels > NARROW) resize_rows(node);
+            else move(node);
+            break;
     }
     const auto count = [&](const std::vector<int>& list) {
         int64_t events = 0;

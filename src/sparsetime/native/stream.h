@@ -109,6 +109,7 @@ class Stream {
     void share(int output, int count, const Body& body);
     void settle_rows(const Node& node, int output, const int32_t* list, int count, const FillRows& z);
     void move_codes(const Node& node);
+    void resize_rows(const Node& node);
     void convolve_codes(const Node& node, NodeStats& stats);
     void take_codes(const Node& node, const Frame& frame);
     void allocate_codes();
