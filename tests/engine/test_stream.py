@@ -201,6 +201,7 @@ def test_a_stream_starts_again_after_the_work_of_a_dense_frame(backend):
             fresh.reset()
         first = not fresh.frames
         np.testing.assert_array_equal(stream(frame), fresh(frame))
+        assert stream.flushed == fresh.flushed == first
         # Every element of the input causes as many operations on average, and nothing else causes any.
         asked = 0.0 if first else asked + fresh.stats["input"].events / 40
         for name, expected in fresh.snapshot().items():
@@ -210,6 +211,8 @@ def test_a_stream_starts_again_after_the_work_of_a_dense_frame(backend):
     assert stream.frames == 12
     assert len(flushed) >= 2
     assert differed  # or a flush would have nothing to take away
+    stream.reset()
+    assert not stream.flushed
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
