@@ -57,7 +57,7 @@ class Changes:
         self._before = stream.value(layer.source)[0] if stream.frames else None
 
     def update(self) -> NDArray[np.uint8]:
-        """(h, w): 0 where nothing changed, 255 where all channels did; all 255 after a flush, such as a stream's first frame."""
+        """(h, w): 0 where nothing changed, 255 where all channels did; all 255 after a flush, as a first frame is."""
         value = self._stream.value(self._source)[0]
         whole = self._before is None or self._stream.flushed
         changed = np.ones(value.shape, bool) if whole else value != self._before
