@@ -232,7 +232,7 @@ class Stream:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of this stream's state, weights not counted."""
+        """Bytes of this stream's state, weights not counted; what the backend `cpu` keeps, whichever backend it is."""
         return self.plan.state_bytes
 
     @property
