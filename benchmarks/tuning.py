@@ -10,9 +10,9 @@
 the tuning clips, so that they stand at the same quality and not only within the same budget; and, beside it, at the
 same mean drop, which is less noisy. Then both are run on the clips held back.
 
-`time` runs the tuned plan, the one threshold that is the coarsest with no more drop than the tuned plan, and the
-fastest dense runtime in turn, frame by frame, and takes CPU time, so that it bears a busy machine. It writes the means
-over the frames of the tuning clips, first ones left out.
+`time` runs the tuned plan, the points of the curves on both sides of its drop, and the fastest dense runtime in turn,
+frame by frame, and takes CPU time, so that it bears a busy machine. It writes the means over the frames of the tuning
+clips, first ones left out; of the one threshold interpolated at the same worst drop and at the same mean drop.
 
 Both write a file for each experiment into --out. A search that was interrupted goes on from its state there.
 """
@@ -195,15 +195,26 @@ def run(experiment: Experiment, data: Path, out: Path, codec: str) -> dict[str, 
     return result
 
 
-def race(experiment: Experiment, data: Path, out: Path, codec: str, clips: list[Clip]) -> dict[str, float | str]:
+def around(curve: list[dict[str, float]], drop: float, by: str) -> list[int]:
+    """Numbers of the points of a curve between which a drop lies, or of the nearest one."""
+    order = sorted(range(len(curve)), key=lambda k: curve[k][by])
+    place = int(np.searchsorted([curve[k][by] for k in order], drop))
+    return order[max(place - 1, 0) : place + 1]
+
+
+def race(stem: Path, result: dict[str, Any], clips: list[Clip]) -> dict[str, float | str]:
     """CPU time of a frame, ms: the plans that `run` left, and the dense network."""
-    files = {"tuned": f"{experiment.name}-{codec}.plan"}
-    files |= {f"one_{kind}": f"{experiment.name}-{codec}-one-{kind}.plan" for kind in BASELINES}
-    plans = {name: Plan.load(out / file) for name, file in files.items()}
+    own = result["tuned"]["tuning"]
+    plans: dict[Any, Plan] = {"tuned": Plan.load(f"{stem}.plan")}
+    for kind in BASELINES:
+        curve, saved = result[f"one_{kind}"]["curve"], Plan.load(f"{stem}-one-{kind}.plan")
+        at_saved = curve.index(result[f"one_{kind}"]["timed"])
+        for k in {k for by in ("drop", "mean_drop") for k in around(curve, own[by], by)}:
+            plans[kind, k] = apply(saved, (k - at_saved,) * len(codecs(saved)))
     dense = dense_network(plans["tuned"], clips[0].frames[0], 1)
     streams = {name: plan.stream(flush=flush_of(plan)) for name, plan in plans.items()}
     calls = {**streams, "dense": dense.run}
-    times: dict[str, list[int]] = {name: [] for name in calls}
+    times: dict[Any, list[int]] = {name: [] for name in calls}
     names = list(calls)
     for clip in clips:
         for stream in streams.values():
@@ -214,7 +225,14 @@ def race(experiment: Experiment, data: Path, out: Path, codec: str, clips: list[
                 calls[name](frame)
                 if number:
                     times[name].append(time.process_time_ns() - start)
-    return {name: statistics.fmean(own) / 1e6 for name, own in times.items()} | {"dense_runtime": dense.name}
+    means = {name: statistics.fmean(taken) / 1e6 for name, taken in times.items()}
+    found: dict[str, float | str] = {name: means[name] for name in ("tuned", "dense")}
+    for kind in BASELINES:
+        curve = result[f"one_{kind}"]["curve"]
+        for by, name in (("drop", f"one_{kind}"), ("mean_drop", f"one_{kind}_at_mean")):
+            points = [curve[k] | {"ms": means[kind, k]} for k in around(curve, own[by], by)]
+            found[name] = at(points, own[by], "ms", by) or points[0]["ms"]
+    return found | {"dense_runtime": dense.name}
 
 
 def table(out: Path) -> None:
@@ -235,10 +253,10 @@ def table(out: Path) -> None:
         for kind in BASELINES:
             one = result[f"one_{kind}"]
             row = [one[by][key] for by in ("ratio", "ratio_at_mean") for key in _FIGURES]
-            row.append(times["tuned"] / times[f"one_{kind}"] if times else None)
+            row += [times["tuned"] / times[f"one_{kind}{by}"] if times else None for by in ("", "_at_mean")]
             rows.append(row)
             print(
-                f"  / one {kind}: at the same worst drop, same mean drop; done, asked for, model; CPU time: "
+                f"  / one {kind}: at the same worst drop, same mean drop: done, asked for, model; CPU time at both: "
                 + ", ".join("-" if x is None else f"{x:.2f}" for x in row)
                 + f"; its misses {one['check']['missed']} of {one['check']['clips']}"
             )
@@ -273,7 +291,7 @@ def main() -> None:
             result = json.loads(file.read_text(encoding="utf-8"))
             plan = compiled(experiment, options.data, options.out, options.codec)
             clips = Clips(experiment, options.data, plan).tuning
-            result["cpu_ms"] = race(experiment, options.data, options.out, options.codec, clips)
+            result["cpu_ms"] = race(options.out / f"{experiment.name}-{options.codec}", result, clips)
             print(experiment.name, result["cpu_ms"])
         file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
