@@ -4,15 +4,15 @@
     python benchmarks/tuning.py time --data ../shared/data --out runs/tuning --codec pixel
     python benchmarks/tuning.py table --out runs/tuning
 
-`tune`, for each network and video: one relative threshold for all layers, theta_l = s * range_l, with the codecs
-`hold` and `pixel`, against `sparsetime.budget.tune` of a plan with `--codec`, on the same clips, with the flushes of
-`sparsetime run`. The figures of the one threshold are read off its curve at the worst drop that the tuned plan has on
-the tuning clips, so that they stand at the same quality and not only within the same budget; and, beside it, at the
-same mean drop, which is less noisy. Then both are run on the clips held back.
+`tune`, for each network and video: `sparsetime.budget.tune` of a plan with `--codec`, and the curve of one relative
+threshold for all layers, theta_l = s * range_l, with the codecs `hold` and `pixel`, on the same clips, with the flushes
+of `sparsetime run`. Both are checked on the clips held back, the one threshold as coarse as the budget lets it be.
 
-`time` runs the tuned plan, the points of the curves on both sides of its drop, and the fastest dense runtime in turn,
-frame by frame, and takes CPU time, so that it bears a busy machine. It writes the means over the frames of the tuning
-clips, first ones left out; of the one threshold interpolated at the same worst drop and at the same mean drop.
+`time` runs the tuned plan, the points of the curves on both sides of its drop, and the fastest dense runtime in turns
+of random order, frame by frame, and takes operations and CPU time, so that it bears a busy machine: means over the
+frames of the tuning clips, first ones left out, and of them the median of five rounds. The figures of the one threshold
+are interpolated at the worst drop that the tuned plan has on these clips, so that both stand at the same quality and
+not only within the same budget; and, beside it, at the same mean drop, which is less noisy.
 
 Both write a file for each experiment into --out. A search that was interrupted goes on from its state there.
 """
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
 import math
 import statistics
@@ -38,6 +39,7 @@ from sparsetime import networks
 from sparsetime.bench.machine import machine
 from sparsetime.budget import tune
 from sparsetime.budget.clips import Clip
+from sparsetime.budget.cost import Counted, Layout
 from sparsetime.budget.judge import Judge
 from sparsetime.budget.measure import Measured
 from sparsetime.budget.search import COARSEST, FINEST, coarsest, shifted
@@ -47,7 +49,7 @@ from sparsetime.budget.workbench import Workbench
 from sparsetime.convert.steps import fan_out_factors
 from sparsetime.engine import Plan
 from sparsetime.engine.crossover import measured
-from sparsetime.run.dense import dense_network
+from sparsetime.run.dense import Dense, dense_network
 from sparsetime.run.flush import flush_of
 from sparsetime.run.planning import spread
 from sparsetime.run.sources import Source
@@ -77,7 +79,9 @@ EXPERIMENTS = (
 )
 BASELINES = ("hold", "pixel")
 _CALIBRATION = 16  # frames
-_FIGURES = ("op_density", "event_density", "time_model_ms")
+ROUNDS = 5
+DROPS = ("drop", "mean_drop")
+_FIGURES = ("op_density", "event_density", "ms")
 
 
 def compiled(experiment: Experiment, data: Path, out: Path, codec: str) -> Plan:
@@ -177,18 +181,12 @@ def run(experiment: Experiment, data: Path, out: Path, codec: str) -> dict[str, 
         by_shift = {by: bench(shifted(single, by)) for by in range(-OCTAVE, OCTAVE + 1)}
         curve = [point_of(found) for found in by_shift.values()]
         on_held = bench.of(apply(one, single), held)
-        same = {key: at(curve, own["drop"], key, "drop") for key in _FIGURES}
-        same_mean = {key: at(curve, own["mean_drop"], key, "mean_drop") for key in _FIGURES}
         shift = max((by for by, point in by_shift.items() if point.drop <= own["drop"]), default=-OCTAVE)
         apply(one, shifted(single, shift)).save(out / f"{experiment.name}-{codec}-one-{kind}.plan")
         result[f"one_{kind}"] = {
             **point_of(bench(single)),
             "curve": curve,
-            "at_the_same_drop": same,
-            "at_the_same_mean_drop": same_mean,
             "timed": point_of(by_shift[shift]),
-            "ratio": {key: None if value is None else own[key] / value for key, value in same.items()},
-            "ratio_at_mean": {key: None if value is None else own[key] / value for key, value in same_mean.items()},
             "check": point_of(on_held)
             | {"missed": sum(drop > experiment.max_drop for drop in on_held.drops), "clips": len(held)},
         }
@@ -202,68 +200,127 @@ def around(curve: list[dict[str, float]], drop: float, by: str) -> list[int]:
     return order[max(place - 1, 0) : place + 1]
 
 
-def race(stem: Path, result: dict[str, Any], clips: list[Clip]) -> dict[str, float | str]:
-    """CPU time of a frame, ms: the plans that `run` left, and the dense network."""
+class Raced:
+    """A plan's stream in a race, and what it did.
+
+    Args:
+        plan: flushed as `sparsetime run` does it.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.stream = plan.stream(flush=flush_of(plan))
+        self._layout = Layout(plan)
+        self._times: list[int] = []
+        self._stats: list[Any] = []
+        self._flushed: list[bool] = []
+
+    def add(self, time_ns: int) -> None:
+        """The last frame."""
+        self._times.append(time_ns)
+        self._stats.append(self.stream.stats)
+        self._flushed.append(self.stream.flushed)
+
+    def summary(self) -> dict[str, float]:
+        """Means over the frames."""
+        counted = Counted.of(self._stats, self._flushed)
+        return {
+            "ms": statistics.fmean(self._times) / 1e6,
+            "op_density": self._layout.op_density(counted),
+            "event_density": self._layout.event_density(counted),
+        }
+
+
+def race(stem: Path, result: dict[str, Any], clips: list[Clip]) -> dict[str, Any]:
+    """CPU time and operations of a frame: the plans that `run` left, and the dense network."""
     own = result["tuned"]["tuning"]
+    curves = {kind: result[f"one_{kind}"]["curve"] for kind in BASELINES}
     plans: dict[Any, Plan] = {"tuned": Plan.load(f"{stem}.plan")}
     for kind in BASELINES:
-        curve, saved = result[f"one_{kind}"]["curve"], Plan.load(f"{stem}-one-{kind}.plan")
+        curve, saved = curves[kind], Plan.load(f"{stem}-one-{kind}.plan")
         at_saved = curve.index(result[f"one_{kind}"]["timed"])
-        for k in {k for by in ("drop", "mean_drop") for k in around(curve, own[by], by)}:
+        for k in {k for by in DROPS for k in around(curve, own[by], by)}:
             plans[kind, k] = apply(saved, (k - at_saved,) * len(codecs(saved)))
     dense = dense_network(plans["tuned"], clips[0].frames[0], 1)
-    streams = {name: plan.stream(flush=flush_of(plan)) for name, plan in plans.items()}
-    calls = {**streams, "dense": dense.run}
-    times: dict[Any, list[int]] = {name: [] for name in calls}
-    names = list(calls)
-    for clip in clips:
-        for stream in streams.values():
-            stream.reset()
-        for number, frame in enumerate(clip.frames):
-            for name in names[number % len(names) :] + names[: number % len(names)]:
-                start = time.process_time_ns()
-                calls[name](frame)
-                if number:
-                    times[name].append(time.process_time_ns() - start)
-    means = {name: statistics.fmean(taken) / 1e6 for name, taken in times.items()}
-    found: dict[str, float | str] = {name: means[name] for name in ("tuned", "dense")}
+    dense_ms: list[float] = []
+    rounds: list[dict[Any, dict[str, float]]] = []
+    for _ in range(ROUNDS):  # new streams, whose memory lies elsewhere
+        runners = {name: Raced(plan) for name, plan in plans.items()}
+        gc.collect()
+        gc.disable()  # or a collection of all that PyTorch has made falls on some stream's frame
+        dense_ms.append(_round(clips, runners, dense))
+        gc.enable()
+        rounds.append({name: runner.summary() for name, runner in runners.items()})
+    print({name: [round(one[name]["ms"], 2) for one in rounds] for name in plans})
+    found = {name: {key: statistics.median(one[name][key] for one in rounds) for key in _FIGURES} for name in plans}
+    raced: dict[str, Any] = {
+        "dense_runtime": dense.name,
+        "dense_ms": statistics.median(dense_ms),
+        "tuned": found["tuned"],
+    }
     for kind in BASELINES:
-        curve = result[f"one_{kind}"]["curve"]
-        for by, name in (("drop", f"one_{kind}"), ("mean_drop", f"one_{kind}_at_mean")):
-            points = [curve[k] | {"ms": means[kind, k]} for k in around(curve, own[by], by)]
-            found[name] = at(points, own[by], "ms", by) or points[0]["ms"]
-    return found | {"dense_runtime": dense.name}
+        curve = curves[kind]
+        raced[f"one_{kind}"] = {}
+        for by in DROPS:
+            points = [curve[k] | found[kind, k] for k in around(curve, own[by], by)]
+            raced[f"one_{kind}"][by] = {key: at(points, own[by], key, by) or points[0][key] for key in _FIGURES}
+    return raced
+
+
+def _round(clips: list[Clip], runners: dict[Any, Raced], dense: Dense) -> float:
+    """All streams and the dense network over the clips; ms of the dense network."""
+    names = [*runners, None]
+    draw = np.random.default_rng(0)
+    times: list[int] = []
+    for clip in clips:
+        for runner in runners.values():
+            runner.stream.reset()
+        for number, frame in enumerate(clip.frames):
+            for place in draw.permutation(len(names)):  # whose caches were left by whom is chance
+                raced = None if names[place] is None else runners[names[place]]
+                # Of this thread: what another runtime's threads still do is not the stream's.
+                start = time.thread_time_ns()
+                (dense.run if raced is None else raced.stream)(frame)
+                taken = time.thread_time_ns() - start
+                if number and raced is None:
+                    times.append(taken)
+                elif number and raced is not None:
+                    raced.add(taken)
+    return statistics.fmean(times) / 1e6
 
 
 def table(out: Path) -> None:
     """Ratios of the tuned plans to one threshold at the same drop, a line an experiment, medians of all below."""
-    rows: list[list[float | None]] = []
+    ratios: dict[tuple[str, str, str], list[float]] = {}
     for file in sorted(out.glob("*.json")):
         if file.name.endswith(".tune.json"):
             continue
         result = json.loads(file.read_text(encoding="utf-8"))
-        tuned, times = result["tuned"], result.get("cpu_ms", {})
+        tuned, raced = result["tuned"], result.get("raced")
         own, check = tuned["tuning"], tuned["check"]
         print(
-            f"{result['experiment']} {result['codec']}: drop {own['drop']:.3f} (mean {own['mean_drop']:.3f}), "
-            f"operations {own['op_density']:.3f}, asked for {own['event_density']:.3f}, model "
-            f"{own['time_model_ms']:.2f} ms, held back: {len(check['missed'])} of {check['clips_counted']} over "
-            f"{tuned['max_drop']:.0%} (worst {check['drop']:.3f})"
+            f"{result['experiment']} {result['codec']}: worst drop {own['drop']:.3f}, mean {own['mean_drop']:.3f}; "
+            f"held back: {len(check['missed'])} of {check['clips_counted']} over {tuned['max_drop']:.0%}, worst "
+            f"{check['drop']:.3f}, mean {check['mean_drop']:.3f}"
         )
         for kind in BASELINES:
-            one = result[f"one_{kind}"]
-            row = [one[by][key] for by in ("ratio", "ratio_at_mean") for key in _FIGURES]
-            row += [times["tuned"] / times[f"one_{kind}{by}"] if times else None for by in ("", "_at_mean")]
-            rows.append(row)
-            print(
-                f"  / one {kind}: at the same worst drop, same mean drop: done, asked for, model; CPU time at both: "
-                + ", ".join("-" if x is None else f"{x:.2f}" for x in row)
-                + f"; its misses {one['check']['missed']} of {one['check']['clips']}"
-            )
-        print("  CPU ms:", ", ".join(f"{k} {v if isinstance(v, str) else f'{v:.2f}'}" for k, v in times.items()))
-    for kind, part in zip(BASELINES, (rows[0::2], rows[1::2]), strict=True):
-        middles = [[x for x in column if x is not None] for column in zip(*part, strict=True)]
-        print(f"median / one {kind}:", ", ".join(f"{statistics.median(x):.2f}" if x else "-" for x in middles))
+            one = result[f"one_{kind}"]["check"]
+            print(f"  one {kind} at the budget, held back: {one['missed']} of {one['clips']}, worst {one['drop']:.3f}")
+        if raced is None:
+            continue
+        print("  tuned", _row(raced["tuned"]), f"; {raced['dense_runtime']} {raced['dense_ms']:.2f} ms")
+        for kind in BASELINES:
+            for by in DROPS:
+                one = raced[f"one_{kind}"][by]
+                row = {key: raced["tuned"][key] / one[key] for key in _FIGURES}
+                print(f"  one {kind} at the same {by}", _row(one), "; tuned / it", _row(row))
+                for key, value in row.items():
+                    ratios.setdefault((kind, by, key), []).append(value)
+    for (kind, by, key), values in ratios.items():
+        print(f"median of {len(values)}: tuned / one {kind} at the same {by}, {key}: {statistics.median(values):.2f}")
+
+
+def _row(figures: dict[str, float]) -> str:
+    return ", ".join(f"{key} {figures[key]:.3f}" for key in _FIGURES)
 
 
 def main() -> None:
@@ -291,8 +348,8 @@ def main() -> None:
             result = json.loads(file.read_text(encoding="utf-8"))
             plan = compiled(experiment, options.data, options.out, options.codec)
             clips = Clips(experiment, options.data, plan).tuning
-            result["cpu_ms"] = race(options.out / f"{experiment.name}-{options.codec}", result, clips)
-            print(experiment.name, result["cpu_ms"])
+            result["raced"] = race(options.out / f"{experiment.name}-{options.codec}", result, clips)
+            print(experiment.name, result["raced"])
         file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

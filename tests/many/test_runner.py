@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from square_video import save_square
+from typer.testing import CliRunner
 
 import sparsetime
+from sparsetime.cli.watching import register
 from sparsetime.engine import Plan, PlanError
 from sparsetime.many import Backoff, Feed, Runner, run_many
 from sparsetime.many.figures import Figures
@@ -243,6 +246,15 @@ def test_files_flushed_at_every_change(small_plan: Path, square: Path) -> None:
     one, never = (sparsetime.run.run_file(small_plan, str(square), flush=x)["op_density"] for x in (1e-9, 0.0))
     assert result["streams"][0]["op_density"] == pytest.approx(one)
     assert one > never + 0.3  # the square walks in every frame: every second one is a flush
+
+
+def test_the_command_passes_flush_on(small_plan: Path, square: Path, tmp_path: Path) -> None:
+    app = typer.Typer()
+    register(app)
+    for given, flush in (([], 1), (["--flush", "0"], 0)):
+        command = ["many", str(small_plan), str(square), *given, "--json", str(tmp_path / "figures.json")]
+        assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+        assert json.loads((tmp_path / "figures.json").read_text())["flush"] == flush
 
 
 def test_stop_is_asked(small_plan: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Which sums the native executor keeps from frame to frame, and which it computes from values where they are touched.
 
 A plan has an accumulator behind every linear operation with an activation or a codec (docs/plan.md, "State"). Of a
-convolution of few terms, and of one of single pixels whose input changes by whole pixels, a touched sum costs no more
+convolution of few terms, and of one that reads single pixels which change as a whole, a touched sum costs no more
 from all values of its inputs than from their deltas, so the native executor keeps none (`Node::cheap` in
 native/program.cpp, which this mirrors). A snapshot has them all the same.
 """
@@ -38,11 +38,8 @@ def _computed(plan: Plan, op: Op, whole: set[int]) -> bool:
         return False
     shape = plan.need(op, "weight").shape
     if op.kind == "linear":
-        taps, channels, pointwise = 1, shape[1], True
+        taps, channels = 1, shape[1]
     else:
-        a = op.attributes
         taps = prod(shape[2:])
-        channels = shape[1] if op.kind == "conv2d" else shape[0] // a["groups"]
-        pointwise = taps == 1 and all(s == 1 for s in a["stride"]) and not any(a["padding"])
-        pointwise = pointwise and plan.values[op.inputs[0]][2:] == plan.values[op.output][2:]
-    return taps * channels <= FEW_TERMS or (pointwise and op.inputs[0] in whole)
+        channels = shape[1] if op.kind == "conv2d" else shape[0] // op.attributes["groups"]
+    return taps * channels <= FEW_TERMS or (taps == 1 and op.inputs[0] in whole)
