@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import sparsetime
+from sparsetime.codec import Codec
 from sparsetime.engine import Plan
 from sparsetime.video import write_video
 
@@ -34,8 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def plan() -> Plan:
+def classifier(codec: Codec) -> Plan:
     """A classifier for 24x32 frames whose answer follows the square."""
     torch.manual_seed(3)
     model = nn.Sequential(
@@ -45,4 +45,16 @@ def plan() -> Plan:
     frames = torch.from_numpy(moving(24)).permute(0, 3, 1, 2).float()
     with torch.no_grad():
         model[-1].bias -= model(frames).mean(0)  # else one class is ahead wherever the square is
-    return sparsetime.compile(model, frames[:1], codec="hold")
+    return sparsetime.compile(model, frames[:1], codec=codec)
+
+
+@pytest.fixture(scope="session")
+def plan() -> Plan:
+    """Its changes sent element by element."""
+    return classifier("hold")
+
+
+@pytest.fixture(scope="session", params=["hold", "pixel"])
+def each_plan(request: pytest.FixtureRequest) -> Plan:
+    """With each of the codecs that have thresholds."""
+    return classifier(request.param)

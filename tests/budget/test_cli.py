@@ -22,6 +22,7 @@ def test_tunes(plan: Plan, folder: Path, tmp_path: Path) -> None:
     plan.save(tmp_path / "small.plan")
     out, figures = tmp_path / "tuned.plan", tmp_path / "figures.json"
     options = ["--max-drop", "2%", "--clip-frames", "8", "--tune-clips", "2", "--check-clips", "2"]
+    options += ["--flush", "2.5"]
     files = ["--out", str(out), "--json", str(figures)]
     result = CliRunner().invoke(
         app(), ["tune", str(tmp_path / "small.plan"), "--video", str(folder), *options, *files], catch_exceptions=False
@@ -29,6 +30,7 @@ def test_tunes(plan: Plan, folder: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert Plan.load(out).name == plan.name
     written = json.loads(figures.read_text())
+    assert written["flush"] == 2.5
     assert f"{written['check']['drop']:.2%}" in result.output
     assert "frozen" in result.output
     assert "skipping" in result.output

@@ -10,17 +10,18 @@ from torch import nn
 
 import sparsetime
 from sparsetime.budget.errors import BudgetError
-from sparsetime.budget.setting import GRID, apply, codecs, codecs_to_drop, freed_bytes, least_state_bytes
+from sparsetime.budget.setting import GRID, apply, codecs, codecs_to_drop, freed_bytes, least_state_bytes, with_ops
+from sparsetime.codec import Codec
 
 
-def bottlenecks() -> sparsetime.Plan:
+def bottlenecks(codec: Codec = "hold") -> sparsetime.Plan:
     """Two linear bottlenecks, 1x4x8x8 and 1x2x4x4, each between activations."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        *(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, 1, 1), nn.ReLU()),
+        *(nn.Conv2d(3, 4, 5, 1, 2), nn.Conv2d(4, 8, 3, 1, 1), nn.ReLU()),
         *(nn.Conv2d(8, 2, 3, 2, 1), nn.Conv2d(2, 4, 3, 1, 1), nn.ReLU(), nn.Conv2d(4, 3, 1)),
     ).eval()
-    return sparsetime.compile(model, torch.randn(1, 3, 8, 8), codec="hold")
+    return sparsetime.compile(model, torch.randn(1, 3, 8, 8), codec=codec)
 
 
 def test_scales_thresholds_and_leaves_the_plan_alone() -> None:
@@ -45,8 +46,9 @@ def test_none_takes_the_codec_away_and_all_is_sent() -> None:
     np.testing.assert_allclose(stream(frame[1]), dense(frame[1]), atol=1e-5)
 
 
-def test_codecs_behind_linear_operations_give_their_sum_back() -> None:
-    plan = bottlenecks()
+@pytest.mark.parametrize("codec", ["hold", "pixel"])
+def test_codecs_behind_linear_operations_give_their_sum_back(codec: Codec) -> None:
+    plan = bottlenecks(codec)
     freed = {op.name: freed_bytes(plan, op) for op in plan.ops if freed_bytes(plan, op)}
     assert sorted(freed.values()) == [4 * 2 * 4 * 4, 4 * 4 * 8 * 8]
     places = codecs(plan)
@@ -55,6 +57,22 @@ def test_codecs_behind_linear_operations_give_their_sum_back() -> None:
         assert plan.state_bytes - apply(plan, setting).state_bytes == freed_bytes(plan, plan.ops[number])
     everything = apply(plan, tuple(None for _ in places))
     assert everything.state_bytes == least_state_bytes(plan)
+
+
+def test_sums_that_come_back_are_counted() -> None:
+    """Linear 5x5, then 40 channels of 1x1: without the codec of the first the second has to keep its sums."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 40, 5, 2, 2), nn.Conv2d(40, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 5)).eval()
+    plan = sparsetime.compile(model, torch.randn(1, 3, 16, 16), codec="pixel")
+    first = plan.ops[1]
+    assert freed_bytes(plan, first) == 4 * 40 * 64  # the input's pixels are whole, and so are its sums'
+    ops = [dataclasses.replace(plan.ops[0], codec={**plan.ops[0].codec, "kind": "hold"}), *plan.ops[1:]]
+    odd = with_ops(plan, ops, plan.tensors)
+    assert freed_bytes(odd, first) == 4 * (40 - 8) * 64
+    limit = odd.state_bytes - 4 * 32 * 64
+    assert codecs_to_drop(odd, limit, {}) == [1]
+    with pytest.raises(BudgetError, match="cannot be met"):
+        codecs_to_drop(odd, limit - 1, {})
 
 
 def test_drops_what_costs_least_for_its_bytes() -> None:

@@ -12,12 +12,15 @@ import torch
 
 import sparsetime
 from sparsetime.budget import BudgetError, tune
-from sparsetime.budget.clips import divided, read_clips, read_labels, video_files
+from sparsetime.budget.clips import answered, divided, read_clips, read_labels, video_files
+from sparsetime.budget.cost import FLUSH, Layout
 from sparsetime.budget.gains import balanced, gains, shaped
 from sparsetime.budget.judge import Judge, drop_of
-from sparsetime.budget.measure import accuracy_drop
+from sparsetime.budget.measure import _usual, accuracy_drop, measure
 from sparsetime.budget.tuning import MARGIN
+from sparsetime.codec import Codec
 from sparsetime.engine import Plan
+from sparsetime.run.dense import native_dense
 from sparsetime.run.quality import Distance, Reader
 from sparsetime.run.sources import Source
 
@@ -26,10 +29,10 @@ from .conftest import moving
 BUDGET = 0.02
 
 
-def drops(plan: Plan, video: str, start: int, count: int) -> float:
+def drops(plan: Plan, video: str, start: int, count: int, flush: float) -> float:
     """Mean total variation to the dense network, written down anew."""
     frames = [shot.picture for shot in Source(video, (24, 32))][start : start + count]
-    stream, dense = plan.stream(), plan.stream(backend="reference")
+    stream, dense = plan.stream(flush=flush), plan.stream(backend="reference")
     found = []
     for frame in frames:
         dense.reset()
@@ -38,7 +41,8 @@ def drops(plan: Plan, video: str, start: int, count: int) -> float:
     return float(np.mean(found[1:]))
 
 
-def test_keeps_the_budget_and_saves(plan: Plan, folder: Path, tmp_path: Path) -> None:
+def test_keeps_the_budget_and_saves(each_plan: Plan, folder: Path, tmp_path: Path) -> None:
+    plan = each_plan
     out = tmp_path / "tuned.plan"
     said: list[str] = []
     found = tune(
@@ -63,12 +67,42 @@ def test_keeps_the_budget_and_saves(plan: Plan, folder: Path, tmp_path: Path) ->
         (row["drop"] for row in figures["pareto"]), reverse=True
     )
     assert {"one threshold for all", "checking"} <= set(said)
-    # The figures belong to the plan that was written.
+    assert tuning["op_density"] < 1
+    kinds = {op.codec["kind"] for op in plan.ops if op.codec is not None}
+    assert {row["codec"] for row in figures["layers"]} == kinds
+    # The figures belong to the plan that was written, flushed as `run` does it.
+    assert figures["flush"] == 1
     saved = Plan.load(out)
     for clip in tuning["clips"]:
         video, _, span = clip["clip"].rpartition(" frames ")
         start, end = map(int, span.split("-"))
-        assert clip["drop"] == pytest.approx(drops(saved, video, start, end - start + 1), abs=1e-5)
+        assert clip["drop"] == pytest.approx(drops(saved, video, start, end - start + 1, 1.0), abs=1e-5)
+
+
+def test_streams_are_flushed_as_they_will_be_run(each_plan: Plan, folder: Path) -> None:
+    flat = dataclasses.replace(each_plan, structure=[{"output": 0}])
+    judge = Judge(flat)
+    clip = read_clips(str(folder / "walk0.mkv"), (24, 32), 20, 1)[0]
+    answered([clip], native_dense(flat, 1), judge, lambda: None)
+    never, ways, flushes = measure(flat, [clip], judge), {}, 0
+    own, counted = measure(flat, [clip], judge, flush=0.5)
+    stream = flat.stream(flush=0.5)
+    for number, frame in enumerate(clip.frames):
+        stream(frame)
+        if number:
+            ways[number] = stream.flushed
+            flushes += stream.flushed
+    assert 0 < flushes < len(ways)
+    np.testing.assert_array_equal((counted.way == FLUSH).all(axis=1), list(ways.values()))
+    np.testing.assert_array_equal((counted.way == FLUSH).any(axis=1), list(ways.values()))
+    assert not (never[1].way == FLUSH).any()
+    assert own.drops[0] == pytest.approx(drops(each_plan, clip.video, 0, 20, 0.5), abs=1e-5)
+    assert own.error < never[0].error
+
+
+def test_time_of_a_frame_is_a_mean_of_two_medians() -> None:
+    assert _usual([10, 12, 5000, 30, 40], [False, False, False, True, True]) == (3 * 12 + 2 * 35) / 5
+    assert _usual([10, 12, 5000], [False] * 3) == 12
 
 
 def test_goes_on_where_it_stopped(plan: Plan, folder: Path, tmp_path: Path) -> None:
@@ -98,6 +132,8 @@ def test_goes_on_where_it_stopped(plan: Plan, folder: Path, tmp_path: Path) -> N
     # What was measured on other clips is not taken.
     with pytest.raises(BudgetError, match=r"state of another search \(other clips\); remove it"):
         tune(plan, videos, **{**options, "clip_frames": 9})
+    with pytest.raises(BudgetError, match=r"state of another search \(other flush\); remove it"):
+        tune(plan, videos, flush=0.0, **options)
     (tmp_path / "tuned.plan.tune.json").write_text('{"format": 1}')
     with pytest.raises(BudgetError, match="not the state of a search"):
         tune(plan, videos, **options)
@@ -234,22 +270,21 @@ def test_the_judge_keeps_what_distances_need(plan: Plan) -> None:
     np.testing.assert_allclose(judge(outputs[0])[1], reader(outputs[0]).meaning, atol=1e-6)
 
 
-def test_gains_are_squared_slopes() -> None:
+@pytest.mark.parametrize(("codec", "power"), [("hold", 1 / 2.7), ("pixel", 1 / 2)])
+def test_gains_are_squared_slopes(codec: Codec, power: float) -> None:
     # s = W v with v the last value: gain of channel c = mean over elements of sum_k W_kc^2, signs apart.
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 1), torch.nn.ReLU(), torch.nn.Conv2d(3, 1, 1)).eval()
     with torch.no_grad():
         model[2].weight.copy_(torch.tensor([4.0, 1.0, 0.0]).reshape(1, 3, 1, 1))
-    net = sparsetime.compile(model, torch.randn(1, 2, 6, 6), codec="hold")
+    net = sparsetime.compile(model, torch.randn(1, 2, 6, 6), codec=codec)
     found = gains(net, [np.random.default_rng(0).standard_normal((2, 6, 6)).astype(np.float32)])
     np.testing.assert_allclose(found[-1], [16.0, 1.0, 0.0], rtol=1e-6)
     tuned = shaped(net, found)
     thresholds = tuned.step(tuned.ops[1]).ravel()
-    np.testing.assert_allclose(thresholds[1] / thresholds[0], 16 ** (1 / 2.7), rtol=1e-5)
+    np.testing.assert_allclose(thresholds[1] / thresholds[0], 16**power, rtol=1e-5)
     before = net.step(net.ops[1]).item()
     np.testing.assert_allclose(np.exp(np.log(thresholds).mean()), before, rtol=1e-5)
-    from sparsetime.budget.cost import Layout
-
     shift = balanced(net, found, Layout(net))
     assert len(shift) == len(found)
     assert math.isclose(np.mean(shift), 0, abs_tol=1)

@@ -74,9 +74,9 @@ class Played:
         return message
 
 
-def quick(plan: Path, video: Path) -> Player:
+def quick(plan: Path, video: Path, **options: Any) -> Player:
     """A player that does not try several runtimes for the dense network."""
-    return Player(plan, str(video), find_dense=lambda plan, frame, threads: native_dense(plan, threads))
+    return Player(plan, str(video), find_dense=lambda plan, frame, threads: native_dense(plan, threads), **options)
 
 
 @pytest.fixture
@@ -116,6 +116,24 @@ def test_each_step_is_the_next_frame_with_the_streams_figures(played: Played, sm
         assert np.abs(picture.astype(int) - moving_square(number)[-1]).mean() < 6
     assert (message.map > 0).any()
     assert (message.map == 0).any()
+
+
+def test_a_flush_is_seen(small_plan: Path, short: Path) -> None:
+    played = Played(quick(small_plan, short, flush=0.1))
+    stream = Plan.load(small_plan).stream(flush=0.1)
+    flushed = []
+    for frame in read_frames(short, size=(24, 32)):
+        message = played.step()
+        stream(frame)
+        flushed.append(stream.flushed)
+        assert message.header["density"] == pytest.approx(stream.op_density)
+        assert (message.map == 255).all() == stream.flushed
+    played.player.stop()
+    assert flushed[0]
+    assert any(flushed[1:])
+    assert not all(flushed)
+    assert played.player.figures()["flush"] == played.player.about()["flush"] == 0.1
+    assert quick(small_plan, short).about()["flush"] == 1  # where nothing is said
 
 
 def test_it_plays_to_the_end_and_again(played: Played) -> None:

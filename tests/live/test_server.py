@@ -208,7 +208,7 @@ def test_a_slow_viewer_gets_the_newest() -> None:
 
 
 def test_ctrl_c_ends_it(watch: Callable[..., Any], small_plan: Path, square: Path, tmp_path: Path) -> None:
-    shown = watch(small_plan, square, "--json", tmp_path / "figures.json")
+    shown = watch(small_plan, square, "--flush", "2.5", "--json", tmp_path / "figures.json")
     address = shown.address.rstrip("/")
 
     async def look() -> Any:
@@ -229,6 +229,7 @@ def test_ctrl_c_ends_it(watch: Callable[..., Any], small_plan: Path, square: Pat
     assert "of the operations saved" in out
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["frames"] >= 4
+    assert figures["flush"] == 2.5
     assert 0 < figures["saved"] < 1
 
 

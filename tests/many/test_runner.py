@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from square_video import save_square
+from typer.testing import CliRunner
 
 import sparsetime
+from sparsetime.cli.watching import register
 from sparsetime.engine import Plan, PlanError
 from sparsetime.many import Backoff, Feed, Runner, run_many
 from sparsetime.many.figures import Figures
@@ -48,6 +51,31 @@ def test_each_stream_gives_what_it_gives_alone(plan: Plan, threads: int) -> None
             *(len(video), len(video), 0),
             "ended",
         )
+
+
+def test_each_stream_is_flushed_by_itself(plan: Plan) -> None:
+    # Greys that jump ask for a dense frame's operations every few frames, a still one never does.
+    videos = [greys(30, 0), [90] * 30, greys(30, 2)]
+    got: dict[int, list[bytes]] = defaultdict(list)
+    feeds = [Feed(lambda v=v: FakeVideo(v)) for v in videos]
+    with Runner(plan, feeds, threads=2, flush=1.0, on_output=lambda k, number, y: got[k].append(y.tobytes())) as runner:
+        assert runner.wait(60)
+    flushes = []
+    for k, video in enumerate(videos):
+        alone, never, macs = plan.stream(flush=1.0), plan.stream(), 0
+        outputs, kept = [], []
+        flushes.append(0)
+        for shot in FakeVideo(video):
+            outputs.append(alone(shot.picture).tobytes())
+            kept.append(never(shot.picture).tobytes())
+            flushes[-1] += alone.flushed
+            macs += sum(entry.macs for entry in alone.stats.values())
+        assert got[k] == outputs
+        assert (outputs == kept) == (flushes[-1] == 1)
+        density = runner.statistics()[k]["op_density_with_first_frame"]
+        assert density == pytest.approx(macs / (30 * plan.dense_macs))
+    assert flushes[1] == 1
+    assert min(flushes[0], flushes[2]) > 3
 
 
 def test_a_slow_one_and_a_dead_one_hold_nobody_up(plan: Plan) -> None:
@@ -203,12 +231,30 @@ def test_files(small_plan: Path, square: Path) -> None:
     json.dumps(result, allow_nan=False)
     assert dict(seen) == {0: 10, 1: 10, 2: 10}
     assert (result["frames"], result["dropped"], result["stopped"]) == (30, 0, False)
+    assert result["flush"] == 1  # where nothing is said
     one = sparsetime.run.run_file(small_plan, str(square))
     for stream in result["streams"]:
         assert stream["op_density"] == pytest.approx(one["op_density"])
         assert (stream["state"], stream["damage"], stream["video"]) == ("ended", [], str(square))
     plan = Plan.load(small_plan)
     assert (result["state_bytes"], result["weight_bytes"]) == (3 * plan.state_bytes, plan.weight_bytes)
+
+
+def test_files_flushed_at_every_change(small_plan: Path, square: Path) -> None:
+    result = run_many(small_plan, [str(square)], flush=1e-9)
+    assert result["flush"] == 1e-9
+    one, never = (sparsetime.run.run_file(small_plan, str(square), flush=x)["op_density"] for x in (1e-9, 0.0))
+    assert result["streams"][0]["op_density"] == pytest.approx(one)
+    assert one > never + 0.3  # the square walks in every frame: every second one is a flush
+
+
+def test_the_command_passes_flush_on(small_plan: Path, square: Path, tmp_path: Path) -> None:
+    app = typer.Typer()
+    register(app)
+    for given, flush in (([], 1), (["--flush", "0"], 0)):
+        command = ["many", str(small_plan), str(square), *given, "--json", str(tmp_path / "figures.json")]
+        assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+        assert json.loads((tmp_path / "figures.json").read_text())["flush"] == flush
 
 
 def test_stop_is_asked(small_plan: Path, tmp_path: Path) -> None:
@@ -240,7 +286,7 @@ def test_three_real_videos_at_a_time(plan: Plan, small_plan: Path, shared_data: 
         small_plan, files, threads=2, frames=40, on_output=lambda k, number, y: digests[k].append(y.tobytes())
     )
     for k, file in enumerate(files):
-        alone = plan.stream()
+        alone = plan.stream(flush=1.0)
         expected = [alone(shot.picture).tobytes() for shot in itertools.islice(Source(file, (24, 32)), 40)]
         assert digests[k] == expected
         assert result["streams"][k]["frames"] == 40

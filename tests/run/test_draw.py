@@ -53,6 +53,18 @@ def test_work_is_where_the_change_is() -> None:
         assert (found * weights).sum() == pytest.approx(stream.op_density, rel=1e-4)
 
 
+def test_all_is_work_after_a_flush() -> None:
+    plan = sparsetime.compile(nn.Conv2d(3, 4, 3).eval(), torch.zeros(1, 3, 8, 8), steps=0.5, codec="hold")
+    stream, work = plan.stream(flush=0.01), Work(plan)
+    frame = np.zeros((1, 3, 8, 8), np.float32)
+    for change, expected in ((0, 1), (9, 1 / 64), (0, 1), (0, 0)):  # the change asks for more than 0.01: a flush
+        frame[0, :, 4, 4] += change
+        stream(frame)
+        found = work(stream)
+        assert stream.flushed == (expected == 1)
+        assert found.mean() == pytest.approx(expected, rel=1e-5)
+
+
 def test_drawing_leaves_the_stream_alone(
     small_plan: Path, square: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

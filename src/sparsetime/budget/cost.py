@@ -1,6 +1,8 @@
 """What an operation costs, as a function of the work it has: measured once, then time without noise.
 
-    time of an operation in a frame = a + b * work        one line for each path, sparse and dense; a, b >= 0
+    time of an operation in a frame = a + b * work        one line for each way; a, b >= 0
+
+The ways: sparse, dense, and a flush, which computes densely but compares with nothing.
 
 work: multiply-accumulates done, or events at the inputs of operations that have none. The search compares settings
 whose times differ by a per cent; a clock on a busy machine does not. Work is a count, the same at every run.
@@ -16,28 +18,37 @@ from numpy.typing import NDArray
 
 from sparsetime.engine import OpStats, Plan
 
-__all__ = ["CostModel", "Counted", "Layout"]
+__all__ = ["DENSE", "FLUSH", "SPARSE", "CostModel", "Counted", "Layout"]
 
 Array = NDArray[Any]
+SPARSE, DENSE, FLUSH = range(3)
+"""Ways of an operation through a frame."""
+
+_LIKE = ((SPARSE, DENSE, FLUSH), (DENSE, SPARSE, FLUSH), (FLUSH, DENSE, SPARSE))
+"""For each way, whose frames its line is fitted to: of the first that occurs."""
+
 _PARTS = 6  # of the work, a median each: one frame in which the machine did something else moves no median
 
 
 class Counted(NamedTuple):
-    """What each of L operations did in F frames; arrays (F, L)."""
+    """What each of L operations did in F frames; arrays (F, L). way: SPARSE, DENSE or FLUSH."""
 
     events: Array
     macs: Array
     work: Array
-    dense: Array
+    way: Array
     time_ns: Array
 
     @classmethod
-    def of(cls, frames: list[Mapping[str, OpStats]]) -> Counted:
-        """From the statistics of frames."""
+    def of(cls, frames: list[Mapping[str, OpStats]], flushed: list[bool]) -> Counted:
+        """From the statistics of frames, and which of them were flushes."""
         rows = np.asarray(
             [
-                [(s.events, s.macs, s.macs or s.events_in, s.path == "dense", s.time_ns) for s in stats.values()]
-                for stats in frames
+                [
+                    (s.events, s.macs, s.macs or s.events_in, FLUSH if flush else int(s.path == "dense"), s.time_ns)
+                    for s in stats.values()
+                ]
+                for stats, flush in zip(frames, flushed, strict=True)
             ],
             np.int64,
         )
@@ -72,31 +83,30 @@ class CostModel:
     """Time of frames from what their operations had to do.
 
     Args:
-        lines: (L, 2, 2): a in ns and b in ns per unit of work, for the sparse and for the dense path.
+        lines: (L, 3, 2): a in ns and b in ns per unit of work, for each way.
     """
 
     def __init__(self, lines: Any) -> None:
         self.lines = np.asarray(lines, np.float64)
-        if self.lines.ndim != 3 or self.lines.shape[1:] != (2, 2):
-            raise ValueError(f"cost model: expected lines of the shape (L, 2, 2), got {self.lines.shape}")
+        if self.lines.ndim != 3 or self.lines.shape[1:] != (3, 2):
+            raise ValueError(f"cost model: expected lines of the shape (L, 3, 2), got {self.lines.shape}")
 
     @classmethod
     def fit(cls, counted: Counted) -> CostModel:
         """Fit to frames at several densities, first frames of streams left out."""
-        lines = np.zeros((counted.work.shape[1], 2, 2))
+        lines = np.zeros((counted.work.shape[1], 3, 2))
         for place in range(len(lines)):
-            taken = [counted.dense[:, place] == path for path in (0, 1)]
-            for path in (0, 1):
-                # A path that does not occur costs as the other one.
-                rows = taken[path] if taken[path].any() else taken[1 - path]
-                lines[place, path] = _line(counted.work[rows, place], counted.time_ns[rows, place])
+            taken = [counted.way[:, place] == way for way in (SPARSE, DENSE, FLUSH)]
+            for way, others in enumerate(_LIKE):
+                # A way that does not occur costs as another one.
+                rows = next(taken[other] for other in others if taken[other].any())
+                lines[place, way] = _line(counted.work[rows, place], counted.time_ns[rows, place])
         return cls(lines)
 
     def __call__(self, counted: Counted) -> Array:
         """Time of each operation in a mean frame, ns: (L,)."""
-        a, b = np.moveaxis(self.lines, 2, 0)  # (L, 2)
-        times = np.where(counted.dense, a[:, 1] + b[:, 1] * counted.work, a[:, 0] + b[:, 0] * counted.work)
-        return np.asarray(times.mean(axis=0))
+        lines = self.lines[np.arange(len(self.lines)), counted.way]  # (F, L, 2)
+        return np.asarray((lines[..., 0] + lines[..., 1] * counted.work).mean(axis=0))
 
 
 def _line(work: Array, time: Array) -> tuple[float, float]:

@@ -7,6 +7,11 @@ of a value fall as its threshold^-a, and each costs f multiply-accumulates, Lagr
 
     threshold_c ~ (f / gain_c)^(1 / (2 + a))
 
+`pixel` weighs the changes of a place against each other by their thresholds, sum_c (change_c / threshold_c)^2, and
+what a place adds to the error while it is held is sum_c gain_c change_c^2. So its channels get gain_c^(-1/2), and
+
+    threshold_c ~ f^(1 / (2 + a)) gain_c^(-1/2)
+
 The search starts from it, and leaves the proportions of the channels of a layer as they are here: measuring each of
 some thousands of channels would take too long.
 """
@@ -14,6 +19,7 @@ some thousands of channels would take too long.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -78,7 +84,8 @@ def gains(plan: Plan, frames: list[Array]) -> list[Array]:
 
 
 def shaped(plan: Plan, found: list[Array]) -> Plan:
-    """Thresholds of a plan's `hold` codecs with the proportions of the channels' gains, their geometric means kept.
+    """Thresholds of a plan's `hold` and `pixel` codecs with the proportions that the channels' gains ask for, their
+    geometric means kept.
 
     Args:
         plan: see above. Codecs with a step per channel or element keep it.
@@ -91,7 +98,7 @@ def shaped(plan: Plan, found: list[Array]) -> Plan:
         threshold = plan.tensors[op.codec["tensor"]]
         if op.codec["kind"] not in ("hold", "pixel") or threshold.shape != (1,) or not gain.any():
             continue
-        shape = _floored(gain) ** (-1 / (2 + POWER))
+        shape = _floored(gain) ** -_power(op.codec)
         name = f"{number}.channels"
         tensors[name] = (threshold * shape / np.exp(np.log(shape).mean())).astype(np.float32)
         ops[number] = dataclasses.replace(op, codec={**op.codec, "tensor": name})
@@ -107,12 +114,17 @@ def balanced(plan: Plan, found: list[Array], layout: Layout) -> Setting:
         threshold = plan.tensors[codec["tensor"]].astype(np.float64)
         if gain.any() and (threshold > 0).all():
             cost = max(float(layout.caused[number]), 1.0)
-            shape = (cost / _floored(gain)) ** (1 / (2 + POWER))
+            shape = cost ** (1 / (2 + POWER)) * _floored(gain) ** -_power(codec)
             wanted.append(float(np.log2(shape).mean() - np.log2(threshold).mean()))
         else:
             wanted.append(float("nan"))
     middle = np.nanmean(wanted) if np.isfinite(wanted).any() else 0.0
     return tuple(0 if np.isnan(want) else round(OCTAVE * (want - middle)) for want in wanted)
+
+
+def _power(codec: Mapping[str, Any]) -> float:
+    """p in threshold ~ gain^-p."""
+    return 0.5 if codec["kind"] == "pixel" else 1 / (2 + POWER)
 
 
 def _floored(gain: Array) -> Array:

@@ -31,7 +31,7 @@ class Answered(NamedTuple):
     drops: of each clip; with labels one figure for all clips. NaN where a clip has nothing to compare.
     right: with labels, whether each clip's class is right.
     error: see `sparsetime.budget.judge`.
-    wall_ns: of the median frame, by the clock.
+    wall_ns: of a frame by the clock, medians of flushes and of other frames in the shares that they have.
     """
 
     drops: list[float]
@@ -74,7 +74,9 @@ class Measured:
         return cls(**{**entry, "drops": [math.nan if drop is None else drop for drop in entry["drops"]]})
 
 
-def measure(plan: Plan, clips: list[Clip], judge: Judge, *, threads: int = 1) -> tuple[Answered, Counted]:
+def measure(
+    plan: Plan, clips: list[Clip], judge: Judge, *, threads: int = 1, flush: float = 0.0
+) -> tuple[Answered, Counted]:
     """Run a plan over clips, each as a stream of its own.
 
     Args:
@@ -82,10 +84,12 @@ def measure(plan: Plan, clips: list[Clip], judge: Judge, *, threads: int = 1) ->
         clips: answered by the dense network.
         judge: reads the answers.
         threads: of the stream.
+        flush: of the stream, see `Stream`.
     """
-    stream = plan.stream(threads=threads)
+    stream = plan.stream(threads=threads, flush=flush)
     answers: list[list[Answer]] = []
     walls: list[int] = []
+    flushed: list[bool] = []
     frames: list[Mapping[str, OpStats]] = []
     wrong = size = 0.0
     for clip in clips:
@@ -99,11 +103,19 @@ def measure(plan: Plan, clips: list[Clip], judge: Judge, *, threads: int = 1) ->
             answers[-1].append(answer)
             if number:
                 walls.append(wall)
+                flushed.append(stream.flushed)
                 frames.append(stream.stats)
                 wrong += float(np.square(own - signature, dtype=np.float64).sum())
                 size += float(np.square(signature, dtype=np.float64).sum())
     drops, right = _judged(judge, clips, answers)
-    return Answered(drops, right, wrong / size if size else 0.0, statistics.median(walls)), Counted.of(frames)
+    answered = Answered(drops, right, wrong / size if size else 0.0, _usual(walls, flushed))
+    return answered, Counted.of(frames, flushed)
+
+
+def _usual(walls: list[int], flushed: list[bool]) -> float:
+    """Mean time of a frame, each counted as the median of its kind: one at which the machine paused moves little."""
+    kinds = [[wall for wall, was in zip(walls, flushed, strict=True) if was == kind] for kind in (False, True)]
+    return sum(len(kind) * statistics.median(kind) for kind in kinds if kind) / len(walls)
 
 
 def measured(answered: Answered, counted: Counted, layout: Layout, cost: CostModel) -> Measured:

@@ -16,7 +16,7 @@ from sparsetime.files import write_json
 __all__ = ["Memo"]
 
 _FORMAT = "sparsetime.tune"
-_VERSION = 1
+_VERSION = 2
 _EVERY_S = 5.0
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sparsetime.budget.errors import BudgetError
 from sparsetime.engine.plan import LINEAR, Op, Plan
+from sparsetime.engine.sums import kept_sums
 
 __all__ = [
     "GRID",
@@ -91,16 +92,26 @@ def freed_bytes(plan: Plan, op: Op) -> int:
     """Bytes of state that a stream saves if this operation has no codec.
 
     A linear operation with neither activation nor codec keeps one array, its value, where it would keep two
-    (docs/plan.md, "State"). Behind an activation the accumulator stays, and nothing is saved.
+    (docs/plan.md, "State"). Behind an activation the accumulator stays, and nothing is saved; nor is it where no
+    accumulator is kept. A value of `pixel` may then change by less than whole pixels, so that convolutions behind it
+    keep accumulators that they had no need of: that counts against it, and where it is more, 0 is saved.
     """
     if op.codec is None or op.kind not in LINEAR or op.activation is not None:
         return 0
-    return 4 * math.prod(plan.values[op.output])
+    return max(plan.state_bytes - _without(plan, [plan.ops.index(op)]).state_bytes, 0)
 
 
 def least_state_bytes(plan: Plan) -> int:
-    """Bytes of the state of a stream with every codec gone that can give bytes back."""
-    return plan.state_bytes - sum(freed_bytes(plan, op) for op in plan.ops)
+    """Bytes of the state of a stream with every codec gone that gives bytes back by itself."""
+    return _without(plan, [number for number in codecs(plan) if freed_bytes(plan, plan.ops[number])]).state_bytes
+
+
+def _without(plan: Plan, numbers: Iterable[int]) -> Plan:
+    """The plan with some of its codecs taken away."""
+    ops = list(plan.ops)
+    for number in numbers:
+        ops[number] = dataclasses.replace(ops[number], codec=None)
+    return with_ops(plan, ops, plan.tensors)
 
 
 def codecs_to_drop(plan: Plan, limit: int, cost: dict[int, float]) -> list[int]:
@@ -116,35 +127,34 @@ def codecs_to_drop(plan: Plan, limit: int, cost: dict[int, float]) -> list[int]:
     Raises:
         BudgetError: the limit is below what the values and the accumulators behind activations take.
     """
-    wanting = plan.state_bytes - limit
-    if wanting <= 0:
+    if plan.state_bytes <= limit:
         return []
     least = least_state_bytes(plan)
     if least > limit:
-        kept = sorted(plan.ops, key=lambda op: _kept_bytes(plan, op), reverse=True)[:3]
-        largest = ", ".join(f"{op.name} {_kept_bytes(plan, op) / 2**20:.1f} MiB" for op in kept)
+        sums = kept_sums(plan)
+        stays = {op.name: _kept_bytes(plan, op, number in sums) / 2**20 for number, op in enumerate(plan.ops)}
+        largest = ", ".join(f"{name} {stays[name]:.1f} MiB" for name in sorted(stays, key=lambda n: -stays[n])[:3])
         raise BudgetError(
             f"--max-state {limit / 2**20:.1f}MiB cannot be met: a stream of this plan has "
             f"{plan.state_bytes / 2**20:.1f} MiB of state, and {least / 2**20:.1f} MiB without the codecs that can go. "
-            f"A plan keeps every value, and the sum in front of every activation ({largest}): give at least "
+            f"A plan keeps every value, and the sums in front of activations ({largest}): give at least "
             f"{math.ceil(least / 2**20 * 10) / 10:.1f}MiB, or compile the network for smaller frames"
         )
     dropped: list[int] = []
     free = {number: freed_bytes(plan, plan.ops[number]) for number in codecs(plan)}
     for number in sorted((n for n in free if free[n]), key=lambda n: cost.get(n, 0.0) / free[n]):
-        if wanting <= 0:
+        if _without(plan, dropped).state_bytes <= limit:
             break
         dropped.append(number)
-        wanting -= free[number]
     # What was taken early may have become needless by something larger taken later.
     for number in sorted(dropped, key=lambda n: cost.get(n, 0.0), reverse=True):
-        if wanting + free[number] <= 0:
-            dropped.remove(number)
-            wanting += free[number]
+        rest = [other for other in dropped if other != number]
+        if _without(plan, rest).state_bytes <= limit:
+            dropped = rest
     return sorted(dropped)
 
 
-def _kept_bytes(plan: Plan, op: Op) -> int:
+def _kept_bytes(plan: Plan, op: Op, has_sum: bool) -> int:
     """Bytes of an operation that stay whatever becomes of its codec."""
     values = sum(math.prod(plan.values[value]) for value in op.outputs)
-    return 4 * values * (2 if op.kind in LINEAR and op.activation is not None else 1)
+    return 4 * values * (2 if has_sum and op.activation is not None else 1)

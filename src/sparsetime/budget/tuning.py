@@ -25,6 +25,7 @@ from sparsetime.budget.setting import OCTAVE, Setting, apply, codecs
 from sparsetime.budget.workbench import Say, Workbench, one, or_none
 from sparsetime.engine import Plan
 from sparsetime.run.dense import Dense, dense_network
+from sparsetime.run.flush import flush_of
 
 __all__ = ["MARGIN", "Sources", "Tuned", "lively", "tune"]
 
@@ -53,6 +54,7 @@ def tune(
     tune_clips: int = 8,
     check_clips: int = 16,
     threads: int = 1,
+    flush: float | None = None,
     progress: Say | None = None,
 ) -> Tuned:
     """Find a step or threshold for each codec of a plan such that it takes the least time within a budget of quality.
@@ -72,6 +74,7 @@ def tune(
         tune_clips: to tune on at most, spread over the videos.
         check_clips: to check on at most, likewise.
         threads: of the stream and of the dense network.
+        flush: of the stream, see `Stream`: that with which the plan will be run. None: as `sparsetime.run.flush` says.
         progress: told what is being done, and how many settings have been measured.
 
     Raises:
@@ -88,7 +91,10 @@ def tune(
             f"plan '{plan.name}' is of precision {plan.precision}: tune the plan of float32 that the same network gives"
         )
     if not codecs(plan):
-        raise BudgetError(f"plan '{plan.name}' has no codec, so there is nothing to tune; compile it with --codec hold")
+        raise BudgetError(
+            f"plan '{plan.name}' has no codec, so there is nothing to tune; compile it with --codec pixel"
+        )
+    flush = flush_of(plan, flush)
     judge = Judge(plan)
     names = video_files(videos)
     known = None
@@ -99,13 +105,13 @@ def tune(
     clips, still = lively(judge, clips, max_drop)
 
     memo_file = None if out is None else Path(f"{out}.tune.json")
-    identity = {"plan": _identity(plan), "clips": digest(clips), "threads": threads}
+    identity = {"plan": _identity(plan), "clips": digest(clips), "threads": threads, "flush": flush}
     memo = None if memo_file is None else Memo(memo_file, identity)
     say("gains", 0)
     sensed = gains(plan, [clip.frames[len(clip.frames) // 2] for clip in clips[:_GAIN_FRAMES]])
     # Outputs as a list, whatever the network packs them into.
     compiled = dataclasses.replace(plan, structure=[{"output": k} for k in range(len(plan.outputs))])
-    work = Workbench(shaped(compiled, sensed), clips, judge, threads, memo, say)
+    work = Workbench(shaped(compiled, sensed), clips, judge, threads, flush, memo, say)
     try:
         start: Setting = (0,) * len(codecs(plan))
         if max_state is not None:
@@ -134,6 +140,7 @@ def tune(
         "limit_in_search": limit,
         "dense_runtime": sources.dense.name,
         "threads": threads,
+        "flush": flush,
         "settings_measured": work.count,
         "state_bytes": tuned.state_bytes,
         "tuning": _figures(judge, clips, work(found.best), max_drop)

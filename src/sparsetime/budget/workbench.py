@@ -31,10 +31,13 @@ class Workbench:
 
     Args:
         plan: with its outputs as a list.
+        threads, flush: of the streams.
     """
 
-    def __init__(self, plan: Plan, clips: list[Clip], judge: Judge, threads: int, memo: Memo | None, say: Say) -> None:
-        self.plan, self.judge, self.layout, self.threads = plan, judge, Layout(plan), threads
+    def __init__(
+        self, plan: Plan, clips: list[Clip], judge: Judge, threads: int, flush: float, memo: Memo | None, say: Say
+    ) -> None:
+        self.plan, self.judge, self.layout, self.threads, self.flush = plan, judge, Layout(plan), threads, flush
         self._clips, self._memo, self._say = clips, memo, say
         self._known: dict[Setting, Measured] = {} if memo is None else memo.measured
         cost = None if memo is None else memo.cost
@@ -56,7 +59,7 @@ class Workbench:
         return measured(*self._run(plan, clips), self.layout, self.cost)
 
     def _run(self, plan: Plan, clips: list[Clip]) -> tuple[Answered, Counted]:
-        return measure(plan, clips, self.judge, threads=self.threads)
+        return measure(plan, clips, self.judge, threads=self.threads, flush=self.flush)
 
     @property
     def count(self) -> int:

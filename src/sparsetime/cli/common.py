@@ -17,6 +17,14 @@ JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help=
 DebugOption = Annotated[
     bool, typer.Option("--debug", envvar="SPARSETIME_DEBUG", help="Show where an error comes from.")
 ]
+FlushOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        metavar="X",
+        help="Start again once changes asked for X dense frames' operations; 0: never.  [default: 1; exact: 0]",
+    ),
+]
 AcceleratorOption = Annotated[
     Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="auto takes a GPU where there is one.")
 ]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from sparsetime.cli.common import DebugOption, JsonOption, finish, guarded, make_folder_of, say
+from sparsetime.cli.common import DebugOption, FlushOption, JsonOption, finish, guarded, make_folder_of, say
 
 COMPILE_EXAMPLES = """
 Compile a network to a plan: one file of plain data that `sparsetime run` runs.
@@ -113,14 +113,7 @@ def run_command(
     plan: Annotated[Path, typer.Argument(metavar="FILE.plan", help="Plan written by `sparsetime compile`.")],
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="File, folder of pictures, camera number or rtsp://.")],
     threads: Annotated[int, typer.Option(min=1, metavar="N", help="Threads of the network.")] = 1,
-    flush: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            metavar="X",
-            help="Start again once changes asked for X dense frames' operations; 0: never.  [default: 1; exact: 0]",
-        ),
-    ] = None,
+    flush: FlushOption = None,
     compare: Annotated[Literal["dense"] | None, typer.Option(help="Run this network beside the stream.")] = None,
     fallback: Annotated[
         bool, typer.Option("--fallback", help="Leave the stream for the dense network while that is faster.")

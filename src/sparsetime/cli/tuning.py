@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sparsetime.cli.common import DebugOption, JsonOption, finish, guarded, make_folder_of, say
+from sparsetime.cli.common import DebugOption, FlushOption, JsonOption, finish, guarded, make_folder_of, say
 
 TUNE_EXAMPLES = """
 Find a step or threshold for each layer: the least time within a budget of accuracy.
@@ -51,6 +51,7 @@ def tune_command(
     tune_clips: Annotated[int, typer.Option(min=1, metavar="N", help="Clips to tune on, at most.")] = 8,
     check_clips: Annotated[int, typer.Option(min=1, metavar="N", help="Held-back clips to check on, at most.")] = 16,
     threads: Annotated[int, typer.Option(min=1, metavar="N", help="Threads of the network.")] = 1,
+    flush: FlushOption = None,
     json_file: JsonOption = None,
     debug: DebugOption = False,
 ) -> None:
@@ -73,6 +74,7 @@ def tune_command(
             tune_clips=tune_clips,
             check_clips=check_clips,
             threads=threads,
+            flush=flush,
             progress=line,
         )
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from sparsetime.cli.common import DebugOption, JsonOption, finish, guarded, make_folder_of, say
+from sparsetime.cli.common import DebugOption, FlushOption, JsonOption, finish, guarded, make_folder_of, say
 
 WATCH_EXAMPLES = """
 Show a plan at work on a video, in a page that this machine serves.
@@ -49,6 +49,7 @@ def watch_command(
     host: HostOption = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="0 takes any that is free.")] = 8765,
     threads: Annotated[int, typer.Option(min=1, metavar="N", help="Threads of the network.")] = 1,
+    flush: FlushOption = None,
     json_file: JsonOption = None,
     debug: DebugOption = False,
 ) -> None:
@@ -56,7 +57,7 @@ def watch_command(
     from sparsetime.live.server import serve
 
     make_folder_of(json_file)
-    player = Player(plan, video, threads=threads)
+    player = Player(plan, video, threads=threads, flush=flush)
     result = serve(player, host=host, port=port, ready=lambda address: print(address, flush=True))
     finish(result, json_file)
     if result["frames"]:
@@ -69,6 +70,7 @@ def many_command(
     plan: Annotated[Path, typer.Argument(metavar="FILE.plan", help="Plan written by `sparsetime compile`.")],
     videos: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="As `sparsetime run` takes them.")],
     threads: Annotated[int, typer.Option(min=1, metavar="N", help="Threads that compute.")] = 1,
+    flush: FlushOption = None,
     policy: Annotated[
         Literal["drop-oldest", "drop-newest", "block"] | None,
         typer.Option(help="When a queue is full.  [default: drop-oldest for cameras, block for files]"),
@@ -92,6 +94,7 @@ def many_command(
             plan,
             videos,
             threads=threads,
+            flush=flush,
             policy=policy,
             queue=queue,
             retries=retries,

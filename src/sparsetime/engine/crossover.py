@@ -21,6 +21,7 @@ import numpy as np
 
 from sparsetime import _native
 from sparsetime.engine.plan import Op, Plan
+from sparsetime.engine.sums import kept_sums
 
 __all__ = ["measured"]
 
@@ -37,8 +38,10 @@ def measured(plan: Plan, rounds: int = 5) -> Plan:
     """
     found: dict[object, float] = {}
     ops = []
-    for op in plan.ops:
-        if op.kind != "conv2d" or not _has_choice(plan, op):
+    kept = kept_sums(plan)
+    for number, op in enumerate(plan.ops):
+        # Where no sum is kept there is no choice: it is computed from values where it is touched.
+        if op.kind != "conv2d" or number not in kept:
             ops.append(op)
             continue
         a = op.attributes
@@ -51,12 +54,6 @@ def measured(plan: Plan, rounds: int = 5) -> Plan:
             found[shape] = _crossover(plan, op, rounds)
         ops.append(replace(op, crossover=found[shape]))
     return replace(plan, ops=tuple(ops))
-
-
-def _has_choice(plan: Plan, op: Op) -> bool:
-    """Sums of few terms, depthwise ones above all, are always computed from values where they are touched."""
-    weight = plan.need(op, "weight")
-    return op.has_accumulator and int(np.prod(weight.shape[1:])) > 36
 
 
 def _crossover(plan: Plan, op: Op, rounds: int) -> float:

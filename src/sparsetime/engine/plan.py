@@ -144,12 +144,17 @@ class Plan:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the state of one stream: every value, and every accumulator."""
+        """Bytes of the state of one stream of the backend `cpu`: every value, and every accumulator that it keeps, see
+        `sparsetime.engine.sums`.
+        """
+        from sparsetime.engine.sums import kept_sums
+
+        kept = kept_sums(self)
         total = 0
-        for op in self.ops:
+        for number, op in enumerate(self.ops):
             for k, value in enumerate(op.outputs):
                 total += int(np.prod(self.values[value])) * np.dtype(self.value_type(op, k)).itemsize
-            if op.has_accumulator:
+            if number in kept:
                 total += int(np.prod(self.values[op.output])) * 4
         return total
 

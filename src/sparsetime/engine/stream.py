@@ -111,6 +111,7 @@ class Stream:
         self._read = FrameReader(plan)
         self._executor = _executor(plan, backend, threads)
         self._every, self._flush = refresh, flush
+        self._flushed = False
         self._asked = 0.0  # dense frames' worth of operations since the last flush; counted where `flush` is not 0
         self._caused = plan.macs_per_event() / max(plan.dense_macs, 1) if flush else np.zeros(len(plan.ops))
         self._lock = threading.Lock()
@@ -147,9 +148,9 @@ class Stream:
             elif self._every and self.frames and self.frames % self._every == 0:
                 self._executor.refresh()
             outputs: list[Any] = self._executor.run(x)
+            self._flushed = flush or not self.frames
             if self._flush:
-                first = flush or not self.frames
-                self._asked = 0.0 if first else self._asked + self._asked_for()
+                self._asked = 0.0 if self._flushed else self._asked + self._asked_for()
             self.frames += 1
         if is_tensor(frame):
             import torch
@@ -165,7 +166,12 @@ class Stream:
         """Start again: the next frame is the first."""
         with self._alone():
             self._executor.reset()
-            self.frames, self._asked = 0, 0.0
+            self.frames, self._asked, self._flushed = 0, 0.0, False
+
+    @property
+    def flushed(self) -> bool:
+        """Whether the last frame that this stream computed was a flush, its first one among them."""
+        return self._flushed
 
     def refresh(self) -> None:
         """Compute all sums anew in the next frame; what was sent stays sent. Costs one dense frame."""
@@ -199,7 +205,7 @@ class Stream:
                 raise StreamError(f"snapshot entry '{name}': expected {shape} {dtype}, got {array.shape} {array.dtype}")
         with self._alone():
             self._executor.restore(snapshot)
-            self.frames, self._asked = snapshot.frames, snapshot.asked
+            self.frames, self._asked, self._flushed = snapshot.frames, snapshot.asked, False
 
     def _expected(self) -> dict[str, tuple[tuple[int, ...], str]]:
         expected: dict[str, tuple[tuple[int, ...], str]] = {}
@@ -226,7 +232,7 @@ class Stream:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of this stream's state, weights not counted."""
+        """Bytes of this stream's state, weights not counted; what the backend `cpu` keeps, whichever backend it is."""
         return self.plan.state_bytes
 
     @property

@@ -57,10 +57,10 @@ class Changes:
         self._before = stream.value(layer.source)[0] if stream.frames else None
 
     def update(self) -> NDArray[np.uint8]:
-        """(h, w): 0 where nothing changed, 255 where all channels did; all 255 after the first frame of a stream."""
+        """(h, w): 0 where nothing changed, 255 where all channels did; all 255 after a flush, as a first frame is."""
         value = self._stream.value(self._source)[0]
-        first = self._before is None or self._stream.frames == 1
-        changed = np.ones(value.shape, bool) if first else value != self._before
+        whole = self._before is None or self._stream.flushed
+        changed = np.ones(value.shape, bool) if whole else value != self._before
         self._before = value
         # Rounded up: a single change is seen.
         return np.asarray(np.ceil(255 * np.mean(changed, axis=0, dtype=np.float32)), np.uint8)

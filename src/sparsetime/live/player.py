@@ -20,6 +20,7 @@ from sparsetime.live.layers import Changes, layers_of
 from sparsetime.live.picture import jpeg
 from sparsetime.many.feed import Arrival, Feed
 from sparsetime.run.dense import Dense, dense_network
+from sparsetime.run.flush import flush_of
 from sparsetime.run.sources import Shot, Source
 
 __all__ = ["Command", "Player", "parse_command"]
@@ -64,6 +65,7 @@ class Player:
         plan_file: written by `Plan.save`; takes pictures of three channels.
         video: see `Source`.
         threads: of the network.
+        flush: after how much change the stream starts again, see `Stream`. None: as `sparsetime.run.flush` says.
         find_dense: gives the dense network to measure; may take long, see `dense_network`.
 
     Raises:
@@ -72,7 +74,13 @@ class Player:
     """
 
     def __init__(
-        self, plan_file: Path | str, video: str, *, threads: int = 1, find_dense: FindDense = dense_network
+        self,
+        plan_file: Path | str,
+        video: str,
+        *,
+        threads: int = 1,
+        flush: float | None = None,
+        find_dense: FindDense = dense_network,
     ) -> None:
         self._plan = plan = Plan.load(plan_file)
         shape = plan.input_shape
@@ -85,7 +93,8 @@ class Player:
         self._file, self._video, self._threads = str(plan_file), video, threads
         self.on_message: Callable[[bytes], None] = lambda message: None
         self._feed = self._open()
-        self._stream = plan.stream(threads=threads)
+        self._flush = flush_of(plan, flush)
+        self._stream = plan.stream(threads=threads, flush=self._flush)
         self._dense: Dense | None = None
         self._find_dense = find_dense
         self._finding: threading.Thread | None = None
@@ -157,6 +166,7 @@ class Player:
             "live": self._feed.live,
             "input_size": list(self._size),
             "threads": self._threads,
+            "flush": self._flush,
             "dense_macs": self._plan.dense_macs,
             "layers": [
                 {
@@ -175,6 +185,7 @@ class Player:
         rate, dense = _rate(self._times_ms), _rate(self._dense_ms)
         return {
             "frames": self._frames,
+            "flush": self._flush,
             "fps": rate,
             "fps_dense": dense,
             "dense_runtime": None if self._dense is None else self._dense.name,

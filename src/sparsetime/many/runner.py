@@ -18,6 +18,7 @@ from sparsetime.engine import Plan, PlanError
 from sparsetime.many.feed import Arrival, Feed
 from sparsetime.many.figures import Figures
 from sparsetime.many.inbox import Policy
+from sparsetime.run.flush import flush_of
 from sparsetime.run.sources import Source
 
 __all__ = ["Runner", "run_many"]
@@ -28,9 +29,9 @@ OnOutput = Callable[[int, int, Any], None]
 class _Lane:
     """A video, its stream, and its figures."""
 
-    def __init__(self, plan: Plan, feed: Feed, index: int) -> None:
+    def __init__(self, plan: Plan, feed: Feed, index: int, flush: float) -> None:
         self.feed, self.index = feed, index
-        self.stream = plan.stream()
+        self.stream = plan.stream(flush=flush)
         self.figures = Figures(plan)
         self.error = ""
         self.listed = False  # in the line, or with a thread
@@ -44,6 +45,7 @@ class Runner:
         plan: of all streams.
         feeds: one for each video; not yet started.
         threads: that compute, each one frame at a time.
+        flush: of each stream, see `Stream`.
         on_output: called with the number of the stream, the number of the frame among those read, and the outputs, in
             the thread that computed them; the frames of one stream come in order, those of several at the same time.
             It holds its thread up. An error in it ends the stream.
@@ -53,13 +55,19 @@ class Runner:
     """
 
     def __init__(
-        self, plan: Plan, feeds: Sequence[Feed], *, threads: int = 1, on_output: OnOutput | None = None
+        self,
+        plan: Plan,
+        feeds: Sequence[Feed],
+        *,
+        threads: int = 1,
+        flush: float = 0.0,
+        on_output: OnOutput | None = None,
     ) -> None:
         if threads < 1 or not feeds:
             raise ValueError(f"expected at least one thread and one video, got {threads} and {len(feeds)}")
         self._plan = plan
         self._on_output = on_output
-        self._lanes = [_Lane(plan, feed, index) for index, feed in enumerate(feeds)]
+        self._lanes = [_Lane(plan, feed, index, flush) for index, feed in enumerate(feeds)]
         self._line: deque[_Lane] = deque()
         # Two conditions of one lock: a waking call for one thread of the pool must not go to who waits for the end.
         self._lock = threading.Lock()
@@ -175,6 +183,7 @@ def run_many(
     videos: Sequence[str],
     *,
     threads: int = 1,
+    flush: float | None = None,
     policy: Policy | None = None,
     queue: int = 4,
     retries: int | None = None,
@@ -190,6 +199,7 @@ def run_many(
         plan_file: written by `Plan.save`; takes pictures of three channels.
         videos: see `Source`.
         threads: that compute.
+        flush: after how much change a stream starts again, see `Stream`. None: as `sparsetime.run.flush` says.
         policy: what happens to frames that come faster than they can be computed, see `Feed`.
         queue: frames of each video that wait at most.
         retries: attempts in a row after which a camera is given up; None: never.
@@ -210,6 +220,7 @@ def run_many(
     shape = plan.input_shape
     if len(shape) != 4 or shape[1] != 3:
         raise PlanError(f"{plan_file}: the network takes frames of shape {shape}; videos have three channels")
+    flush = flush_of(plan, flush)
     feeds = [
         Feed(
             lambda video=video: Source(video, (shape[2], shape[3])),  # type: ignore[misc]
@@ -222,7 +233,7 @@ def run_many(
     ]
     said = begun = time.monotonic()
     stopped = False
-    with Runner(plan, feeds, threads=threads, on_output=on_output) as runner:
+    with Runner(plan, feeds, threads=threads, flush=flush, on_output=on_output) as runner:
         while not runner.wait(min(0.1, every_s)):
             if stop is not None and stop():
                 stopped = True
@@ -237,6 +248,7 @@ def run_many(
         "plan": str(plan_file),
         "network": plan.name,
         "threads": threads,
+        "flush": flush,
         "queue": queue,
         "stopped": stopped,
         "time_s": time_s,

@@ -66,7 +66,8 @@ class Work:
         self._before: dict[int, Array] = {}
 
     def __call__(self, stream: Stream) -> NDArray[np.float32]:
-        """Density of the operations of the last frame by place, `grid` cells, 0..1; all 1 after the first frame.
+        """Density of the operations of the last frame by place, `grid` cells, 0..1; all 1 after a flush, such as
+        a stream's first frame.
 
         Copies the inputs of the convolutions, each once.
         """
@@ -75,7 +76,7 @@ class Work:
         for number, fanout, rows, columns in self._layers:
             x = values[number]
             events = np.full(x.shape[2:], x.shape[1], np.float32)
-            if self._before:
+            if self._before and not stream.flushed:
                 events = (x != self._before[number])[0].sum(axis=0, dtype=np.float32)
             done += rows @ (events * fanout) @ columns.T
         self._before = values

@@ -18,15 +18,13 @@ from sparsetime.engine import OpStats, Plan, PlanError, Stream, statefile
 from sparsetime.run.dense import Dense, dense_network
 from sparsetime.run.draw import VideoSink, Work, overlay
 from sparsetime.run.fallback import FallbackStream
+from sparsetime.run.flush import flush_of
 from sparsetime.run.quality import Answer, Distance, Reader
 from sparsetime.run.sources import Source
 
 __all__ = ["Skipping", "Tally", "run_file"]
 
 Array = NDArray[Any]
-FLUSH = 1.0
-"""When streams of codecs that keep something back start again, see `Stream`."""
-
 _FALLBACK_RATE = 25.0  # frames a second of a drawn video whose source states none
 
 
@@ -56,8 +54,7 @@ def run_file(
         plan_file: written by `Plan.save`; takes pictures of three channels.
         video: see `Source`.
         threads: of the stream, and of the dense network.
-        flush: after how much change the stream starts again, see `Stream`. None: 1 where a codec keeps something back
-            (`hold`, `residual`), else 0.
+        flush: after how much change the stream starts again, see `Stream`. None: as `sparsetime.run.flush` says.
         compare: with the dense network.
         fallback: leave the stream for the dense network while that is faster, see `sparsetime.run.fallback`.
         frames: at most; None for all.
@@ -91,8 +88,7 @@ def run_file(
     # Outputs as a list, whatever the network packs them into.
     flat = dataclasses.replace(plan, structure=[{"output": k} for k in range(len(plan.outputs))])
     codecs = sorted({op.codec["kind"] for op in plan.ops if op.codec is not None})
-    if flush is None:
-        flush = FLUSH if {"hold", "pixel", "residual"} & set(codecs) else 0.0
+    flush = flush_of(plan, flush)
     stream: Stream | FallbackStream = flat.stream(threads=threads, flush=flush)
     if resume_state is not None and isinstance(stream, Stream):
         statefile.load_state(stream, resume_state)
