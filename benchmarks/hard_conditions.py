@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from real_streams import NETWORKS, Video, compiled, fastest, frames, read, size_of, times, turns, write
+from real_streams import CODECS, NETWORKS, Video, compiled, fastest, frames, read, size_of, times, turns, write
 from sparsetime.bench.machine import machine
 
 Array = NDArray[Any]
@@ -82,7 +82,7 @@ def moving(args: argparse.Namespace) -> None:
             if (args.videos and video.name not in args.videos) or (file.exists() and not args.again):
                 continue
             pictures = list(frames(video, args.data, size_of(name), args.frames))
-            plan = compiled(name, args.data, pictures, codec="hold")
+            plan = compiled(name, args.data, pictures, codec=args.codec)
             result = times(plan, pictures, args.clock, args.repeats, args.flush)
             write(file, {"network": name, "video": video.name, "machine": machine()} | result)
             print(name, video.name, f"{result['speedup_median']:.2f} worst {result['speedup_worst']:.2f}", flush=True)
@@ -95,7 +95,7 @@ def cuts(args: argparse.Namespace) -> None:
             continue
         sequence = scenes(args.data, size_of(name))
         pictures = [picture for _, picture in sequence]
-        plan = compiled(name, args.data, pictures, codec="hold")
+        plan = compiled(name, args.data, pictures, codec=args.codec)
         taken, operations = turns(plan, pictures, args.clock, args.repeats, args.flush)
         dense = float(np.median(taken[:, 1]))
         kinds: dict[str, dict[str, Any]] = {}
@@ -142,6 +142,7 @@ def main() -> None:
     for action, function in (("moving", moving), ("cuts", cuts)):
         p = actions.add_parser(action)
         p.add_argument("--data", type=Path, required=True)
+        p.add_argument("--codec", choices=CODECS, default="pixel")
         p.add_argument("--repeats", type=int, default=3)
         p.add_argument("--flush", type=float, default=0.0, help="see `Stream`; `sparsetime run` has 1")
         p.add_argument("--wall", action="store_true", help="take wall time instead of CPU time: on an idle machine")
