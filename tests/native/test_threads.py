@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -98,3 +99,25 @@ def test_many_streams_of_one_plan_do_not_disturb_each_other() -> None:
     for i, outputs in enumerate(expected):
         for right, output in zip(outputs, found[i], strict=True):
             np.testing.assert_array_equal(output, right)
+
+
+@pytest.mark.parametrize("kind", ["hold", "pixel"])
+@pytest.mark.parametrize("share", [0.02, 0.2, 1.0])
+def test_threads_that_share_the_channels_of_few_pixels_compute_the_same(kind: str, share: float) -> None:
+    """96 channels are two panels of weights, and 49 pixels too few to be shared: each thread has a panel."""
+    plan = convolution(7, 96)
+    codec = {"kind": kind, "tensor": "step"}
+    plan = replace(plan, ops=tuple(replace(op, codec=codec) for op in plan.ops))
+    one, two, reference = Native(plan, threads=1), Native(plan, threads=2), plan.stream("reference")
+    rng = np.random.default_rng(2)
+    frame, before = frames(plan, 1)[0], np.zeros(plan.values[1], np.float32)
+    for _ in range(5):
+        alone, shared, meant = one.run(frame)[0].copy(), two.run(frame)[0].copy(), reference(frame)
+        np.testing.assert_array_equal(shared, alone)
+        # Sums of 864 products in another order; a value at its threshold may be decided the other way.
+        assert np.mean(np.abs(shared - meant) > 1e-4 * np.abs(meant).max()) < 0.01
+        assert not np.array_equal(shared, before)
+        before = shared
+        moved = rng.random((1, 1, 7, 7)) < share
+        moved[0, 0, 3, 3] = True
+        frame = np.where(moved, 3 * rng.standard_normal(frame.shape), frame).astype(np.float32)

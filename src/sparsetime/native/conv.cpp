@@ -230,7 +230,7 @@ int touched_outputs(const Axis& rows_, const Axis& columns_, const Shape& in, co
 void Conv::sums(const float* rows, const uint8_t* mask, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws) const {
     const Kernels& k = *kernels_;
     const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw, C = in.channels, limit = k.tile_pixels;
-    const int sums = round_up(out.channels, LANE);
+    const int row = round_up(out.channels, LANE);
     const int max_groups = n / limit + 1;
     const float** pointers = sized(ws.pointers, size_t(max_groups) * taps * limit);
     int32_t* segments = sized(ws.segments, size_t(max_groups) * (taps + 2));
@@ -334,7 +334,7 @@ void Conv::sums(const float* rows, const uint8_t* mask, const int32_t* pixel, in
                     for (; e < seg[0] && seg[1 + e] < t + tap_step; ++e)
                         weights[e - s] = panel + (size_t(seg[1 + e]) * C + c) * wide;
                     if (e == s && accumulate) continue;
-                    for (int i = 0; i < m; ++i) outputs[i] = sum + size_t(from + i) * sums + column;
+                    for (int i = 0; i < m; ++i) outputs[i] = sum + size_t(from + i) * row + column;
                     const TileArgs args{e - s, pointers + size_t(g) * taps * limit + size_t(s) * m, weights, depth,
                                         outputs, c, accumulate};
                     k.tile(m, vectors, args);

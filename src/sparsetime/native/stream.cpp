@@ -10,7 +10,7 @@ namespace sparsetime {
 
 namespace {
 
-constexpr int SHARED_PIXELS = 48;            // a thread's, below which channels are shared instead
+constexpr int SHARED_PIXELS = 48;          // a thread's, below which channels are shared instead
 constexpr int SHARED_WEIGHTS = 32 * 1024;  // floats, below which it is not worth the second meeting of the threads
 
 }  // namespace
@@ -220,7 +220,9 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
         shared_.resize(std::max(shared_.size(), row * size_t(n)));
         shared = shared_.data();
         pool_.run([&](int t) {
-            conv.sums(path == DENSE ? values : change.rows, path == DENSE ? nullptr : change.mask, list, n, conv.panels() * t / threads, conv.panels() * (t + 1) / threads, shared, workspaces_[size_t(t)]);
+            const int first = conv.panels() * t / threads, last = conv.panels() * (t + 1) / threads;
+            if (path == DENSE) conv.sums(values, nullptr, list, n, first, last, shared, workspaces_[size_t(t)]);
+            else conv.sums(change.rows, change.mask, list, n, first, last, shared, workspaces_[size_t(t)]);
         });
     }
     split(node, y, list, n, path == DENSE, path == ELEMENTS,
