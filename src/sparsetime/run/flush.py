@@ -14,9 +14,13 @@ _KEEPING_BACK = frozenset(("hold", "pixel", "residual"))
 
 def flush_of(plan: Plan, flush: float | None = None) -> float:
     """`flush` of a plan's streams: what was asked for; else `FLUSH` where a codec of the plan keeps something back
-    (`hold`, `pixel`, `residual`), and 0, never, where none does.
+    (`hold`, `pixel`, `residual`, in int8 a threshold above 0), and 0, never, where none does.
     """
     if flush is not None:
         return flush
-    kinds = {op.codec["kind"] for op in plan.ops if op.codec is not None}
-    return FLUSH if _KEEPING_BACK & kinds else 0.0
+    codecs = [op.codec for op in plan.ops if op.codec is not None]
+    keeping = any(
+        codec["kind"] in _KEEPING_BACK or ("threshold" in codec and plan.tensors[codec["threshold"]].any())
+        for codec in codecs
+    )
+    return FLUSH if keeping else 0.0
