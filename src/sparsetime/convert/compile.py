@@ -42,8 +42,8 @@ def compile(
     """Compile a network to a plan, for frames of the example's size.
 
     A network from `sparsetime.sparsify` brings its codecs and learned steps; nothing more is needed. A plain one gets
-    codecs behind its nonlinearities, with steps (`exact`) or thresholds (`hold`) of range / levels, where range is the
-    percentile of |value| over a short clip; thresholds are coarser where an event costs more, see
+    codecs behind its nonlinearities, with steps (`exact`) or thresholds (`hold`, `pixel`) of range / levels; the range is
+    the percentile of |value| over a short clip; thresholds are coarser where an event costs more, see
     `sparsetime.convert.steps`.
 
     Args:
@@ -52,11 +52,11 @@ def compile(
         steps: of a plain network: frames to calibrate on, (T, C, H, W) or an iterable of (C, H, W), prepared as the
             network wants them or uint8 if it has a `spec`; or one number for all; or a mapping from names of operations
             (`Plan.describe()`) to steps, the others calibrated on the example. None: calibrate on the example frame.
-        codec: of a plain network: `exact`, `hold` or `residual`; see `docs/plan.md`.
-        placement: of a plain network's codecs, see `sparsetime.convert.place`. None: `every` for `hold`, where it costs
-            fewer operations at the same distance from dense, `nonlinear` for the others, which round.
+        codec: of a plain network: `exact`, `hold`, `pixel` or `residual`; see `docs/plan.md`.
+        placement: of a plain network's codecs, see `sparsetime.convert.place`. None: `every` for `hold` and `pixel`,
+            where it costs fewer operations at the same distance from dense, `nonlinear` for the others, which round.
         percentile: see above.
-        levels: see above; None for 64 (`exact`, `residual`) or 100 (`hold`).
+        levels: see above; None for 64 (`exact`, `residual`) or 100 (`hold`, `pixel`).
         strict: raise where an operation would become a dense island.
         precision: `float32`; or `int8`: weights and values of one byte, whose integer sums never drift, see
             `sparsetime.convert.integers`. Its ranges are found on the frames of `steps` (of a network with learned

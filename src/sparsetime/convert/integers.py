@@ -6,7 +6,7 @@
 [low, high] are percentiles of the value over a short clip, with 0 between them; of an input of camera bytes what these
 can become. Values that moves (pooling by maximum, concatenation, channel shuffles) join or hand on share one step and
 one zero, so that codes move as they are. An `exact` codec of one step whose codes fit a byte keeps its step. A
-`hold` threshold becomes a number of codes, rint(threshold / step).
+`hold` threshold becomes a number of codes, rint(threshold / step), one of `pixel` a sum of C squares of codes.
 """
 
 from __future__ import annotations

@@ -116,6 +116,19 @@ struct Pixel {
     ptrdiff_t later;  // floats to the state of a pixel that will soon be wanted
 };
 
+// Of the pixel at place i of the list, and of the one `ahead` of it.
+inline Pixel pixel_at(const FinishArgs& f, int i, int ahead) {
+    const ptrdiff_t p = f.pixel[i], at = p * f.stride;
+    const ptrdiff_t later = f.pixel[i + ahead < f.pixels ? i + ahead : f.pixels - 1];
+    return {f.extra && (!f.extra_mask || f.extra_mask[p]) ? f.extra + at : nullptr,
+            f.z ? f.z + at : nullptr,
+            f.value + at,
+            f.step_map ? f.step + at : f.step,
+            f.rows ? f.rows + at : nullptr,
+            uint32_t(p) << f.shift,
+            (later - p) * f.stride};
+}
+
 // `B` vectors of one pixel from channel c on, of which `valid` channels exist; s are their sums. Returns how many changed. Values are
 // written only where some did: at low density most of them stay, and a line that is not written need not go back to memory.
 template <Act A, Encode E, int B>
@@ -177,12 +190,8 @@ inline void finish_whole(FinishArgs& all, const Sums& from) {
     const int ahead = 1 + 512 / f.stride;
     int64_t events = f.events;
     for (int i = 0; i < f.pixels; ++i) {
-        const ptrdiff_t p = f.pixel[i], at = p * f.stride;
-        float* value = f.value + at;
-        float* z = f.z ? f.z + at : nullptr;
-        const float* inverse = f.step_map ? f.step + at : f.step;
-        const float* extra = f.extra && (!f.extra_mask || f.extra_mask[p]) ? f.extra + at : nullptr;
-        const ptrdiff_t later = (f.pixel[i + ahead < f.pixels ? i + ahead : f.pixels - 1] - p) * f.stride;
+        const ptrdiff_t p = f.pixel[i];
+        const Pixel pixel = pixel_at(f, i, ahead);
         Vec total{};
         const auto look = [&](auto vectors, int c) __attribute__((always_inline)) {
             constexpr int B = vectors.value;
@@ -190,15 +199,15 @@ inline void finish_whole(FinishArgs& all, const Sums& from) {
             sums(i, c, s);
             for (int b = 0; b < B; ++b, c += VL) {
                 if (c % LANE == 0) {
-                    if (z) __builtin_prefetch(z + later + c, 1);
-                    __builtin_prefetch(value + later + c, 1);
+                    if (pixel.z) __builtin_prefetch(pixel.z + pixel.later + c, 1);
+                    __builtin_prefetch(pixel.value + pixel.later + c, 1);
                 }
-                if (extra) s[b] += load(extra + c);
-                s[b] += load(f.replace ? f.bias + c : z + c);
-                if (z) store(z + c, s[b]);
+                if (pixel.extra) s[b] += load(pixel.extra + c);
+                s[b] += load(f.replace ? f.bias + c : pixel.z + c);
+                if (pixel.z) store(pixel.z + c, s[b]);
                 const Vec y = activate<A>(s[b], f.act, f.act_a, f.act_b);
                 store(f.room + c, y);
-                const Vec scaled = (y - load(value + c)) * load(inverse + c);
+                const Vec scaled = (y - load(pixel.value + c)) * load(pixel.step + c);
                 total += scaled * scaled;
             }
         };
@@ -215,13 +224,13 @@ inline void finish_whole(FinishArgs& all, const Sums& from) {
                 const int at = c + b * VL, valid = f.channels - at;
                 Vec y = load(f.room + at);
                 if (valid < VL) y = choose(first(valid), y, Vec{});
-                d[b] = y - load(value + at);
-                store(value + at, y);
-                if (f.rows) store(f.rows + p * f.stride + at, d[b]);
+                d[b] = y - load(pixel.value + at);
+                store(pixel.value + at, y);
+                if (pixel.row) store(pixel.row + at, d[b]);
                 changed |= uint64_t(lanes(differ(d[b], Vec{}))) << (b * VL);
             }
             if (!f.place) events += __builtin_popcountll(changed);
-            else events += append_group<B>(changed, d, (uint32_t(p) << f.shift) + uint32_t(c), f.place + events, f.change + events);
+            else events += append_group<B>(changed, d, pixel.place + uint32_t(c), f.place + events, f.change + events);
         };
         for_groups(f.channels, send);
         f.active[f.active_count] = int32_t(p);
@@ -240,15 +249,8 @@ inline void finish_pixels(FinishArgs& all, const Sums& from) {
     const int ahead = 1 + 512 / f.stride;
     int64_t events = f.events;
     for (int i = 0; i < f.pixels; ++i) {
-        const ptrdiff_t p = f.pixel[i], at = p * f.stride;
-        const ptrdiff_t later = f.pixel[i + ahead < f.pixels ? i + ahead : f.pixels - 1];
-        const Pixel pixel{f.extra && (!f.extra_mask || f.extra_mask[p]) ? f.extra + at : nullptr,
-                          f.z ? f.z + at : nullptr,
-                          f.value + at,
-                          f.step_map ? f.step + at : f.step,
-                          f.rows ? f.rows + at : nullptr,
-                          uint32_t(p) << f.shift,
-                          (later - p) * f.stride};
+        const ptrdiff_t p = f.pixel[i];
+        const Pixel pixel = pixel_at(f, i, ahead);
         const int64_t before = events;
         const auto group = [&](auto vectors, int c) __attribute__((always_inline)) {
             Vec s[vectors.value];
@@ -493,7 +495,8 @@ void finish(FinishArgs& f) {
         constexpr Encode E = decltype(encode)::value;
         if (f.stride % LANE) finish_narrow<E>(f);
         else if (f.flush) write_rows<A, E == Encode::exact ? E : Encode::change>(f);
-        else if (E != Encode::pixel && f.replace && !f.rows && !f.place) settle_rows<A, E == Encode::linear || E == Encode::pixel ? Encode::change : E>(f);
+        else if constexpr (E == Encode::pixel) finish_rows<A, E>(f);
+        else if (f.replace && !f.rows && !f.place) settle_rows<A, E == Encode::linear ? Encode::change : E>(f);
         else finish_rows<A, E>(f);
     });
 }

@@ -321,21 +321,16 @@ void Stream::convolve_codes(const Node& node, NodeStats& stats) {
 void Stream::take_codes(const Node& node, const Frame& frame) {
     const int value = node.outputs[0];
     clear(value);
-    const Shape& map = program_->values[size_t(value)].map;
     Change& change = states_[size_t(value)].change;
     change.rowed = change.listed = false;
-    prepare_lines();
     const Settle settle = settle_of(node, value);
     IntFrameArgs f{0, 0, nullptr, change.mask, change.active, change.tally, 0, 0};
-    for (int y = 0; y < map.height; ++y) {
-        const int from = spans_[2 * size_t(y)], to = spans_[2 * size_t(y) + 1];
-        if (to <= from) continue;
-        fetch_pixels(frame, y, from, to);
+    each_span(frame, [&](int first, int pixels) {
         f.y = line_.data();
-        f.first = y * map.width + from;
-        f.pixels = to - from;
+        f.first = first;
+        f.pixels = pixels;
         kernels().integers->frame(f, settle);
-    }
+    });
     IntSink sink{change.mask, change.active, change.tally, f.active_count, f.events};
     if (waits(node)) send_pixels(node, value, sink);
     change.active_count = sink.active_count;

@@ -25,7 +25,8 @@ enum class Encode : int { linear, change, exact, hold, residual, pixel };
 // Whether a codec keeps something back, which the first frame of a stream does not.
 constexpr bool keeps(Encode e) { return e == Encode::hold || e == Encode::residual || e == Encode::pixel; }
 
-constexpr float LEAST_THRESHOLD = 1e-18f;  // of `pixel`, which is given 1 / threshold
+// What `pixel` is given as a step: 1 / threshold, thresholds below 1e-18 counting as that.
+constexpr float inverse_of(float threshold) { return 1.0f / (threshold > 1e-18f ? threshold : 1e-18f); }
 
 // Sums for M pixels and V vectors of output channels: out[i][:] = (accumulate ? out[i][:] : 0) + sum_s sum_k a[s][i][k] w[s][k][:].
 struct TileArgs {

@@ -1,6 +1,5 @@
 #include "layer.h"
 
-#include <algorithm>
 #include <cstring>
 
 namespace sparsetime {
@@ -40,7 +39,7 @@ Layer::Layer(std::shared_ptr<const Conv> conv_, const float* bias, Act act, floa
         for (size_t p = 0; p < pixels; ++p)
             std::memcpy(&step_[p * out.stride()], step + p * out.channels, size_t(out.channels) * sizeof(float));
     if (encode == Encode::pixel)
-        for (float& x : step_) x = 1.0f / std::max(x, LEAST_THRESHOLD);
+        for (float& x : step_) x = inverse_of(x);
     workspace_.room.resize(size_t(out.stride()));
 }
 

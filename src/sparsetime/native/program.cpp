@@ -455,7 +455,7 @@ void Program::add(const OpSpec& spec) {
         const bool pixel = n.encode == Encode::pixel;
         n.step = expanded(spec, spec.step, out, pixel ? std::numeric_limits<float>::infinity() : 1.0f, n.step_map);
         if (pixel)
-            for (float& x : n.step) x = 1.0f / std::max(x, LEAST_THRESHOLD);
+            for (float& x : n.step) x = inverse_of(x);
     }
     nodes.push_back(std::move(n));
 }

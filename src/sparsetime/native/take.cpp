@@ -160,6 +160,18 @@ void Stream::prepare_lines() {
     }
 }
 
+// Calls body(first, pixels) for the pixels of each row that may have changed, which lie in line_.
+void Stream::each_span(const Frame& frame, const std::function<void(int, int)>& body) {
+    const Shape& map = program_->values[size_t(program_->nodes[0].outputs[0])].map;
+    prepare_lines();
+    for (int y = 0; y < map.height; ++y) {
+        const int from = spans_[2 * size_t(y)], to = spans_[2 * size_t(y) + 1];
+        if (to <= from) continue;
+        fetch_pixels(frame, y, from, to);
+        body(y * map.width + from, to - from);
+    }
+}
+
 void Stream::take(const Node& node, const Frame& frame) {
     const int value = node.outputs[0];
     State& s = states_[size_t(value)];
@@ -186,18 +198,14 @@ void Stream::take(const Node& node, const Frame& frame) {
     float repeated[NARROW * LANE];
     if (!node.step.empty() && !node.step_map)
         for (int i = 0; i < NARROW * LANE; ++i) repeated[i] = node.step[size_t(i % C)];
-    prepare_lines();
-    for (int y = 0; y < map.height; ++y) {
-        const int from = spans_[2 * size_t(y)], to = spans_[2 * size_t(y) + 1];
-        if (to <= from) continue;
-        fetch_pixels(frame, y, from, to);
+    each_span(frame, [&](int first, int pixels) {
         f.y = line_.data();
-        f.first = y * map.width + from;
-        f.pixels = to - from;
+        f.first = first;
+        f.pixels = pixels;
         f.value = s.value.data() + size_t(f.first) * C;
         f.step = node.step_map ? node.step.data() + size_t(f.first) * C : repeated;
         kernels().frames->compare(f);
-    }
+    });
     change.active_count = f.active_count;
     change.events = f.events;
 }
