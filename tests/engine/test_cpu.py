@@ -9,26 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from random_plans import MAP_KINDS, frames, plans
+from random_plans import MAP_KINDS, examples, frames, plans
 
-from sparsetime import _native
 from sparsetime.engine import FrameError, InputSpec, Op, Plan
 from sparsetime.engine.cpu import Native
 from sparsetime.engine.reference import Reference
-
-
-def examples(n: int) -> settings:
-    return settings(max_examples=n, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-
-
-@pytest.fixture(params=_native.available())
-def isa(request: pytest.FixtureRequest):
-    before = _native.isa()
-    _native.select(request.param)
-    yield request.param
-    _native.select(before)
 
 
 def check_equal(plan: Plan, seed: int, threads: int = 1) -> None:

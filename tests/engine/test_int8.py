@@ -7,28 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from random_plans import MAP_KINDS, frames, int8_plans
+from random_plans import MAP_KINDS, examples, frames, int8_plans
 
 import sparsetime
-from sparsetime import _native
 from sparsetime.convert.integers import quantised_plan
 from sparsetime.engine import InputSpec, Op, Plan, PlanError
 from sparsetime.engine.cpu import Native
 from sparsetime.engine.integers import IntegerReference
-
-
-def examples(n: int) -> settings:
-    return settings(max_examples=n, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-
-
-@pytest.fixture(params=_native.available())
-def isa(request: pytest.FixtureRequest):
-    before = _native.isa()
-    _native.select(request.param)
-    yield request.param
-    _native.select(before)
 
 
 def check_equal(plan: Plan, seed: int, threads: int = 1, count: int = 7) -> None:

@@ -3,16 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from random_plans import MAP_KINDS, frames, plans
+from random_plans import MAP_KINDS, examples, frames, plans
 
 from sparsetime.engine.reference import Reference
-
-
-def examples(n: int) -> settings:
-    return settings(max_examples=n, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-
 
 EXACT = ("exact", None)  # codecs without memory: what they send depends on the present alone
 

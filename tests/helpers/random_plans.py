@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -252,6 +253,11 @@ def _pooled_to_one(m: Maker, x: int) -> int:
     full = [np.asarray([[0, n]], np.int32) for n in (h, w)]
     divisor = np.full((1, 1), 16 if m.dyadic else h * w, np.float32)
     return m.emit("avg_pool2d", [x], (1, c, 1, 1), rows=full[0], columns=full[1], divisor=divisor)
+
+
+def examples(n: int) -> settings:
+    """So many plans, the same in every run."""
+    return settings(max_examples=n, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @st.composite

@@ -18,14 +18,6 @@ PATHS = ("dense", "pixels", "elements")
 DENSITIES = (0.0, 0.02, 0.1, 0.5, 1.0)
 
 
-@pytest.fixture(params=_native.available())
-def isa(request: pytest.FixtureRequest) -> Any:
-    before = _native.isa()
-    _native.select(request.param)
-    yield request.param
-    _native.select(before)
-
-
 def close(actual: np.ndarray, expected: np.ndarray, tolerance: float) -> bool:
     """Equal within `tolerance` of the largest expected magnitude; NaN is never equal."""
     assert actual.shape == expected.shape

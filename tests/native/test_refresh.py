@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from random_plans import frames, plans
+from random_plans import examples, frames, plans
 
 from sparsetime.engine import Plan
 from sparsetime.engine.cpu import Native
-
-
-def examples(n: int) -> settings:
-    return settings(max_examples=n, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 def drifted(plan: Plan, clip: list[np.ndarray]) -> Native:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from random_plans import EXACT_ACTIVATIONS, MAP_KINDS, frames, plans
+from random_plans import EXACT_ACTIVATIONS, MAP_KINDS, examples, frames, plans
 from tiny_plan import tiny
 from torch import nn
 
@@ -38,10 +38,6 @@ def session_of(model: Any) -> Any:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     data = model.SerializeToString() if hasattr(model, "SerializeToString") else str(model)
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-
-
-def examples(n: int) -> settings:
-    return settings(max_examples=n, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 def check_equal(plan: Plan, seed: int) -> None:
