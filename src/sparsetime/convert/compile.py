@@ -42,7 +42,7 @@ def compile(
     """Compile a network to a plan, for frames of the example's size.
 
     A network from `sparsetime.sparsify` brings its codecs and learned steps; nothing more is needed. A plain one gets
-    codecs behind its nonlinearities, with steps (`exact`) or thresholds (`hold`, `pixel`) of range / levels; the range is
+    codecs behind its nonlinearities, with steps (`exact`) or thresholds (`hold`, `pixel`) of range / levels; a range is
     the percentile of |value| over a short clip; thresholds are coarser where an event costs more, see
     `sparsetime.convert.steps`.
 
