@@ -6,6 +6,7 @@ makes of the values in front of it, whatever came before; and the answers are as
     |v_l - act(op_l(v))| <= theta_l        for every element of every operation l with a `hold` codec, after every frame
 """
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -27,8 +28,8 @@ HEIGHT, WIDTH = 32, 40
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(plans(dyadic=True), st.integers(0, 99), st.sampled_from([None, 0.0, 1.0]))
-def test_native_equals_the_reference_through_hard_scenes(plan, seed, crossover):
+@given(plans(dyadic=True), st.integers(0, 99), st.sampled_from([None, 0.0, 1.0]), st.sampled_from([math.inf, 0.4]))
+def test_native_equals_the_reference_through_hard_scenes(plan, seed, crossover, cut):
     ops = tuple(replace(op, crossover=crossover) if op.kind == "conv2d" else op for op in plan.ops)
     plan = replace(plan, ops=ops)
     rng = np.random.default_rng(seed)
@@ -45,9 +46,12 @@ def test_native_equals_the_reference_through_hard_scenes(plan, seed, crossover):
         "still": first,
     }
     native, reference = Native(plan), Reference(plan)
+    for executor in (native, reference):
+        executor.set_cut(cut)
     for scene, frame in scenes.items():
         for got, expected in zip(native.run(frame), reference.run(frame), strict=True):
             np.testing.assert_array_equal(got, expected, err_msg=scene)
+        assert native.flushed == reference.flushed, scene
         state = native.state()
         for name, expected in reference.state().items():
             np.testing.assert_array_equal(state[name], expected, err_msg=f"{scene}, {name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -18,12 +19,15 @@ from sparsetime.engine.cpu import Native
 from sparsetime.engine.integers import IntegerReference
 
 
-def check_equal(plan: Plan, seed: int, threads: int = 1, count: int = 7) -> None:
+def check_equal(plan: Plan, seed: int, threads: int = 1, count: int = 7, cut: float = math.inf) -> None:
     """Every value and every count of events, after every frame."""
     native, reference = Native(plan, threads), IntegerReference(plan)
+    for executor in (native, reference):
+        executor.set_cut(cut)
     for t, frame in enumerate(frames(plan, count, seed)):
         for got, expected in zip(native.run(frame), reference.run(frame), strict=True):
             np.testing.assert_array_equal(got, expected)
+        assert native.flushed == reference.flushed
         state, wanted = native.state(), reference.state()
         assert state.keys() == wanted.keys()
         for name, expected in wanted.items():
@@ -47,9 +51,9 @@ def test_every_operation_equals_the_reference(isa, kind):
 
 
 @examples(120)
-@given(int8_plans(), st.integers(0, 99))
-def test_networks_equal_the_reference(plan, seed):
-    check_equal(plan, seed)
+@given(int8_plans(), st.integers(0, 99), st.sampled_from([math.inf, 0.4]))
+def test_networks_equal_the_reference(plan, seed, cut):
+    check_equal(plan, seed, cut=cut)
 
 
 @examples(30)

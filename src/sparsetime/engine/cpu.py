@@ -159,6 +159,13 @@ class Native:
             raise FrameError.not_finite()
         return outputs
 
+    @property
+    def flushed(self) -> bool:
+        return bool(self._stream.flushed)
+
+    def set_cut(self, share: float) -> None:
+        self._stream.set_cut(share)
+
     def reset(self) -> None:
         self._stream.reset()
 

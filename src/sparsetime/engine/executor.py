@@ -27,7 +27,16 @@ class OpStats(NamedTuple):
 
 
 class Executor(Protocol):
-    """Runs one plan on one stream of frames, and holds its state."""
+    """Runs one plan on one stream of frames, and holds its state.
+
+    flushed: whether the last frame was the first of a stream, by `reset` or by a cut.
+    """
+
+    @property
+    def flushed(self) -> bool: ...
+
+    def set_cut(self, share: float) -> None:
+        """From now on a frame that sends more than this share of the input's elements is the first of a new stream."""
 
     def run(self, frame: Array) -> list[Array]:
         """One frame to new arrays: the plan's outputs in order.

@@ -164,10 +164,20 @@ class IntegerReference(Reference):
         z = self.recomputed(op, x) if op.kind == "max_pool2d" else self.linear(op, x, constants=True)
         return (z + coding.zero).to(torch.uint8)
 
+    def sensed(self, frame: NDArray[Any], old: Tensor | None) -> Tensor:
+        """See `Reference`."""
+        op, threshold, new = self._plan.ops[0], self._thresholds[0], torch.from_numpy(frame)
+        if op.codec is None or threshold is None:
+            return new
+        return encode(new, old, self._plan.codings[op.output], threshold, op.codec.get("pixel", False))
+
     def run(self, frame: NDArray[Any]) -> list[NDArray[Any]]:
         plan = self._plan
         frame = normalised(frame, plan.input)
-        flush, self._refresh = not self._values, False
+        if self._values and self._is_cut(frame):
+            self.reset()
+        flush = self.flushed = not self._values
+        self._refresh = False
         changed: dict[int, Tensor] = {}
         stats = []
         for number, op in enumerate(plan.ops):
@@ -180,12 +190,12 @@ class IntegerReference(Reference):
                 shapes = [plan.values[v] for v in op.outputs]
                 new = run_island(op, self.decoded, self._tensors, shapes)
             elif op.kind == "input":
-                new = [torch.from_numpy(frame)]
+                new = [self.sensed(frame, old[0])]
             elif "weight" in op.tensors:
                 new = [_activate(self.weighted(op), op.activation)]
             else:
                 new = [_activate(self.computed(op), op.activation)]
-            if coding is not None and threshold is not None:
+            if coding is not None and threshold is not None and op.kind != "input":
                 assert op.codec is not None
                 new[0] = encode(new[0], old[0], coding, threshold, op.codec.get("pixel", False))
             for value, before, after in zip(op.outputs, old, new, strict=True):

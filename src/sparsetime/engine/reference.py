@@ -11,6 +11,7 @@ where something was touched: where nothing was, z does not change, and neither d
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -126,6 +127,8 @@ class Reference:
         self._values: dict[int, Tensor] = {}
         self._accumulators: dict[int, Tensor] = {}
         self._refresh = False
+        self._cut = math.inf
+        self.flushed = False
         self._stats = [OpStats(0, 0, 0, 0, "sparse")] * len(plan.ops)
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
@@ -202,7 +205,9 @@ class Reference:
 
     def run(self, frame: NDArray[Any]) -> list[NDArray[Any]]:
         frame = normalised(frame, self._plan.input)
-        flush = not self._values
+        if self._values and self._is_cut(frame):
+            self.reset()
+        flush = self.flushed = not self._values
         dense = flush or self._refresh
         self._refresh = False
         deltas: dict[int, Tensor] = {}
@@ -211,7 +216,7 @@ class Reference:
             start = time.perf_counter_ns()
             old = [self._values.get(value) for value in op.outputs]
             if op.kind == "input":
-                new = [encode(torch.from_numpy(frame).to(self._dtype), old[0], op.codec, self._steps[number])]
+                new = [self.sensed(frame, old[0])]
             elif op.kind == "island":
                 new = run_island(
                     op, self._values.__getitem__, self._tensors, [self._plan.values[v] for v in op.outputs]
@@ -233,6 +238,14 @@ class Reference:
             stats.append(self._count(op, deltas, flush, dense, time.perf_counter_ns() - start))
         self._stats = stats
         return [self._values[value].numpy().copy() for value in self._plan.outputs]
+
+    def sensed(self, frame: NDArray[Any], old: Tensor | None) -> Tensor:
+        """The input's new value, given the last one."""
+        return encode(torch.from_numpy(frame).to(self._dtype), old, self._plan.ops[0].codec, self._steps[0])
+
+    def _is_cut(self, frame: NDArray[Any]) -> bool:
+        old = self._values[self._plan.ops[0].output]
+        return int((self.sensed(frame, old) != old).sum()) > self._cut * old.numel()
 
     def _accumulate(self, number: int, op: Op, deltas: dict[int, Tensor], dense: bool) -> Tensor:
         """z of a linear operation: from scratch, or what it was plus L of the deltas."""
@@ -261,6 +274,9 @@ class Reference:
     def value(self, number: int) -> NDArray[Any]:
         """See `Executor`."""
         return self._values[number].numpy().copy()
+
+    def set_cut(self, share: float) -> None:
+        self._cut = share
 
     def reset(self) -> None:
         self._values, self._accumulators, self._refresh = {}, {}, False

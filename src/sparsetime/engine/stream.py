@@ -18,6 +18,9 @@ __all__ = ["Snapshot", "Stream", "StreamBusyError", "StreamError", "nested"]
 
 Array = NDArray[Any]
 
+CUT = 0.4
+"""Share of the input's elements above which a flush costs no more than the changes do (docs/results.md)."""
+
 
 class StreamError(ValueError):
     """A state does not belong to this stream's plan."""
@@ -91,8 +94,9 @@ class Stream:
         refresh: 0, or every how many frames all sums are computed anew, which takes away rounding gathered in them.
         flush: 0, or after how much change the stream starts again, which takes away what `hold` and `residual` have
             kept back: a frame is the first of a new stream once the events since the last such frame have asked for
-            the operations of `flush` dense frames. With 1 flushes cost at most as many as the changes do, and a
-            still picture is never flushed.
+            the operations of `flush` dense frames, or if it sends more than `CUT` of the input's elements, as behind a
+            scene cut: then that costs less than its changes would. With 1 the other flushes cost at most as many
+            operations as the changes do, and a still picture is never flushed.
 
     Raises:
         ValueError: an unknown backend, or numbers out of range.
@@ -110,6 +114,8 @@ class Stream:
         self.frames = 0
         self._read = FrameReader(plan)
         self._executor = _executor(plan, backend, threads)
+        if flush:
+            self._executor.set_cut(CUT)
         self._every, self._flush = refresh, flush
         self._flushed = False
         self._asked = 0.0  # dense frames' worth of operations since the last flush; counted where `flush` is not 0
@@ -148,7 +154,7 @@ class Stream:
             elif self._every and self.frames and self.frames % self._every == 0:
                 self._executor.refresh()
             outputs: list[Any] = self._executor.run(x)
-            self._flushed = flush or not self.frames
+            self._flushed = self._executor.flushed
             if self._flush:
                 self._asked = 0.0 if self._flushed else self._asked + self._asked_for()
             self.frames += 1

@@ -42,6 +42,22 @@ struct Walk {
     }
 };
 
+// How pixels from `first` on are written whole.
+WriteArgs write_of(const FinishArgs& sink, int32_t first) {
+    const ptrdiff_t at = ptrdiff_t(first) * sink.stride;
+    return {sink.value + at, sink.z ? sink.z + at : nullptr, sink.extra ? sink.extra + at : nullptr, sink.bias, sink.stride,
+            sink.act == Act::clamp, sink.act_a, sink.act_b};
+}
+
+// And what is said of them then.
+void sent_whole(FinishArgs& sink, const int32_t* pixel, int n) {
+    std::copy(pixel, pixel + n, sink.active + sink.active_count);
+    std::fill(sink.tally + sink.active_count, sink.tally + sink.active_count + n, sink.channels);
+    std::fill(sink.mask + pixel[0], sink.mask + pixel[0] + n, uint8_t(1));
+    sink.active_count += n;
+    sink.events += int64_t(n) * sink.channels;
+}
+
 int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
 }  // namespace
@@ -227,7 +243,8 @@ int touched_outputs(const Axis& rows_, const Axis& columns_, const Shape& in, co
 
 // Sums of n pixels, `row` floats from one to the next, in the channels of panels [first, last): a panel of weights at a time over groups
 // of pixels that fill the register tile.
-void Conv::sums(const float* rows, const uint8_t* mask, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws) const {
+void Conv::sums(const float* rows, const uint8_t* mask, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws,
+                const WriteArgs* write) const {
     const Kernels& k = *kernels_;
     const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw, C = in.channels, limit = k.tile_pixels;
     const int row = round_up(out.channels, LANE);
@@ -246,8 +263,10 @@ void Conv::sums(const float* rows, const uint8_t* mask, const int32_t* pixel, in
     const int depth_chunk = std::min(terms, 768);
     Walk walk(out.width);
     const int groups = (n + limit - 1) / limit;
+    int32_t* start = sized(ws.bound, size_t(groups) + 1);
+    for (int g = 0; g <= groups; ++g) start[g] = int32_t(int64_t(n) * g / groups);
     for (int g = 0; g < groups; ++g) {
-        const int from = int(int64_t(n) * g / groups), m = int(int64_t(n) * (g + 1) / groups) - from;
+        const int from = start[g], m = start[g + 1] - from;
         int32_t* seg = segments + size_t(g) * (taps + 1);
         const float** ptr = pointers + size_t(g) * taps * limit;
         int found = 0;
@@ -325,18 +344,28 @@ void Conv::sums(const float* rows, const uint8_t* mask, const int32_t* pixel, in
         for (int c = 0; c < terms; c += depth_chunk) {
             const int depth = std::min(depth_chunk, terms - c);
             for (int t = 0; t < taps; t += tap_step) {
+                const bool complete = write && c + depth == terms && t + tap_step >= taps;
                 for (int g = 0; g < groups; ++g) {
-                    const int from = int(int64_t(n) * g / groups), m = int(int64_t(n) * (g + 1) / groups) - from;
+                    const int from = start[g], m = start[g + 1] - from;
                     const int32_t* seg = segments + size_t(g) * (taps + 1);
                     int s = 0;
                     while (s < seg[0] && seg[1 + s] < t) ++s;
                     int e = s;
                     for (; e < seg[0] && seg[1 + e] < t + tap_step; ++e)
                         weights[e - s] = panel + (size_t(seg[1 + e]) * C + c) * wide;
-                    if (e == s && accumulate) continue;
+                    if (e == s && accumulate && !complete) continue;
                     for (int i = 0; i < m; ++i) outputs[i] = sum + size_t(from + i) * row + column;
-                    const TileArgs args{e - s, pointers + size_t(g) * taps * limit + size_t(s) * m, weights, depth,
-                                        outputs, c, accumulate};
+                    TileArgs args{e - s, pointers + size_t(g) * taps * limit + size_t(s) * m, weights, depth, outputs, c, accumulate, nullptr};
+                    WriteArgs to;
+                    if (complete) {
+                        const ptrdiff_t at = from * write->stride + column;
+                        to = *write;
+                        to.value += at;
+                        to.bias += column;
+                        if (to.z) to.z += at;
+                        if (to.extra) to.extra += at;
+                        args.write = &to;
+                    }
                     k.tile(m, vectors, args);
                 }
                 accumulate = true;
@@ -369,14 +398,24 @@ void Conv::finish(const int32_t* pixel, int n, float* sum, FinishArgs& sink, Wor
     kernels_->encoders->finish(sink);
 }
 
+// Whether register tiles may write values themselves: in a first frame, if nothing has to be looked up for them.
+bool Conv::writes(const FinishArgs& sink) const {
+    const bool bounded = sink.act == Act::clamp, padded = sink.channels < sink.stride;
+    return sink.flush && (sink.encode == Encode::change || sink.encode == Encode::linear) && (bounded || sink.act == Act::none) &&
+           sink.stride % LANE == 0 && !(bounded && padded && (sink.act_a > 0.0f || sink.act_b < 0.0f));  // padding stays zero
+}
+
 // Touched outputs in chunks.
 void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
     const int step = chunk();
+    const bool written = writes(sink);
     float* sum = sized(ws.sum, size_t(step) * round_up(out.channels, LANE));
     for (int start = 0; start < count; start += step) {
         const int n = std::min(step, count - start);
-        sums(rows, mask, list + start, n, 0, int(panels_.size()), sum, ws);
-        finish(list + start, n, sum, sink, ws);
+        const WriteArgs to = write_of(sink, list[start]);
+        sums(rows, mask, list + start, n, 0, int(panels_.size()), sum, ws, written ? &to : nullptr);
+        if (written) sent_whole(sink, list + start, n);
+        else finish(list + start, n, sum, sink, ws);
     }
 }
 
@@ -394,6 +433,7 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
     if (int(outs.size()) < chunk) outs.resize(size_t(chunk));
     const int step = columns_.den;
     Walk walk(out.width);
+    const bool written = writes(sink);
     const bool runs = !mask && kh == kw && (kw == 3 || kw == 5) && columns_.num == 1 && step <= 2 && columns_.shift[0] - columns_.shift[1] == 1;
     for (int start = 0; start < count; start += chunk) {
         const int n = std::min(chunk, count - start);
@@ -409,6 +449,10 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
                     *ptr++ = (ry[ky] | rx[kx]) >= 0 && (!mask || mask[q]) ? rows + q * stride : zeros;
                 }
             outs[size_t(loose++)] = sum + size_t(i) * stride;
+            if (!written) return;
+            const WriteArgs to = write_of(sink, p);
+            k.depthwise({1, taps, pointers, tile_.data(), stride, outs.data(), &to});
+            loose = 0;
         };
         for (int i = 0; i < n;) {
             const int p = list[start + i];
@@ -427,7 +471,8 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
                 general(i++);
                 continue;
             }
-            DepthwiseRowArgs args{kw, length, step, {}, {}, tile_.data(), stride, sum + size_t(i) * stride};
+            const WriteArgs to = write_of(sink, p);
+            DepthwiseRowArgs args{kw, length, step, {}, {}, tile_.data(), stride, sum + size_t(i) * stride, written ? &to : nullptr};
             for (int r = 0; r < kh; ++r) {
                 args.rows[r] = ry[r] >= 0 ? rows + (ptrdiff_t(ry[r]) * in.width + first) * stride : zeros;
                 args.advance[r] = ry[r] >= 0 ? stride : 0;
@@ -435,7 +480,11 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
             k.depthwise_row(args);
             i += length;
         }
-        if (loose) k.depthwise({loose, taps, pointers, tile_.data(), stride, outs.data()});
+        if (written) {
+            sent_whole(sink, list + start, n);
+            continue;
+        }
+        if (loose) k.depthwise({loose, taps, pointers, tile_.data(), stride, outs.data(), nullptr});
         sink.pixels = n;
         sink.pixel = list + start;
         sink.at = at;

@@ -95,7 +95,8 @@ class Conv {
     // The dense path in two parts, so that threads can share the output channels of a few pixels: sums of panels [first, last) of
     // weights, round_up(out.channels, LANE) floats a pixel, and what follows them.
     int panels() const { return int(panels_.size()); }
-    void sums(const float* rows, const uint8_t* mask, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws) const;
+    void sums(const float* rows, const uint8_t* mask, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws,
+              const WriteArgs* write = nullptr) const;
     void finish(const int32_t* pixel, int n, float* sum, FinishArgs& sink, Workspace& ws) const;
 
     void pixels(const Change& in, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
@@ -124,6 +125,7 @@ class Conv {
     void pack(const float* weight, bool transposed);
     int chunk() const;  // outputs that are computed together
     void gather(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
+    bool writes(const FinishArgs& sink) const;
     int run_shift(const Change& in) const;
     void elements_fused(const Change& in, int first, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
     void gather_depthwise(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink,

@@ -1,6 +1,10 @@
 // The sums: register tiles, runs of events, depthwise. One source, compiled once per instruction set with SPARSETIME_TABLE naming
 // the table; products and sums are contracted where the machine can.
 
+#include <type_traits>
+#include <utility>
+
+#include "activate.h"
 #include "kernels.h"
 #include "vec.h"
 
@@ -8,13 +12,40 @@ namespace {
 
 using namespace sparsetime;
 
+// A vector of complete sums: channels c on, of the pixel whose first channel lies `at` floats behind the first.
+[[gnu::always_inline]] inline void write(const WriteArgs& w, ptrdiff_t at, ptrdiff_t c, Vec sum) {
+    if (w.extra) sum += load(w.extra + at + c);
+    sum = load(w.bias + c) + sum;
+    if (w.z) store(w.z + at + c, sum);
+    if (w.clamp) sum = min(max(sum, splat(w.low)), splat(w.high));
+    store(w.value + at + c, sum);
+}
+
 // ---- register tile ------------------------------------------------------------------------------------------------------
 
+// Calls body(0) to body(N - 1) with types' values: arrays that only such numbers index are registers from the start.
+template <int... I, class Body>
+[[gnu::always_inline]] inline void each(std::integer_sequence<int, I...>, const Body& body) {
+    (body(std::integral_constant<int, I>{}), ...);
+}
+
+constexpr int AHEAD = 12;
 template <int M, int V>
 void tile(const TileArgs& t) {
     Vec acc[M][V];
-    for (int i = 0; i < M; ++i)
-        for (int v = 0; v < V; ++v) acc[i][v] = t.accumulate ? load(t.out[i] + v * VL) : Vec{};
+    const auto all = [&](const auto& body) __attribute__((always_inline)) {
+        each(std::make_integer_sequence<int, M>{}, [&](auto i) __attribute__((always_inline)) {
+            each(std::make_integer_sequence<int, V>{}, [&](auto v) __attribute__((always_inline)) { body(i, v); });
+        });
+    };
+    if (t.write) {  // values come from afar: ask for those of later pixels now
+        const WriteArgs& w = *t.write;
+        all([&](auto i, auto v) __attribute__((always_inline)) { __builtin_prefetch(w.value + (i + AHEAD) * w.stride + v * VL, 1); });
+    }
+    if (t.accumulate)
+        all([&](auto i, auto v) __attribute__((always_inline)) { acc[i][v] = load(t.out[i] + v * VL); });
+    else
+        all([&](auto i, auto v) __attribute__((always_inline)) { acc[i][v] = Vec{}; });
     for (int s = 0; s < t.segments; ++s) {
         const float* a[M];
         for (int i = 0; i < M; ++i) a[i] = t.a[s * M + i] + t.offset;
@@ -22,15 +53,28 @@ void tile(const TileArgs& t) {
         const int depth = t.depth;
         for (int k = 0; k < depth; ++k, w += V * VL) {
             Vec b[V];
-            for (int v = 0; v < V; ++v) b[v] = load(w + v * VL);
-            for (int i = 0; i < M; ++i) {
+            each(std::make_integer_sequence<int, V>{}, [&](auto v) __attribute__((always_inline)) { b[v] = load(w + v * VL); });
+            each(std::make_integer_sequence<int, M>{}, [&](auto i) __attribute__((always_inline)) {
                 const Vec x = splat(a[i][k]);
-                for (int v = 0; v < V; ++v) acc[i][v] += x * b[v];
-            }
+                each(std::make_integer_sequence<int, V>{}, [&](auto v) __attribute__((always_inline)) { acc[i][v] += x * b[v]; });
+            });
         }
     }
-    for (int i = 0; i < M; ++i)
-        for (int v = 0; v < V; ++v) store(t.out[i] + v * VL, acc[i][v]);
+    if (t.write) {
+        const WriteArgs w = *t.write;  // a copy that no store can alias
+        if (w.extra)
+            all([&](auto i, auto v) __attribute__((always_inline)) { acc[i][v] += load(w.extra + i * w.stride + v * VL); });
+        all([&](auto i, auto v) __attribute__((always_inline)) { acc[i][v] = load(w.bias + v * VL) + acc[i][v]; });
+        if (w.z)
+            all([&](auto i, auto v) __attribute__((always_inline)) { store(w.z + i * w.stride + v * VL, acc[i][v]); });
+        if (w.clamp) {
+            const Vec low = splat(w.low), high = splat(w.high);
+            all([&](auto i, auto v) __attribute__((always_inline)) { acc[i][v] = min(max(acc[i][v], low), high); });
+        }
+        all([&](auto i, auto v) __attribute__((always_inline)) { store(w.value + i * w.stride + v * VL, acc[i][v]); });
+        return;
+    }
+    all([&](auto i, auto v) __attribute__((always_inline)) { store(t.out[i] + v * VL, acc[i][v]); });
 }
 
 template <int V>
@@ -175,7 +219,10 @@ inline void depthwise_of(const DepthwiseArgs& d, const float* const* a, float* o
     const float* w = d.w + c;
     for (int s = 0; s < d.segments; ++s, w += d.stride)
         for (int v = 0; v < V; ++v) acc[v] += load(a[s] + c + v * VL) * load(w + v * VL);
-    for (int v = 0; v < V; ++v) store(out + c + v * VL, acc[v]);
+    if (d.write)
+        for (int v = 0; v < V; ++v) write(*d.write, 0, c + v * VL, acc[v]);
+    else
+        for (int v = 0; v < V; ++v) store(out + c + v * VL, acc[v]);
 }
 
 void depthwise(const DepthwiseArgs& d) {
@@ -192,7 +239,7 @@ void depthwise(const DepthwiseArgs& d) {
 // P outputs side by side share columns of inputs and all weights. Channels are the inner loop: inputs are then read in the order in
 // which they lie, which is what brings them near in time.
 template <int K, int S, int P>
-void depthwise_tile(const DepthwiseRowArgs& d, const float* const (&row)[K], float* to) {
+void depthwise_tile(const DepthwiseRowArgs& d, const float* const (&row)[K], float* to, const WriteArgs* written) {
     constexpr int COLUMNS = (P - 1) * S + K;
     const ptrdiff_t stride = d.stride;
     for (ptrdiff_t c = 0; c < stride; c += VL) {
@@ -208,6 +255,11 @@ void depthwise_tile(const DepthwiseRowArgs& d, const float* const (&row)[K], flo
                 for (int i = 0; i < P; ++i) sum[i] += x[i * S + k] * weight;
             }
         }
+        if (written) {
+            for (int i = 0; i < P; ++i) __builtin_prefetch(written->value + (i + AHEAD) * written->stride + c, 1);
+            for (int i = 0; i < P; ++i) write(*written, i * written->stride, c, sum[i]);
+            continue;
+        }
         float* out = to + c;
         for (int i = 0; i < P; ++i, out += stride) store(out, sum[i]);
     }
@@ -220,15 +272,20 @@ void depthwise_row_of(const DepthwiseRowArgs& d) {
     const float* row[K];
     for (int y = 0; y < K; ++y) row[y] = d.rows[y];
     float* out = d.out;
+    WriteArgs place = d.write ? *d.write : WriteArgs{};
+    const WriteArgs* written = d.write ? &place : nullptr;
     const auto step = [&](int pixels) {
         for (int y = 0; y < K; ++y) row[y] += pixels * S * ptrdiff_t(d.advance[y]);
         out += pixels * ptrdiff_t(d.stride);
+        place.value += pixels * place.stride;
+        if (place.z) place.z += pixels * place.stride;
+        if (place.extra) place.extra += pixels * place.stride;
     };
     int left = d.pixels;
-    for (; left >= P; left -= P, step(P)) depthwise_tile<K, S, P>(d, row, out);
-    if (left == 3) depthwise_tile<K, S, 3>(d, row, out);
-    if (left == 2) depthwise_tile<K, S, 2>(d, row, out);
-    if (left == 1) depthwise_tile<K, S, 1>(d, row, out);
+    for (; left >= P; left -= P, step(P)) depthwise_tile<K, S, P>(d, row, out, written);
+    if (left == 3) depthwise_tile<K, S, 3>(d, row, out, written);
+    if (left == 2) depthwise_tile<K, S, 2>(d, row, out, written);
+    if (left == 1) depthwise_tile<K, S, 1>(d, row, out, written);
 }
 
 void depthwise_row(const DepthwiseRowArgs& d) {

@@ -28,6 +28,18 @@ constexpr bool keeps(Encode e) { return e == Encode::hold || e == Encode::residu
 // What `pixel` is given as a step: 1 / threshold, thresholds below 1e-18 counting as that.
 constexpr float inverse_of(float threshold) { return 1.0f / (threshold > 1e-18f ? threshold : 1e-18f); }
 
+// What becomes of complete sums in the first frame of a stream, where nothing that was before counts: z = bias + (sum + extra),
+// value = z, or z within [low, high]. For pixels next to each other, `stride` floats apart; pointers are to the first one's first sum.
+struct WriteArgs {
+    float* value;
+    float* z;             // or null
+    const float* extra;   // or null
+    const float* bias;
+    ptrdiff_t stride;
+    bool clamp;
+    float low, high;
+};
+
 // Sums for M pixels and V vectors of output channels: out[i][:] = (accumulate ? out[i][:] : 0) + sum_s sum_k a[s][i][k] w[s][k][:].
 struct TileArgs {
     int segments;
@@ -37,6 +49,7 @@ struct TileArgs {
     float* const* out;         // [pixels]
     int offset;                // added to every input row: the first of `depth` channels
     bool accumulate;
+    const WriteArgs* write;    // or null; sums go nowhere else then
 };
 
 // Adds runs of events into scratch. A run is the events of one input pixel in one block of channels; its contributions to `slots`
@@ -63,6 +76,7 @@ struct DepthwiseArgs {
     const float* w;         // [segments][stride]
     int stride;
     float* const* out;      // [pixels]
+    const WriteArgs* write; // or null, as in TileArgs
 };
 
 constexpr int DEPTHWISE_COLUMNS = 11;  // most that one step of `depthwise_row` reads
@@ -78,6 +92,7 @@ struct DepthwiseRowArgs {
     const float* w;          // [taps * taps][stride]
     int stride;
     float* out;              // [pixels][stride]
+    const WriteArgs* write;  // or null, as in TileArgs
 };
 
 // Pixels of a frame against the value that was sent: maps of at most NARROW channels, without padding, so flat arrays.

@@ -318,10 +318,12 @@ NB_MODULE(_native, m) {
             if (int(mean.size()) != channels || int(std.size()) != channels) throw std::invalid_argument("expected one number per channel");
             s.set_camera({std::move(mean), std::move(std)});
         }, "mean"_a, "std"_a)
+        .def("set_cut", [](BoundStream& s, double share) { s.set_cut(share); }, "share"_a)
         .def("reset", [](BoundStream& s) { s.reset(); })
         .def("refresh", [](BoundStream& s) { s.refresh(); })
         .def("resume", [](BoundStream& s) { s.resume(); })
         .def_prop_ro("started", [](const BoundStream& s) { return s.started(); })
+        .def_prop_ro("flushed", [](const BoundStream& s) { return s.flushed(); })
         .def_prop_ro("scratch_bytes", [](const BoundStream& s) { return s.scratch_bytes(); })
         .def("value", [](BoundStream& s, int value) {
             return array_of(value_of(s, value).shape, [&](float* out) { s.read(value, out); });

@@ -315,22 +315,35 @@ void Stream::execute(int number, const Frame& frame) {
     stats.time_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
 }
 
+// This frame is the first: nothing that was before counts.
+void Stream::start_anew() {
+    flush_ = dense_ = true;
+    for (State& s : states_) {
+        if (program_->integer) std::fill(s.value.begin(), s.value.end(), 0.0f);
+        s.want_rows = s.want_events = true;
+    }
+    forget_codes();
+}
+
 bool Stream::run(const Frame& frame, const std::vector<float*>& arrays) {
     arrays_ = arrays;
     flush_ = !started_;
     if (!look(frame)) return false;
-    dense_ = flush_ || refresh_;
+    dense_ = refresh_;
     refresh_ = false;
-    if (flush_)
-        for (State& s : states_) {
-            if (program_->integer) std::fill(s.value.begin(), s.value.end(), 0.0f);
-            s.want_rows = s.want_events = true;
-        }
-    if (flush_) forget_codes();
+    if (flush_) start_anew();
     // A failed island leaves the state of a frame half done: only a new start mends it.
     started_ = false;
     for (size_t i = 0; i < program_->nodes.size(); ++i) {
         execute(int(i), frame);
+        if (i == 0 && !flush_) {
+            const Shape& map = program_->values[size_t(program_->nodes[0].outputs[0])].map;
+            if (double(stats_[0].events) > cut_ * map.pixels() * map.channels) {
+                start_anew();
+                for (int y = 0; y < map.height; ++y) spans_[2 * size_t(y)] = 0, spans_[2 * size_t(y) + 1] = map.width;
+                execute(0, frame);
+            }
+        }
         if (dense_)
             for (int v : program_->nodes[i].outputs) states_[size_t(v)].want_rows = states_[size_t(v)].want_events = true;
     }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <limits>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -45,12 +46,15 @@ class Stream {
     Stream(std::shared_ptr<const Program> program, int threads, Island island);
 
     void set_camera(Camera camera) { camera_ = std::move(camera); }
+    // A frame is a flush if more than this share of the input's elements are sent in it.
+    void set_cut(double share) { cut_ = share; }
     // Writes the program's outputs to `arrays`, in logical order, where there are any. False, and nothing has happened, if the frame
     // holds NaN or infinity.
     bool run(const Frame& frame, const std::vector<float*>& arrays = {});
     void reset() { started_ = false; }
     void refresh() { refresh_ = true; }
     bool started() const { return started_; }
+    bool flushed() const { return flush_; }
 
     // In logical order and shape.
     void read(int value, float* out);
@@ -84,6 +88,7 @@ class Stream {
     void rows(const Node& node, int output, const int32_t* list, int count, bool replace, const Fill& fill);
     template <class Body>
     void split(const Node& node, int output, const int32_t* list, int count, bool replace, bool by_row, const Body& body);
+    void start_anew();
     void execute(int number, const Frame& frame);
     void convolve(const Node& node, NodeStats& stats);
     void move(const Node& node);
@@ -166,6 +171,7 @@ class Stream {
     Floats mean_, std_;              // of one row of pixels, then of one row of each plane
     std::vector<uint8_t> swapped_;
     bool started_ = false, refresh_ = false;
+    double cut_ = std::numeric_limits<double>::infinity();
     bool flush_ = true;  // this frame is the first
     bool dense_ = true;  // in this frame every operation is computed from scratch, everywhere
     int current_ = 0;    // node that runs

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from sparsetime.codec import Codec
 from sparsetime.train.errors import RecipeError
 
 Method = Literal["dense", "spatial_l1", "delta"]
@@ -71,7 +72,7 @@ class Recipe:
         warmup: share of the run over which the learning rate rises; it then falls as a cosine.
         clip_gradient: largest norm of the gradient; 0 leaves it as it is.
         levels, percentile: a step starts at (percentile of the layer's activation) / levels; levels None for 16, with
-            the codec ``hold``, whose error reaches a whole step, for 32, and without training for 48.
+            the codecs ``hold`` and ``pixel``, whose error reaches a whole step, for 32, and without training for 48.
         calibration_clips: training clips from which the steps are set.
         freeze_input_step: keep the step of the input as calibrated; trained with a small penalty it shrinks to
             nothing, and the camera's noise then makes the first layer dense.
@@ -117,7 +118,7 @@ class Recipe:
     freeze_input_step: bool = True
     rule: Literal["dal", "lsq", "fixed"] = "dal"
     granularity: Literal["layer", "channel", "neuron"] = "layer"
-    codec: Literal["exact", "hold", "residual"] | None = None
+    codec: Codec | None = None
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     input_size: tuple[int, int] | None = None
@@ -171,7 +172,7 @@ def resolve(recipe: Recipe, *, trained: bool) -> Recipe:
     """
     refined = recipe.weights is not None and recipe.start == "refinement"
     codec = recipe.codec or ("hold" if refined else "exact")
-    hold = recipe.method == "delta" and codec == "hold"
+    holds = recipe.method == "delta" and codec in ("hold", "pixel")
     if recipe.epochs == 0 and not (trained and recipe.method == "delta"):
         raise RecipeError(
             "recipe: epochs = 0 sets the steps of a trained network and trains nothing; it takes method delta and the "
@@ -180,7 +181,7 @@ def resolve(recipe: Recipe, *, trained: bool) -> Recipe:
     warm_up = recipe.start == "refinement" and not trained
     lr = recipe.lr or (1e-3 if recipe.weights is None else 2e-4)
     fresh_head = recipe.weights is not None and not trained
-    penalty = HOLD_PENALTY if hold else DEFAULT_PENALTY[recipe.method]
+    penalty = HOLD_PENALTY if holds else DEFAULT_PENALTY[recipe.method]
     distill = 1.0 if refined and recipe.method != "dense" else 0.0
     distill = distill if recipe.distill is None else recipe.distill
     if not recipe.labels and not distill:
@@ -191,7 +192,7 @@ def resolve(recipe: Recipe, *, trained: bool) -> Recipe:
         lr=lr,
         distill=distill,
         codec=codec,
-        levels=recipe.levels or ((32 if recipe.epochs else 48) if hold else 16),
+        levels=recipe.levels or ((32 if recipe.epochs else 48) if holds else 16),
         head_lr=lr * (10 if fresh_head else 1) if recipe.head_lr is None else recipe.head_lr,
     )
 
