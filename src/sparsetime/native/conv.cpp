@@ -254,7 +254,6 @@ void Conv::sums(const float* rows, const uint8_t* mask, const int32_t* pixel, in
     const float** weights = sized(ws.weights, size_t(taps));
     const float* zeros = zeros_.data();
     const float* inputs[MAX_TILE];
-    float* outputs[MAX_TILE];
     // Few channels: a row of the kernel is one segment, since its pixels lie side by side; where some lie outside, of a copy.
     const bool patches = C <= NARROW && taps > 1;
     const int patch = taps * C;
@@ -354,8 +353,8 @@ void Conv::sums(const float* rows, const uint8_t* mask, const int32_t* pixel, in
                     for (; e < seg[0] && seg[1 + e] < t + tap_step; ++e)
                         weights[e - s] = panel + (size_t(seg[1 + e]) * C + c) * wide;
                     if (e == s && accumulate && !complete) continue;
-                    for (int i = 0; i < m; ++i) outputs[i] = sum + size_t(from + i) * row + column;
-                    TileArgs args{e - s, pointers + size_t(g) * taps * limit + size_t(s) * m, weights, depth, outputs, c, accumulate, nullptr};
+                    TileArgs args{e - s, pointers + size_t(g) * taps * limit + size_t(s) * m, weights, depth,
+                                  sum + size_t(from) * row + column, row, c, accumulate, nullptr};
                     WriteArgs to;
                     if (complete) {
                         const ptrdiff_t at = from * write->stride + column;

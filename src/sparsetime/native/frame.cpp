@@ -163,6 +163,9 @@ void compare_pixels(FrameArgs& all) {
     const int C = f.channels;
     uint64_t starts = 0;
     for (int p = 0; p < VL; ++p) starts |= uint64_t(1) << (p * C);
+#if defined(__AVX512F__)
+    const Group group(C, f.shift);
+#endif
     for (int i = 0; i < f.pixels; i += VL) {
         const int pixels = f.pixels - i < VL ? f.pixels - i : VL;
         const int elements = pixels * C;
@@ -188,7 +191,26 @@ void compare_pixels(FrameArgs& all) {
             for (int c = 1; c < C; ++c) far += load(squares + k * VL + c);
             lanes |= lanes_of(max(far - float(C), Vec{})) << (k * VL);
         }
-        for (lanes &= starts; lanes; lanes &= lanes - 1) {
+        lanes &= starts;
+#if defined(__AVX512F__)
+        if (pixels == VL) {
+            if (!lanes) continue;
+            const uint64_t sent = lanes * ((uint64_t(1) << C) - 1);  // all channels of those pixels
+            float change[NARROW * VL];
+            uint64_t changed = 0;
+            for (int k = 0; k < C; ++k) {
+                const __mmask16 here = __mmask16(sent >> (k * VL));
+                const Vec to = load(y + k * VL);
+                const Vec d = _mm512_maskz_sub_ps(here, to, load(v + k * VL));
+                _mm512_mask_storeu_ps(v + k * VL, here, to);
+                store(change + k * VL, d);
+                changed |= lanes_of(d) << (k * VL);
+            }
+            group.emit(f, f.first + i, changed, change);
+            continue;
+        }
+#endif
+        for (; lanes; lanes &= lanes - 1) {
             const int p = __builtin_ctzll(lanes) / C;
             const int32_t pixel = f.first + i + p;
             int any = 0;

@@ -43,7 +43,7 @@ void tile(const TileArgs& t) {
         all([&](auto i, auto v) __attribute__((always_inline)) { __builtin_prefetch(w.value + (i + AHEAD) * w.stride + v * VL, 1); });
     }
     if (t.accumulate)
-        all([&](auto i, auto v) __attribute__((always_inline)) { acc[i][v] = load(t.out[i] + v * VL); });
+        all([&](auto i, auto v) __attribute__((always_inline)) { acc[i][v] = load(t.out + i * t.row + v * VL); });
     else
         all([&](auto i, auto v) __attribute__((always_inline)) { acc[i][v] = Vec{}; });
     for (int s = 0; s < t.segments; ++s) {
@@ -74,7 +74,7 @@ void tile(const TileArgs& t) {
         all([&](auto i, auto v) __attribute__((always_inline)) { store(w.value + i * w.stride + v * VL, acc[i][v]); });
         return;
     }
-    all([&](auto i, auto v) __attribute__((always_inline)) { store(t.out[i] + v * VL, acc[i][v]); });
+    all([&](auto i, auto v) __attribute__((always_inline)) { store(t.out + i * t.row + v * VL, acc[i][v]); });
 }
 
 template <int V>

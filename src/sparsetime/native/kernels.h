@@ -40,13 +40,15 @@ struct WriteArgs {
     float low, high;
 };
 
-// Sums for M pixels and V vectors of output channels: out[i][:] = (accumulate ? out[i][:] : 0) + sum_s sum_k a[s][i][k] w[s][k][:].
+// Sums for M pixels and V vectors of output channels, `row` floats from pixel to pixel:
+// out[i][:] = (accumulate ? out[i][:] : 0) + sum_s sum_k a[s][i][k] w[s][k][:].
 struct TileArgs {
     int segments;
     const float* const* a;     // [segments][pixels]: input rows, `depth` floats each
     const float* const* w;     // [segments]: weights (depth, V vectors)
     int depth;
-    float* const* out;         // [pixels]
+    float* out;
+    ptrdiff_t row;
     int offset;                // added to every input row: the first of `depth` channels
     bool accumulate;
     const WriteArgs* write;    // or null; sums go nowhere else then
