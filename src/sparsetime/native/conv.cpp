@@ -21,7 +21,7 @@ typename V::value_type* sized(V& v, size_t n) {
     return v.data();
 }
 
-// Asks for channels [from, to) of a pixel's state.
+// Asks for channels [from, to) of a pixel's state, which comes from afar, before its sums are computed.
 inline void fetch(const FinishArgs& sink, int32_t pixel, int from, int to) {
     const ptrdiff_t row = ptrdiff_t(pixel) * sink.stride;
     for (int c = from; c < to; c += LANE) {
@@ -42,10 +42,10 @@ struct Walk {
     }
 };
 
-// How pixels from `first` on are written whole.
-WriteArgs write_of(const FinishArgs& sink, int32_t first) {
-    const ptrdiff_t at = ptrdiff_t(first) * sink.stride;
-    return {sink.value + at, sink.z ? sink.z + at : nullptr, sink.extra ? sink.extra + at : nullptr, sink.bias, sink.stride,
+// How pixels from `first` on are written whole, from a channel on.
+WriteArgs write_of(const FinishArgs& sink, int32_t first, int channel) {
+    const ptrdiff_t at = ptrdiff_t(first) * sink.stride + channel;
+    return {sink.value + at, sink.z ? sink.z + at : nullptr, sink.extra ? sink.extra + at : nullptr, sink.bias + channel, sink.stride,
             sink.act == Act::clamp, sink.act_a, sink.act_b};
 }
 
@@ -244,8 +244,9 @@ int touched_outputs(const Axis& rows_, const Axis& columns_, const Shape& in, co
 // Sums of n pixels, `row` floats from one to the next, in the channels of panels [first, last): a panel of weights at a time over groups
 // of pixels that fill the register tile.
 void Conv::sums(const float* rows, const uint8_t* mask, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws,
-                const WriteArgs* write) const {
+                const FinishArgs* sink) const {
     const Kernels& k = *kernels_;
+    const bool written = sink && writes(*sink);
     const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw, C = in.channels, limit = k.tile_pixels;
     const int row = round_up(out.channels, LANE);
     const int max_groups = n / limit + 1;
@@ -343,7 +344,7 @@ void Conv::sums(const float* rows, const uint8_t* mask, const int32_t* pixel, in
         for (int c = 0; c < terms; c += depth_chunk) {
             const int depth = std::min(depth_chunk, terms - c);
             for (int t = 0; t < taps; t += tap_step) {
-                const bool complete = write && c + depth == terms && t + tap_step >= taps;
+                const bool complete = written && c + depth == terms && t + tap_step >= taps;
                 for (int g = 0; g < groups; ++g) {
                     const int from = start[g], m = start[g + 1] - from;
                     const int32_t* seg = segments + size_t(g) * (taps + 1);
@@ -357,13 +358,10 @@ void Conv::sums(const float* rows, const uint8_t* mask, const int32_t* pixel, in
                                   sum + size_t(from) * row + column, row, c, accumulate, nullptr};
                     WriteArgs to;
                     if (complete) {
-                        const ptrdiff_t at = from * write->stride + column;
-                        to = *write;
-                        to.value += at;
-                        to.bias += column;
-                        if (to.z) to.z += at;
-                        if (to.extra) to.extra += at;
+                        to = write_of(*sink, pixel[from], column);
                         args.write = &to;
+                    } else if (sink && !accumulate) {
+                        for (int i = 0; i < m; ++i) fetch(*sink, pixel[from + i], column, column + wide);
                     }
                     k.tile(m, vectors, args);
                 }
@@ -411,8 +409,7 @@ void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, i
     float* sum = sized(ws.sum, size_t(step) * round_up(out.channels, LANE));
     for (int start = 0; start < count; start += step) {
         const int n = std::min(step, count - start);
-        const WriteArgs to = write_of(sink, list[start]);
-        sums(rows, mask, list + start, n, 0, int(panels_.size()), sum, ws, written ? &to : nullptr);
+        sums(rows, mask, list + start, n, 0, int(panels_.size()), sum, ws, &sink);
         if (written) sent_whole(sink, list + start, n);
         else finish(list + start, n, sum, sink, ws);
     }
@@ -449,7 +446,7 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
                 }
             outs[size_t(loose++)] = sum + size_t(i) * stride;
             if (!written) return;
-            const WriteArgs to = write_of(sink, p);
+            const WriteArgs to = write_of(sink, p, 0);
             k.depthwise({1, taps, pointers, tile_.data(), stride, outs.data(), &to});
             loose = 0;
         };
@@ -470,12 +467,14 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
                 general(i++);
                 continue;
             }
-            const WriteArgs to = write_of(sink, p);
+            const WriteArgs to = write_of(sink, p, 0);
             DepthwiseRowArgs args{kw, length, step, {}, {}, tile_.data(), stride, sum + size_t(i) * stride, written ? &to : nullptr};
             for (int r = 0; r < kh; ++r) {
                 args.rows[r] = ry[r] >= 0 ? rows + (ptrdiff_t(ry[r]) * in.width + first) * stride : zeros;
                 args.advance[r] = ry[r] >= 0 ? stride : 0;
             }
+            if (!written)
+                for (int j = 0; j < length; ++j) fetch(sink, p + j, 0, stride);
             k.depthwise_row(args);
             i += length;
         }

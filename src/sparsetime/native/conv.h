@@ -93,10 +93,11 @@ class Conv {
 
     void dense(const float* value, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
     // The dense path in two parts, so that threads can share the output channels of a few pixels: sums of panels [first, last) of
-    // weights, round_up(out.channels, LANE) floats a pixel, and what follows them.
+    // weights, round_up(out.channels, LANE) floats a pixel, and what follows them. With a sink its state is asked for, and
+    // values that need no more than their sums are written at once.
     int panels() const { return int(panels_.size()); }
     void sums(const float* rows, const uint8_t* mask, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws,
-              const WriteArgs* write = nullptr) const;
+              const FinishArgs* sink = nullptr) const;
     void finish(const int32_t* pixel, int n, float* sum, FinishArgs& sink, Workspace& ws) const;
 
     void pixels(const Change& in, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;

@@ -29,7 +29,8 @@ template <int... I, class Body>
     (body(std::integral_constant<int, I>{}), ...);
 }
 
-constexpr int AHEAD = 12;
+constexpr int AHEAD = 12;  // pixels between one that is written and one whose memory is asked for
+
 template <int M, int V>
 void tile(const TileArgs& t) {
     Vec acc[M][V];
