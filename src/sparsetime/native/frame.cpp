@@ -31,7 +31,8 @@ struct Group {
     Group(int channels, int shift) {
         for (int p = 0; p < VL; ++p) stride |= uint64_t(1) << (p * channels);
         alignas(64) int32_t lanes[NARROW * VL] = {};
-        for (int e = 0; e < channels * VL; ++e) lanes[e] = (e / channels) << shift | e % channels;
+        for (int p = 0, e = 0; p < VL; ++p)
+            for (int c = 0; c < channels; ++c) lanes[e++] = p << shift | c;
         for (int k = 0; k < channels; ++k) place[k] = _mm512_load_si512(lanes + k * VL);
     }
     void emit(FrameArgs& f, int32_t pixel, uint64_t lanes, const float* change) const {
@@ -157,10 +158,25 @@ void compare_of(FrameArgs& all) {
     all.events = f.events;
 }
 
+// The VL floats from p + c on, c at most NARROW - 1, where whole vectors have just been stored at p and behind it: a load across
+// both would have to wait for them to reach the cache.
+inline Vec neighbours(const float* p, int c) {
+#if defined(__AVX512F__)
+    const __m512i low = _mm512_loadu_si512(p), high = _mm512_loadu_si512(p + VL);
+    switch (c) {
+        case 1: return reinterpret_cast<Vec>(_mm512_alignr_epi32(high, low, 1));
+        case 2: return reinterpret_cast<Vec>(_mm512_alignr_epi32(high, low, 2));
+        default: return reinterpret_cast<Vec>(_mm512_alignr_epi32(high, low, 3));
+    }
+#else
+    return load(p + c);
+#endif
+}
+
 // `pixel`: sums over channels of neighbouring lanes, of which those count that start a pixel.
+template <int C>
 void compare_pixels(FrameArgs& all) {
     FrameArgs f = all;  // a copy that no store can alias
-    const int C = f.channels;
     uint64_t starts = 0;
     for (int p = 0; p < VL; ++p) starts |= uint64_t(1) << (p * C);
 #if defined(__AVX512F__)
@@ -172,7 +188,7 @@ void compare_pixels(FrameArgs& all) {
         const float* y = f.y + i * C;
         float* v = f.value + ptrdiff_t(i) * C;
         const float* inverse = f.step_map ? f.step + ptrdiff_t(i) * C : f.step;
-        float squares[NARROW * VL + NARROW];
+        float squares[NARROW * VL + VL];
         if (pixels == VL) {
             for (int k = 0; k < elements; k += VL) {
                 const Vec scaled = (load(y + k) - load(v + k)) * load(inverse + k);
@@ -184,11 +200,11 @@ void compare_pixels(FrameArgs& all) {
                 squares[k] = scaled * scaled;
             }
         }
-        for (int k = 0; k < NARROW; ++k) squares[VL * C + k] = 0.0f;
+        store(squares + VL * C, Vec{});
         uint64_t lanes = 0;
         for (int k = 0; k < C; ++k) {
             Vec far = load(squares + k * VL);
-            for (int c = 1; c < C; ++c) far += load(squares + k * VL + c);
+            for (int c = 1; c < C; ++c) far += neighbours(squares + k * VL, c);
             lanes |= lanes_of(max(far - float(C), Vec{})) << (k * VL);
         }
         lanes &= starts;
@@ -239,7 +255,13 @@ void compare(FrameArgs& f) {
         case Encode::exact: return compare_of<Encode::exact>(f);
         case Encode::hold: return compare_of<Encode::hold>(f);
         case Encode::residual: return compare_of<Encode::residual>(f);
-        case Encode::pixel: return compare_pixels(f);
+        case Encode::pixel:
+            switch (f.channels) {
+                case 1: return compare_pixels<1>(f);
+                case 2: return compare_pixels<2>(f);
+                case 3: return compare_pixels<3>(f);
+                default: return compare_pixels<4>(f);
+            }
         default: return compare_of<Encode::change>(f);
     }
 }
