@@ -54,9 +54,7 @@ METHODS = {
     "exact": ("delta", EXACT),
     "set": ("delta", 'codec = "hold"\nlevels = 48\nepochs = 0\n'),  # thresholds alone, no training
     "hold": ("delta", 'codec = "hold"\nlevels = 32\n'),
-    "pixel": ("delta", 'codec = "pixel"\nlevels = 32\n'),
-    "pixel16": ("delta", 'codec = "pixel"\nlevels = 16\n'),
-    "pixel16long": ("delta", 'codec = "pixel"\nlevels = 16\nclip_length = 8\nbatch_size = 2\n'),
+    "pixel": ("delta", 'codec = "pixel"\n'),
     "hold64": ("delta", 'codec = "hold"\nlevels = 64\n'),  # thresholds half as large
 }
 

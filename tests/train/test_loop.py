@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import sparsetime
+from sparsetime.engine import Plan
+from sparsetime.run.planning import compile_file
 from sparsetime.train import Machine, Phase, TrainingError, load_run, schedule, train
 from sparsetime.train.loop import lr_factor
 from sparsetime.train.model import log_mean_softmax
@@ -95,6 +97,25 @@ def test_without_epochs_the_steps_are_set_and_the_weights_stay(clips: Path, tmp_
     # The range that calibration found, in so many levels.
     assert [layer.step.item() for layer in layers] == pytest.approx([layer.scale.item() / 8 for layer in layers])
     assert all(layer.scale.item() != 1 for layer in layers)
+
+
+def test_a_run_with_the_codec_pixel_becomes_a_plan_that_sends_whole_pixels(clips: Path, tmp_path: Path) -> None:
+    train(small_recipe(clips, epochs=3, codec="pixel"), tmp_path / "run", machine=MACHINE, quiet=True)
+    compile_file(str(tmp_path / "run"), tmp_path / "p.plan")
+    plan, (network, _) = Plan.load(tmp_path / "p.plan"), load_run(tmp_path / "run")
+    coded = [op for op in plan.ops if op.codec is not None]
+    assert len(coded) > 2
+    assert {op.codec["kind"] for op in coded if op.codec is not None} == {"pixel"}
+    generator = torch.Generator().manual_seed(0)
+    clip = torch.rand(1, 6, *plan.input_shape[1:], generator=generator)
+    clip[:, 1::2] = clip[:, ::2] + 0.05 * torch.rand(clip[:, ::2].shape, generator=generator)
+    network.model.eval()
+    with torch.no_grad():
+        expected = network.model(clip)
+    stream = plan.stream("reference", threads=1)
+    got = torch.stack([stream(frame) for frame in clip[0]])
+    torch.testing.assert_close(got.flatten(), expected.flatten(), rtol=1e-4, atol=1e-4)  # sums in another order
+    assert stream.op_density < 1
 
 
 def test_steps_are_calibrated_where_quantization_begins_and_the_input_keeps_its_step(

@@ -162,6 +162,8 @@ def test_unreadable_files(tmp_path: Path) -> None:
     [
         ({"weights": "w.npz"}, "hold", 32, 10.0),
         ({"weights": "w.npz", "codec": "exact"}, "exact", 16, 40.0),
+        ({"weights": "w.npz", "codec": "pixel"}, "pixel", 16, 10.0),
+        ({"weights": "w.npz", "codec": "pixel", "epochs": 0}, "pixel", 48, 10.0),
         ({"weights": "w.npz", "start": "vanilla"}, "exact", 16, 40.0),
         ({}, "exact", 16, 40.0),
         ({"codec": "hold", "levels": 7, "penalty": 3.0}, "hold", 7, 3.0),
@@ -177,5 +179,5 @@ def test_a_codec_is_read_from_plain_data() -> None:
     data = {"network": "small_cnn", "data": "clips", "codec": "hold"}
     assert from_dict(data).codec == "hold"
     assert from_dict({**data, "codec": None}).codec is None
-    with pytest.raises(RecipeError, match="key 'codec': expected one of 'exact', 'hold', 'residual', got 'x'"):
+    with pytest.raises(RecipeError, match="key 'codec': expected one of 'exact', 'hold', 'pixel', 'residual', got 'x'"):
         from_dict({**data, "codec": "x"})

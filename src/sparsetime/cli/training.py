@@ -91,6 +91,10 @@ def train(
     step_lr: Annotated[
         float | None, typer.Option(help="Peak learning rate of the steps, as a share of their size.")
     ] = None,
+    codec: Annotated[
+        Literal["exact", "hold", "pixel", "residual"] | None,
+        typer.Option(help="How layers decide what to send; pixel for networks that will run on a CPU."),
+    ] = None,
     levels: Annotated[int | None, typer.Option(metavar="N", help="Steps in a layer's range at the start.")] = None,
     percentile: Annotated[float | None, typer.Option(help="Percentile of an activation that is its range.")] = None,
     validate: Annotated[
@@ -132,6 +136,7 @@ def train(
         "lr": lr,
         "head_lr": head_lr,
         "step_lr": step_lr,
+        "codec": codec,
         "levels": levels,
         "percentile": percentile,
         "validate": validate,

@@ -72,13 +72,15 @@ class Recipe:
         warmup: share of the run over which the learning rate rises; it then falls as a cosine.
         clip_gradient: largest norm of the gradient; 0 leaves it as it is.
         levels, percentile: a step starts at (percentile of the layer's activation) / levels; levels None for 16, with
-            the codecs ``hold`` and ``pixel``, whose error reaches a whole step, for 32, and without training for 48.
+            the codec ``hold``, whose error reaches a whole step, for 32; with ``hold`` and ``pixel`` and without
+            training for 48.
         calibration_clips: training clips from which the steps are set.
         freeze_input_step: keep the step of the input as calibrated; trained with a small penalty it shrinks to
             nothing, and the camera's noise then makes the first layer dense.
         rule, granularity: of the quantizer, see ``sparsetime.sparsify``.
         codec: None for ``hold`` on top of trained weights, ``exact`` from scratch. Noise flips codes at their edges, so
-            ``exact`` has to move the whole network before little changes; ``hold`` is still from the start.
+            ``exact`` has to move the whole network before little changes; ``hold`` is still from the start. ``pixel``
+            sends whole pixels, which cost a CPU less: for networks that will run on one.
         include, exclude: name patterns of the layers that become sparse.
         input_size: (H, W) for the network, None for its own.
         precision: ``32`` or ``bf16-mixed``.
@@ -192,9 +194,15 @@ def resolve(recipe: Recipe, *, trained: bool) -> Recipe:
         lr=lr,
         distill=distill,
         codec=codec,
-        levels=recipe.levels or ((32 if recipe.epochs else 48) if holds else 16),
+        levels=recipe.levels or _levels(recipe, codec),
         head_lr=lr * (10 if fresh_head else 1) if recipe.head_lr is None else recipe.head_lr,
     )
+
+
+def _levels(recipe: Recipe, codec: Codec) -> int:
+    if recipe.method != "delta" or codec in ("exact", "residual"):
+        return 16
+    return 48 if recipe.epochs == 0 else 32 if codec == "hold" else 16
 
 
 @dataclass(frozen=True)
