@@ -162,11 +162,17 @@ int settle_of(const float* z, ptrdiff_t pixel, int c, int count, const Settle& s
     int sent = 0;
     for (int first = 0; first < count; first += BYTE_BLOCK) {
         const int n = count - first < BYTE_BLOCK ? count - first : BYTE_BLOCK;
+        const auto codes = [&](int i) { return scale.code(activate<A>(load(z + first + i), s.act, s.act_a, s.act_b)); };
+#if defined(__AVX512BW__)
+        const auto bytes = [&](int i) { return i < n ? _mm512_cvtepi32_epi8(__m512i(codes(i))) : _mm_setzero_si128(); };
+        const __m512i code = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set_m128i(bytes(16), bytes(0))), _mm256_set_m128i(bytes(48), bytes(32)), 1);
+#else
         uint8_t code[BYTE_BLOCK + VL];
         for (int i = 0; i < n; i += VL) {
-            const Int m = scale.code(activate<A>(load(z + first + i), s.act, s.act_a, s.act_b));
+            const Int m = codes(i);
             for (int l = 0; l < VL; ++l) code[i + l] = uint8_t(m[l]);
         }
+#endif
         sent += send(code, s, pixel, c + first, n);
     }
     return sent;
