@@ -84,12 +84,13 @@ def _window_sums(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _blended(x: Tensor, rows: Tensor, row_weights: Tensor, columns: Tensor, column_weights: Tensor) -> Tensor:
-    """sum_ab row_weights[i, a] column_weights[j, b] x[rows[i, a], columns[j, b]], a before b."""
+    """Every row to its new width, line[j] = sum_b column_weights[j, b] x[columns[j, b]], then sums of these rows."""
+    lines = x.new_zeros((*x.shape[:-1], len(columns)))
+    for b in range(columns.shape[1]):
+        lines = lines + column_weights[:, b] * x[..., columns[:, b].long()]
     total = x.new_zeros((*x.shape[:-2], len(rows), len(columns)))
     for a in range(rows.shape[1]):
-        for b in range(columns.shape[1]):
-            weight = row_weights[:, a, None] * column_weights[None, :, b]
-            total = total + weight * x[..., rows[:, a].long(), :][..., columns[:, b].long()]
+        total = total + row_weights[:, a, None] * lines[..., rows[:, a].long(), :]
     return total
 
 

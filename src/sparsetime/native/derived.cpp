@@ -113,7 +113,7 @@ void Stream::derive(int number) {
     for (int i = 0; i < x.active_count; ++i) changed[size_t(x.active[i] / x.shape.width)] = 1;
     expand(number, flush_ ? nullptr : changed.data());
     change.active_count = 0;
-    change.events = write_derived(number, changed.data(), array_of(node.outputs[0]));
+    change.events = write_derived(number, flush_ ? nullptr : changed.data(), array_of(node.outputs[0]));
 }
 
 }  // namespace sparsetime

@@ -162,11 +162,17 @@ int settle_of(const float* z, ptrdiff_t pixel, int c, int count, const Settle& s
     int sent = 0;
     for (int first = 0; first < count; first += BYTE_BLOCK) {
         const int n = count - first < BYTE_BLOCK ? count - first : BYTE_BLOCK;
+        const auto codes = [&](int i) { return scale.code(activate<A>(load(z + first + i), s.act, s.act_a, s.act_b)); };
+#if defined(__AVX512BW__)
+        const auto bytes = [&](int i) { return i < n ? _mm512_cvtepi32_epi8(__m512i(codes(i))) : _mm_setzero_si128(); };
+        const __m512i code = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set_m128i(bytes(16), bytes(0))), _mm256_set_m128i(bytes(48), bytes(32)), 1);
+#else
         uint8_t code[BYTE_BLOCK + VL];
         for (int i = 0; i < n; i += VL) {
-            const Int m = scale.code(activate<A>(load(z + first + i), s.act, s.act_a, s.act_b));
+            const Int m = codes(i);
             for (int l = 0; l < VL; ++l) code[i + l] = uint8_t(m[l]);
         }
+#endif
         sent += send(code, s, pixel, c + first, n);
     }
     return sent;
@@ -232,14 +238,13 @@ void resize_of(const IntResizeArgs& given, const Settle& all) {
         for (int c = 0; c < s.channels; c += BYTE_BLOCK) {
             const int n = s.channels - c < BYTE_BLOCK ? s.channels - c : BYTE_BLOCK;
             float z[BYTE_BLOCK];
-            if (two && r.row_weight[0] * weight[0] != 0.0f && r.row_weight[0] * weight[1] != 0.0f && r.row_weight[1] * weight[0] != 0.0f &&
-                r.row_weight[1] * weight[1] != 0.0f) {
-                const Vec w00 = splat(r.row_weight[0] * weight[0]), w01 = splat(r.row_weight[0] * weight[1]);
-                const Vec w10 = splat(r.row_weight[1] * weight[0]), w11 = splat(r.row_weight[1] * weight[1]);
+            if (two) {
+                const Vec upper = splat(r.row_weight[0]), lower = splat(r.row_weight[1]), first = splat(weight[0]), second = splat(weight[1]);
                 const ptrdiff_t left = ptrdiff_t(column[0]) * r.stride + c, right = ptrdiff_t(column[1]) * r.stride + c;
                 const float *top = r.row[0], *bottom = r.row[1];
                 const auto sum = [&](int i) {
-                    return ((w00 * load(top + left + i) + w01 * load(top + right + i)) + w10 * load(bottom + left + i)) + w11 * load(bottom + right + i);
+                    return upper * (first * load(top + left + i) + second * load(top + right + i)) +
+                           lower * (first * load(bottom + left + i) + second * load(bottom + right + i));
                 };
                 if (DIRECT) {
                     float* value = s.values + ptrdiff_t(r.pixel[p]) * s.value_stride + c;
@@ -255,14 +260,16 @@ void resize_of(const IntResizeArgs& given, const Settle& all) {
                 }
                 for (int i = 0; i < n; i += VL) store(z + i, sum(i));
             } else {
-                for (int i = 0; i < n; i += VL) store(z + i, Vec{});
-                for (int a = 0; a < r.row_taps; ++a)
-                    for (int b = 0; b < r.column_taps; ++b) {
-                        const float w = r.row_weight[a] * weight[b];
-                        if (w == 0.0f) continue;
-                        const float* from = r.row[a] + ptrdiff_t(column[b]) * r.stride + c;
-                        for (int i = 0; i < n; i += VL) store(z + i, load(z + i) + splat(w) * load(from + i));
+                for (int i = 0; i < n; i += VL) {
+                    Vec total{};
+                    for (int a = 0; a < r.row_taps; ++a) {
+                        Vec line{};
+                        for (int b = 0; b < r.column_taps; ++b)
+                            line += splat(weight[b]) * load(r.row[a] + ptrdiff_t(column[b]) * r.stride + c + i);
+                        total += splat(r.row_weight[a]) * line;
                     }
+                    store(z + i, total);
+                }
             }
             sent += settle_from(z, r.pixel[p], c, n, s);
         }

@@ -110,8 +110,7 @@ struct IntPixelArgs {
     int64_t events;             // out
 };
 
-// A resize: outputs of one line as sums of rows of floats. sum_a sum_b (row_weight[a] column_weight[b]) row[a][column[b]], in this order and without
-// the terms whose weight is 0.
+// A resize: outputs of one line as sums of rows of floats. sum_a row_weight[a] (sum_b column_weight[b] row[a][column[b]]), in this order.
 struct IntResizeArgs {
     int pixels;
     const int32_t* pixel;       // [pixels]: place in the output

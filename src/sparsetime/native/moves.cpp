@@ -219,6 +219,22 @@ void Stream::move(const Node& node) {
                 }
             });
         default:  // resize
+            if (program_->integer)  // narrow maps, in the order of int8 plans; others see resize_rows
+                return rows(node, y, list, n, true, [&](const int32_t* pixel, int count, float* sum, int stride) {
+                    const int width = program_->values[size_t(node.inputs[0])].map.width;
+                    const size_t K = size_t(node.row_taps), L = size_t(node.column_taps);
+                    for (int i = 0; i < count; ++i, sum += stride) {
+                        const size_t oy = size_t(pixel[i] / out.width), ox = size_t(pixel[i] % out.width);
+                        for (int c = 0; c < C; ++c) {
+                            sum[c] = 0.0f;
+                            for (size_t a = oy * K; a < (oy + 1) * K; ++a) {
+                                float line = 0.0f;
+                                for (size_t b = ox * L; b < (ox + 1) * L; ++b) line += node.column_weights[b] * row(0, node.rows[a] * width + node.columns[b])[c];
+                                sum[c] += node.row_weights[a] * line;
+                            }
+                        }
+                    }
+                });
             return rows(node, y, list, n, dense, [&](const int32_t* pixel, int count, float* sum, int stride) {
                 const int width = program_->values[size_t(node.inputs[0])].map.width;
                 constexpr int TAPS = 16;

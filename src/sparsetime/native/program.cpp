@@ -105,7 +105,8 @@ Program::Program(const std::vector<std::vector<int64_t>>& shapes, const std::vec
 void Program::spare() {
     for (Node& n : nodes) {
         const Value& y = values[size_t(n.outputs[0])];
-        if (n.kind == Kind::resize && n.encode == Encode::linear) n.derived = y.consumers.empty();
+        const bool plain = integer ? n.act == Act::none && !y.coded : n.encode == Encode::linear;
+        if (n.kind == Kind::resize && plain) n.derived = y.consumers.empty();
         if (n.kind != Kind::cat_channels || !n.carries || y.shape.size() != 4 || n.inputs.size() > size_t(MOST_JOINED)) continue;
         n.derived = true;
         for (int consumer : y.consumers) n.derived = n.derived && nodes[size_t(consumer)].kind == Kind::channels && nodes[size_t(consumer)].carries;
