@@ -234,7 +234,7 @@ def test_a_cut_is_a_new_start(backend, precision):
     if precision == "int8":
         plan = quantised_plan(plan, [still, -still])
     stream, unflushed, fresh = (plan.stream(backend=backend, flush=f) for f in (100.0, 0.0, 0.0))
-    for changes, cut in ((16, False), (17, True), (0, False), (40, True), (1, False)):  # of 40 elements; CUT is 0.4
+    for changes, cut in ((12, False), (13, True), (0, False), (40, True), (1, False)):  # of 40 elements; CUT is 0.3
         for s in (stream, unflushed):
             s.reset()
             s(still)

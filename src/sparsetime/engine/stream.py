@@ -18,8 +18,8 @@ __all__ = ["Snapshot", "Stream", "StreamBusyError", "StreamError", "nested"]
 
 Array = NDArray[Any]
 
-CUT = 0.4
-"""Share of the input's elements above which a flush costs no more than the changes do (docs/results.md)."""
+CUT = 0.3
+"""Share of the input's elements above which a flush costs about what the changes do (docs/results.md)."""
 
 
 class StreamError(ValueError):
