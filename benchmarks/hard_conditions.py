@@ -4,7 +4,7 @@
     python benchmarks/hard_conditions.py cuts --data ../shared/data --out runs/hard
     python benchmarks/hard_conditions.py table --out runs/hard --markdown hard.md
 
-Plain pretrained networks with their default `hold` thresholds, calibrated on the video. Stream and the fastest dense
+Plain pretrained networks with the default codec and thresholds, calibrated on the video, flushed as `run` does. Stream and the fastest dense
 runtime take turns frame by frame; the whole is repeated, and the median over the repeats is a frame's time, so that the
 worst frame is the stream's and not the machine's. Ratios are dense / stream: 1 is as fast as dense.
 
@@ -144,7 +144,7 @@ def main() -> None:
         p.add_argument("--data", type=Path, required=True)
         p.add_argument("--codec", choices=CODECS, default="pixel")
         p.add_argument("--repeats", type=int, default=3)
-        p.add_argument("--flush", type=float, default=0.0, help="see `Stream`; `sparsetime run` has 1")
+        p.add_argument("--flush", type=float, default=1.0, help="see `Stream`; 0: never flushed")
         p.add_argument("--wall", action="store_true", help="take wall time instead of CPU time: on an idle machine")
         p.add_argument("--again", action="store_true", help="take all times anew")
         p.set_defaults(function=function)

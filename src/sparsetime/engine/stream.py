@@ -95,7 +95,7 @@ class Stream:
         flush: 0, or after how much change the stream starts again, which takes away what `hold` and `residual` have
             kept back: a frame is the first of a new stream once the events since the last such frame have asked for
             the operations of `flush` dense frames, or if it sends more than `CUT` of the input's elements, as behind a
-            scene cut: then that costs less than its changes would. With 1 the other flushes cost at most as many
+            scene cut: that costs about what its changes would. With 1 the other flushes cost at most as many
             operations as the changes do, and a still picture is never flushed.
 
     Raises:
