@@ -4,9 +4,9 @@
     python benchmarks/hard_conditions.py cuts --data ../shared/data --out runs/hard
     python benchmarks/hard_conditions.py table --out runs/hard --markdown hard.md
 
-Plain pretrained networks with the default codec and thresholds, calibrated on the video, flushed as `run` does. Stream and the fastest dense
-runtime take turns frame by frame; the whole is repeated, and the median over the repeats is a frame's time, so that the
-worst frame is the stream's and not the machine's. Ratios are dense / stream: 1 is as fast as dense.
+Plain pretrained networks with the default codec and thresholds, calibrated on the video, flushed as `run` does. Stream
+and the fastest dense runtime take turns clip by clip; the whole is repeated, and the median over the repeats is a
+frame's time, so that the worst frame is the stream's and not the machine's. Ratios are dense / stream: 1 is as fast as dense.
 
     moving      every video of a moving camera: median and worst frame
     cuts        one sequence: quiet spells between cuts from one video to another, exposures of 1.3 and back, and a

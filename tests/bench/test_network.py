@@ -23,6 +23,11 @@ def plan() -> Plan:
     return sparsetime.compile(network.made("small_cnn", SIZE), torch.zeros(SHAPE), codec="hold", steps=1.0)
 
 
+@pytest.fixture(scope="module")
+def clip() -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(there_and_back(SHAPE, "elements", 1.0)[:4]))
+
+
 @pytest.mark.parametrize("pattern", ["elements", "clustered"])
 @pytest.mark.parametrize("wanted", [0.2, 0.05])
 def test_density_is_brought_about_and_stays(plan: Plan, pattern: Pattern, wanted: float) -> None:
@@ -32,6 +37,27 @@ def test_density_is_brought_about_and_stays(plan: Plan, pattern: Pattern, wanted
     run_clip(stream, frames)
     for _ in range(10):
         assert op_density(prepared, run_clip(stream, frames)) == pytest.approx(wanted, rel=0.15)
+
+
+def test_pixels_of_int8_plans_come_in_the_wanted_density(clip: torch.Tensor) -> None:
+    module = network.made("small_cnn", SIZE)
+    plan = sparsetime.compile(module, clip[:1], codec="pixel", steps=clip, precision="int8")
+    frames = there_and_back(SHAPE, "elements", 0.2)
+    prepared = with_density(plan, frames, 0.2)
+    stream = prepared.stream()
+    run_clip(stream, frames)
+    # Thresholds are whole numbers of squares of codes, and the last layers have few pixels.
+    assert op_density(prepared, run_clip(stream, frames)) == pytest.approx(0.2, rel=0.3)
+
+
+def test_thresholds_of_int8_pixels_by_hand(clip: torch.Tensor) -> None:
+    plan = sparsetime.compile(network.made("small_cnn", SIZE), clip[:1], codec="pixel", steps=clip, precision="int8")
+    first = plan.ops[0]
+    assert first.codec is not None
+    changed = with_thresholds(plan, {first.name: 1.5})
+    assert changed.tensors[first.codec["threshold"]].tolist() == [round(3 * 1.5**2)]  # three channels
+    huge = with_thresholds(plan, {first.name: 1e9})
+    assert huge.tensors[first.codec["threshold"]].tolist() == [3 * 255**2]
 
 
 def test_density_one_holds_nothing_back(plan: Plan) -> None:

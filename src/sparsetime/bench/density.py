@@ -35,7 +35,8 @@ _POWER = 0.3  # at a share of 5 % of a normal distribution d log share / d log t
 def with_thresholds(plan: Plan, thresholds: Mapping[str, float]) -> Plan:
     """The same plan with other thresholds, by the names of operations.
 
-    Thresholds of int8 plans are whole codes; one of 1.3 is 1 for seven channels of ten and 2 for three.
+    Thresholds of int8 plans are whole codes; one of 1.3 is 1 for seven channels of ten and 2 for three. By `pixel` they
+    are the root of the mean square over the channels.
     """
     tensors = dict(plan.tensors)
     for op in plan.ops:
@@ -44,9 +45,14 @@ def with_thresholds(plan: Plan, thresholds: Mapping[str, float]) -> Plan:
         assert op.codec is not None
         if plan.precision == "float32":
             tensors[op.codec["tensor"]] = np.asarray([thresholds[op.name]], np.float32)
+            continue
+        shape = plan.values[op.output]
+        channels = shape[channel_axis(shape)]
+        if op.codec.get("pixel"):
+            squares = min(thresholds[op.name], 255.0) ** 2 * channels
+            tensors[op.codec["threshold"]] = np.asarray([round(squares)], np.int32)
         else:
-            shape = plan.values[op.output]
-            spread = np.arange(shape[channel_axis(shape)]) * _GOLDEN % 1
+            spread = np.arange(channels) * _GOLDEN % 1
             tensors[op.codec["threshold"]] = np.minimum(np.floor(thresholds[op.name] + spread), 255).astype(np.int32)
     return replace(plan, tensors=tensors)
 

@@ -29,6 +29,7 @@ from sparsetime.bench.opponents import LIMITS, RANDOM_LIMITS, Network, Opponent,
 from sparsetime.bench.patterns import Pattern, there_and_back
 from sparsetime.bench.timing import Clock, Step, fastest, quartiles, ratio, take_turns
 from sparsetime.bench.verify import verify
+from sparsetime.convert.steps import DEFAULT_CODECS
 from sparsetime.engine import OpStats, Plan
 
 __all__ = ["AREAS", "CASES", "DENSITIES", "PATTERNS", "Case", "clips", "controlled", "growth", "made", "still", "table"]
@@ -62,7 +63,7 @@ CASES = (
 
 
 class Settings(NamedTuple):
-    """What all parts share; see `take_turns` for rounds, repeats and clock. The codec is that of float32 plans."""
+    """What all parts share; see `take_turns` for rounds, repeats and clock. codec None: what `compile` takes."""
 
     threads: Sequence[int] = (1, 2)
     precisions: Sequence[Precision] = ("float32",)
@@ -70,7 +71,7 @@ class Settings(NamedTuple):
     rounds: int = 12
     repeats: int = 4
     clock: Clock = "wall"
-    codec: str = "pixel"
+    codec: str | None = None
 
 
 DEFAULTS = Settings()
@@ -203,7 +204,7 @@ def controlled(
     arena = _Arena(module, noise, settings)
     rows: list[dict[str, Any]] = []
     for precision in [p for p in settings.precisions if p != "bfloat16"]:
-        codec = settings.codec if precision == "float32" else "hold"
+        codec = settings.codec or DEFAULT_CODECS[precision]
         plan = _with_codecs(module, noise, precision, codec)
         for pattern in patterns:
             for density in densities:
@@ -239,7 +240,7 @@ def growth(
     """
     module = made(case.network, case.size)
     shape = (1, 3, *case.size)
-    plan = sparsetime.compile(module, torch.zeros(shape), codec=settings.codec, steps=1.0)
+    plan = sparsetime.compile(module, torch.zeros(shape), codec=settings.codec or DEFAULT_CODECS["float32"], steps=1.0)
     plan = with_density(plan, there_and_back(shape, "clustered", 0.1), 0.1)
     arena = _Arena(module, there_and_back(shape, "elements", 1.0), settings)
     rows: list[dict[str, Any]] = []
@@ -273,7 +274,7 @@ def still(
     """A still frame, again and again: what is left of the cost when nothing changes."""
     module = made(network, size)
     shape = (1, 3, *size)
-    plan = sparsetime.compile(module, torch.zeros(shape), codec=settings.codec, steps=1e-3)
+    plan = sparsetime.compile(module, torch.zeros(shape), codec=settings.codec or DEFAULT_CODECS["float32"], steps=1e-3)
     frames = there_and_back(shape, "elements", 0.0)
     arena = _Arena(module, frames, settings)
     rows: list[dict[str, Any]] = []
@@ -293,7 +294,7 @@ def start(network: str = "mobilenet_v2") -> dict[str, float]:
     module = networks.create(network).eval()
     frame = torch.randn(1, 3, *module.spec.input_size)
     begin = time.perf_counter()
-    plan = sparsetime.compile(module, frame, codec=DEFAULTS.codec)
+    plan = sparsetime.compile(module, frame, codec=DEFAULT_CODECS["float32"])
     compiled = time.perf_counter() - begin
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.plan"

@@ -127,7 +127,9 @@ def network_command(
     density: DensityOption = None,
     threads: ThreadsOption = [1, 2],  # noqa: B006
     precision: PrecisionOption = ALL_PRECISIONS,
-    codec: Annotated[Literal["hold", "pixel"], typer.Option(help="Of the streams in float32.")] = "pixel",
+    codec: Annotated[
+        Literal["hold", "pixel"] | None, typer.Option(help="Of the streams.  [default: pixel, in int8 hold]")
+    ] = None,
     compiled: Annotated[bool, typer.Option(help="PyTorch compiled too: needs a C++ compiler, and minutes.")] = True,
     rounds: RoundsOption = 12,
     clock: ClockOption = "wall",

@@ -10,16 +10,13 @@ from typing import Any
 import torch
 
 import sparsetime
+from sparsetime.convert.steps import DEFAULT_CODECS
 from sparsetime.engine.crossover import measured
 from sparsetime.run.models import Model, ModelError, load_model
 from sparsetime.run.sources import Source, SourceError
 from sparsetime.video.reader import Frames
 
-__all__ = ["DEFAULT_CODECS", "compile_file", "spread"]
-
-DEFAULT_CODECS = {"float32": "pixel", "int8": "hold"}
-"""Of a plain network, by precision."""
-"""Of plain networks: with `exact` the noise of a camera flips codes, and a third to half of the operations stay."""
+__all__ = ["compile_file", "spread"]
 
 _FRAMES = 16  # to calibrate on
 
