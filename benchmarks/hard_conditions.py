@@ -6,7 +6,8 @@
 
 Plain pretrained networks with the default codec and thresholds, calibrated on the video, flushed as `run` does. Stream
 and the fastest dense runtime take turns clip by clip; the whole is repeated, and the median over the repeats is a
-frame's time, so that the worst frame is the stream's and not the machine's. Ratios are dense / stream: 1 is as fast as dense.
+frame's time, so that the worst frame is the stream's and not the machine's. Ratios are dense / stream: 1 is as fast as
+dense.
 
     moving      every video of a moving camera: median and worst frame
     cuts        one sequence: quiet spells between cuts from one video to another, exposures of 1.3 and back, and a
