@@ -50,7 +50,7 @@ results: $(READY) bench
 	$(BIN)/python benchmarks/training_step.py --threads 2
 	$(BIN)/python benchmarks/real_video.py run --data $(DATA) --out runs/real
 	$(BIN)/python benchmarks/real_video.py table --out runs/real --json runs/real.json
-	$(BIN)/python benchmarks/trained_stream.py runs/real/uti-mbv2-hold-* --data $(DATA)/ut_interaction \
+	$(BIN)/python benchmarks/trained_stream.py runs/real/uti-mbv2-pixel-* --data $(DATA)/ut_interaction \
 	  --threads 1 2 --json runs/stream.json
 	$(BIN)/python benchmarks/long_run.py --data $(DATA) --json runs/long_run.json --svg runs/drift.svg
 	$(BIN)/python benchmarks/real_streams.py quality --data $(DATA) --out runs/streams
