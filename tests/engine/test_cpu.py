@@ -12,7 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from random_plans import MAP_KINDS, examples, frames, plans
+from torch import nn
 
+import sparsetime
 from sparsetime.engine import FrameError, InputSpec, Op, Plan
 from sparsetime.engine.cpu import Native
 from sparsetime.engine.reference import Reference
@@ -321,3 +323,25 @@ def test_a_frame_that_is_not_finite_leaves_the_stream_as_it_was(isa, wrong, layo
         stream(LAYOUTS[layout](bad))
     np.testing.assert_array_equal(stream.snapshot()["0.value"], first)
     np.testing.assert_array_equal(stream(LAYOUTS[layout](frame + 2)), frame.transpose(2, 0, 1)[None] + 2)
+
+
+@pytest.mark.parametrize("codec", ["hold", "pixel"])
+@pytest.mark.parametrize("channels", [32, 40, 100])
+def test_a_first_frame_of_sums_in_several_passes_over_their_terms(isa, codec, channels):
+    """Numbers of few bits, so that no order of 7200 terms rounds."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 800, 1), nn.ReLU(), nn.Conv2d(800, channels, 3, 1, 1), nn.ReLU6(), nn.Conv2d(channels, 800, 1)
+    ).eval()
+    for parameter in module.parameters():
+        nn.init.uniform_(parameter, -2, 2)
+        parameter.data.round_().div_(4)
+    plan = sparsetime.compile(module, torch.zeros(1, 3, 5, 7), codec=codec, steps=0.5)
+    native, reference = Native(plan), Reference(plan)
+    for frame in frames(plan, 3, seed=1, dyadic=True):
+        native.reset()
+        reference.reset()
+        for got, expected in zip(native.run(frame), reference.run(frame), strict=True):
+            np.testing.assert_array_equal(got, expected)
+        for name, expected in reference.state().items():
+            np.testing.assert_array_equal(native.state()[name], expected, err_msg=name)
