@@ -73,6 +73,10 @@ class Settings(NamedTuple):
     clock: Clock = "wall"
     codec: str | None = None
 
+    def codec_of(self, precision: str) -> str:
+        """Of the plans of a precision."""
+        return self.codec or DEFAULT_CODECS[precision]
+
 
 DEFAULTS = Settings()
 
@@ -204,7 +208,7 @@ def controlled(
     arena = _Arena(module, noise, settings)
     rows: list[dict[str, Any]] = []
     for precision in [p for p in settings.precisions if p != "bfloat16"]:
-        codec = settings.codec or DEFAULT_CODECS[precision]
+        codec = settings.codec_of(precision)
         plan = _with_codecs(module, noise, precision, codec)
         for pattern in patterns:
             for density in densities:
@@ -240,7 +244,7 @@ def growth(
     """
     module = made(case.network, case.size)
     shape = (1, 3, *case.size)
-    plan = sparsetime.compile(module, torch.zeros(shape), codec=settings.codec or DEFAULT_CODECS["float32"], steps=1.0)
+    plan = sparsetime.compile(module, torch.zeros(shape), codec=settings.codec_of("float32"), steps=1.0)
     plan = with_density(plan, there_and_back(shape, "clustered", 0.1), 0.1)
     arena = _Arena(module, there_and_back(shape, "elements", 1.0), settings)
     rows: list[dict[str, Any]] = []
@@ -274,7 +278,7 @@ def still(
     """A still frame, again and again: what is left of the cost when nothing changes."""
     module = made(network, size)
     shape = (1, 3, *size)
-    plan = sparsetime.compile(module, torch.zeros(shape), codec=settings.codec or DEFAULT_CODECS["float32"], steps=1e-3)
+    plan = sparsetime.compile(module, torch.zeros(shape), codec=settings.codec_of("float32"), steps=1e-3)
     frames = there_and_back(shape, "elements", 0.0)
     arena = _Arena(module, frames, settings)
     rows: list[dict[str, Any]] = []
@@ -294,7 +298,7 @@ def start(network: str = "mobilenet_v2") -> dict[str, float]:
     module = networks.create(network).eval()
     frame = torch.randn(1, 3, *module.spec.input_size)
     begin = time.perf_counter()
-    plan = sparsetime.compile(module, frame, codec=DEFAULT_CODECS["float32"])
+    plan = sparsetime.compile(module, frame, codec=DEFAULTS.codec_of("float32"))
     compiled = time.perf_counter() - begin
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.plan"

@@ -175,10 +175,7 @@ class IntegerReference(Reference):
     def run(self, frame: NDArray[Any]) -> list[NDArray[Any]]:
         plan = self._plan
         frame = normalised(frame, plan.input)
-        if self._values and self._is_cut(frame):
-            self.reset()
-        flush = self.flushed = not self._values
-        self._refresh = False
+        flush, self._refresh = self._begins(frame), False
         changed: dict[int, Tensor] = {}
         stats = []
         for number, op in enumerate(plan.ops):

@@ -205,9 +205,7 @@ class Reference:
 
     def run(self, frame: NDArray[Any]) -> list[NDArray[Any]]:
         frame = normalised(frame, self._plan.input)
-        if self._values and self._is_cut(frame):
-            self.reset()
-        flush = self.flushed = not self._values
+        flush = self._begins(frame)
         dense = flush or self._refresh
         self._refresh = False
         deltas: dict[int, Tensor] = {}
@@ -243,9 +241,14 @@ class Reference:
         """The input's new value, given the last one."""
         return encode(torch.from_numpy(frame).to(self._dtype), old, self._plan.ops[0].codec, self._steps[0])
 
-    def _is_cut(self, frame: NDArray[Any]) -> bool:
-        old = self._values[self._plan.ops[0].output]
-        return int((self.sensed(frame, old) != old).sum()) > self._cut * old.numel()
+    def _begins(self, frame: NDArray[Any]) -> bool:
+        """Whether this frame is the first of a stream; a cut makes it so."""
+        if self._values and self._cut < 1:
+            old = self._values[self._plan.ops[0].output]
+            if int((self.sensed(frame, old) != old).sum()) > self._cut * old.numel():
+                self.reset()
+        self.flushed = not self._values
+        return self.flushed
 
     def _accumulate(self, number: int, op: Op, deltas: dict[int, Tensor], dense: bool) -> Tensor:
         """z of a linear operation: from scratch, or what it was plus L of the deltas."""

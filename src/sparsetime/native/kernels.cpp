@@ -62,6 +62,7 @@ void tile(const TileArgs& t) {
         }
     }
     if (t.write) {
+        // What `write` does, one choice for all vectors instead of three for each.
         const WriteArgs w = *t.write;  // a copy that no store can alias
         if (w.extra)
             all([&](auto i, auto v) __attribute__((always_inline)) { acc[i][v] += load(w.extra + i * w.stride + v * VL); });
