@@ -130,6 +130,42 @@ def camera_plan(channels: int, color: str, codec: str | None) -> Plan:
     return Plan("camera", ((1, channels, 20, 37),), ops, (0,), {"output": 0}, {"step": step} if codec else {}, spec)
 
 
+def depthwise_plan(width: int, kernel: int, stride: int, dilation: int, channels: int, bounds: Any) -> Plan:
+    """A depthwise convolution of a map of 6 rows, and one of single pixels, to which it is added."""
+    rng = np.random.default_rng(width + kernel)
+    before = dilation * (kernel // 2)
+    after = before - (stride - 1)
+    conv = {"stride": [stride] * 2, "padding": [before, after] * 2, "dilation": [dilation] * 2, "groups": channels}
+    point = {"stride": [1, 1], "padding": [0] * 4, "dilation": [1, 1], "groups": 1}
+    codec = {"kind": "pixel", "tensor": "step"}
+    tensors = {
+        "kernel": rng.integers(-2, 3, (channels, 1, kernel, kernel)) / 2,
+        "mix": rng.integers(-1, 2, (channels, channels, 1, 1)) / 2,
+        "bias": rng.integers(-2, 3, channels) / 2,
+        "step": rng.choice([0.5, 1.0, 2.0], channels),
+    }
+    ops = (
+        Op("input", "input", (), (0,), codec=codec),
+        Op("conv2d", "depthwise", (0,), (1,), conv, {"weight": "kernel", "bias": "bias"},
+           {"kind": "clamp", "min": bounds[0], "max": bounds[1]}, codec),
+        Op("conv2d", "mix", (1, 1), (2,), point, {"weight": "mix"}, None, codec),
+    )  # fmt: skip
+    small = (1, channels, 6 // stride, width // stride)
+    values = ((1, channels, 6, width), small, small)
+    return Plan("depthwise", values, ops, (2,), {"output": 0}, {k: v.astype(np.float32) for k, v in tensors.items()})
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation"), [(3, 1, 1), (3, 2, 1), (5, 1, 1), (5, 2, 1), (3, 1, 2), (3, 1, 4), (3, 1, 3)]
+)
+def test_depthwise_convolutions_compare_as_the_reference_does(isa, kernel, stride, dilation):
+    """At the borders, in maps narrower than the kernel, in runs of all lengths, where a bound fills padding."""
+    for width in (2, 3, 4, 7, 12, 19):
+        for channels, bounds in ((20, (0.0, 6.0)), (70, (0.5, 3.0)), (16, (0.0, None))):
+            plan = depthwise_plan(width, kernel, stride, dilation, channels, bounds)
+            check_equal(plan, seed=width, threads=1 + width % 2)
+
+
 def resized_plan(channels: int, row_taps: int, column_taps: int) -> Plan:
     """A map of 7 x 9 that is resized to 12 x 21, which only the caller reads."""
     rng = np.random.default_rng(channels)

@@ -21,12 +21,16 @@ typename V::value_type* sized(V& v, size_t n) {
     return v.data();
 }
 
-// Asks for channels [from, to) of a pixel's state, which comes from afar, before its sums are computed.
-inline void fetch(const FinishArgs& sink, int32_t pixel, int from, int to) {
+constexpr int LATER = 24;  // pixels between one whose sums are computed and one whose memory is asked for
+
+// Asks for channels [from, to) of a pixel's state, which comes from afar, before its sums are computed. Inlined always: calls of a
+// function that does nothing else are left out by compilers.
+[[gnu::always_inline]] inline void fetch(const FinishArgs& sink, int32_t pixel, int from, int to) {
     const ptrdiff_t row = ptrdiff_t(pixel) * sink.stride;
     for (int c = from; c < to; c += LANE) {
         __builtin_prefetch(sink.value + row + c, 1, 2);
         if (sink.z && !sink.replace) __builtin_prefetch(sink.z + row + c, 1, 2);
+        if (sink.extra) __builtin_prefetch(sink.extra + row + c, 0, 2);
     }
 }
 
@@ -46,10 +50,19 @@ struct Walk {
 WriteArgs write_of(const FinishArgs& sink, int32_t first, int channel) {
     const ptrdiff_t at = ptrdiff_t(first) * sink.stride + channel;
     return {sink.value + at, sink.z ? sink.z + at : nullptr, sink.extra ? sink.extra + at : nullptr, sink.bias + channel, sink.stride,
-            sink.act == Act::clamp, sink.act_a, sink.act_b};
+            sink.act == Act::clamp, sink.act_a, sink.act_b, nullptr, nullptr, nullptr};
 }
 
-// And what is said of them then.
+// How pixels are compared with what was sent.
+WriteArgs compare_of(const FinishArgs& sink, const int32_t* pixel, int channel, float* far) {
+    WriteArgs to = write_of(sink, 0, channel);
+    to.far = far;
+    to.inverse = sink.step + channel;
+    to.pixel = pixel;
+    return to;
+}
+
+// What is said of pixels that were written whole.
 void sent_whole(FinishArgs& sink, const int32_t* pixel, int n) {
     std::copy(pixel, pixel + n, sink.active + sink.active_count);
     std::fill(sink.tally + sink.active_count, sink.tally + sink.active_count + n, sink.channels);
@@ -77,7 +90,7 @@ Conv::Conv(Shape in_, Shape out_, Axis rows, Axis columns, int groups, bool tran
     pointwise_ = rows_.taps == 1 && columns_.taps == 1 && rows_.den == 1 && rows_.num == 1 && columns_.den == 1 && columns_.num == 1 &&
                  in.pixels() == out.pixels() && rows_.shift[0] == 0 && columns_.shift[0] == 0;
     pack(weight, transposed);
-    zeros_.assign(size_t(std::max(in.stride() * (depthwise_ ? DEPTHWISE_COLUMNS : 1), LANE)), 0.0f);
+    zeros_.assign(size_t(std::max(in.stride(), LANE)), 0.0f);
     const auto fan = [](const Axis& a) {
         std::vector<int32_t> reached(size_t(a.in), 0);
         for (int32_t s : a.source)
@@ -244,9 +257,9 @@ int touched_outputs(const Axis& rows_, const Axis& columns_, const Shape& in, co
 // Sums of n pixels, `row` floats from one to the next, in the channels of panels [first, last): a panel of weights at a time over groups
 // of pixels that fill the register tile.
 void Conv::sums(const float* rows, const uint8_t* mask, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws,
-                const FinishArgs* sink) const {
+                const FinishArgs* sink, float* far) const {
     const Kernels& k = *kernels_;
-    const bool written = sink && writes(*sink);
+    const bool at_once = sink && (far || writes(*sink));
     const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw, C = in.channels, limit = k.tile_pixels;
     const int row = round_up(out.channels, LANE);
     const int max_groups = n / limit + 1;
@@ -344,7 +357,7 @@ void Conv::sums(const float* rows, const uint8_t* mask, const int32_t* pixel, in
         for (int c = 0; c < terms; c += depth_chunk) {
             const int depth = std::min(depth_chunk, terms - c);
             for (int t = 0; t < taps; t += tap_step) {
-                const bool complete = written && c + depth == terms && t + tap_step >= taps;
+                const bool complete = at_once && c + depth == terms && t + tap_step >= taps;
                 for (int g = 0; g < groups; ++g) {
                     const int from = start[g], m = start[g + 1] - from;
                     const int32_t* seg = segments + size_t(g) * (taps + 1);
@@ -358,11 +371,12 @@ void Conv::sums(const float* rows, const uint8_t* mask, const int32_t* pixel, in
                                   sum + size_t(from) * row + column, row, c, accumulate, nullptr};
                     WriteArgs to;
                     if (complete) {
-                        to = write_of(*sink, pixel[from], column);
+                        to = far ? compare_of(*sink, pixel + from, column, far + from) : write_of(*sink, pixel[from], column);
                         args.write = &to;
-                    } else if (sink && !accumulate) {
-                        for (int i = 0; i < m; ++i) fetch(*sink, pixel[from + i], column, column + wide);
                     }
+                    if (sink && !accumulate && (far || !complete))
+                        for (int i = g == 0 ? 0 : std::min(n, from + LATER); i < std::min(n, from + m + LATER); ++i)
+                            fetch(*sink, pixel[i], column, column + wide);
                     k.tile(m, vectors, args);
                 }
                 accumulate = true;
@@ -382,7 +396,7 @@ int Conv::chunk() const {
     return std::max(limit, std::min(wanted, (bytes <= 24 * 1024 ? 5 : 128) * 1024 / row / limit * limit));
 }
 
-void Conv::finish(const int32_t* pixel, int n, float* sum, FinishArgs& sink, Workspace& ws) const {
+void Conv::finish(const int32_t* pixel, int n, float* sum, FinishArgs& sink, Workspace& ws, const float* far) const {
     const int row = round_up(out.channels, LANE);
     int32_t* at = sized(ws.at, size_t(n));
     for (int i = 0; i < n; ++i) at[i] = i * row;
@@ -392,7 +406,8 @@ void Conv::finish(const int32_t* pixel, int n, float* sum, FinishArgs& sink, Wor
     sink.sum = sum;
     sink.block = width_;
     sink.clear = false;
-    kernels_->encoders->finish(sink);
+    if (far) kernels_->encoders->send(sink, far);
+    else kernels_->encoders->finish(sink);
 }
 
 // Whether register tiles may write values themselves: in a first frame, if nothing has to be looked up for them.
@@ -402,16 +417,24 @@ bool Conv::writes(const FinishArgs& sink) const {
            sink.stride % LANE == 0 && !(bounded && padded && (sink.act_a > 0.0f || sink.act_b < 0.0f));  // padding stays zero
 }
 
+// Whether they may compare values with those that were sent.
+bool Conv::compares(const FinishArgs& sink) const {
+    return sink.encode == Encode::pixel && sink.replace && !sink.z && !sink.step_map && !sink.extra_mask &&
+           (sink.act == Act::clamp || sink.act == Act::none) && sink.stride % LANE == 0;
+}
+
 // Touched outputs in chunks.
 void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
     const int step = chunk();
-    const bool written = writes(sink);
+    const bool written = writes(sink), compared = compares(sink);
     float* sum = sized(ws.sum, size_t(step) * round_up(out.channels, LANE));
+    float* far = compared ? sized(ws.far, size_t(step)) : nullptr;
     for (int start = 0; start < count; start += step) {
         const int n = std::min(step, count - start);
-        sums(rows, mask, list + start, n, 0, int(panels_.size()), sum, ws, &sink);
+        if (compared) std::fill(far, far + n, 0.0f);
+        sums(rows, mask, list + start, n, 0, int(panels_.size()), sum, ws, &sink, far);
         if (written) sent_whole(sink, list + start, n);
-        else finish(list + start, n, sum, sink, ws);
+        else finish(list + start, n, sum, sink, ws, far);
     }
 }
 
@@ -428,11 +451,15 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
     std::vector<float*>& outs = ws.outputs;
     if (int(outs.size()) < chunk) outs.resize(size_t(chunk));
     const int step = columns_.den;
-    Walk walk(out.width);
-    const bool written = writes(sink);
-    const bool runs = !mask && kh == kw && (kw == 3 || kw == 5) && columns_.num == 1 && step <= 2 && columns_.shift[0] - columns_.shift[1] == 1;
+    Walk walk(out.width), later(out.width);
+    const bool written = writes(sink), compared = compares(sink);
+    float* far = compared ? sized(ws.far, size_t(chunk)) : nullptr;
+    const int dilation = kw > 1 ? columns_.shift[0] - columns_.shift[1] : 1;
+    const bool apart = kw == 3 && step == 1 && (dilation == 2 || dilation == 4);
+    const bool runs = !mask && kh == kw && (kw == 3 || kw == 5) && columns_.num == 1 && step <= 2 && (dilation == 1 || apart);
     for (int start = 0; start < count; start += chunk) {
         const int n = std::min(chunk, count - start);
+        if (compared) std::fill(far, far + n, 0.0f);
         int loose = 0;  // pixels for the general kernel
         const auto general = [&](int i) {
             const int p = list[start + i];
@@ -445,36 +472,40 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
                     *ptr++ = (ry[ky] | rx[kx]) >= 0 && (!mask || mask[q]) ? rows + q * stride : zeros;
                 }
             outs[size_t(loose++)] = sum + size_t(i) * stride;
-            if (!written) return;
-            const WriteArgs to = write_of(sink, p, 0);
+            if (!written && !compared) return;
+            const WriteArgs to = compared ? compare_of(sink, list + start + i, 0, far + i) : write_of(sink, p, 0);
             k.depthwise({1, taps, pointers, tile_.data(), stride, outs.data(), &to});
             loose = 0;
         };
         for (int i = 0; i < n;) {
+            if (!runs) {
+                general(i++);
+                continue;
+            }
             const int p = list[start + i];
             walk.to(p);
-            const int y = walk.y, x = p - walk.start;
-            const int32_t* ry = &rows_.source[size_t(y) * kh];
-            const int first = x * step - columns_.shift[0];
-            if (!runs || first < 0) {
-                general(i++);
-                continue;
-            }
-            const int room = std::min({n - i, out.width - x, in.width - first < kw ? 0 : (in.width - first - kw) / step + 1});
-            int length = 0;
-            while (length < room && list[start + i + length] == p + length) ++length;
-            if (!length) {
-                general(i++);
-                continue;
-            }
-            const WriteArgs to = write_of(sink, p, 0);
-            DepthwiseRowArgs args{kw, length, step, {}, {}, tile_.data(), stride, sum + size_t(i) * stride, written ? &to : nullptr};
+            const int most = std::min(n - i, walk.end - p);
+            int length = 1;
+            while (length < most && list[start + i + length] == p + length) ++length;
+            const WriteArgs to = compared ? compare_of(sink, list + start + i, 0, far + i) : write_of(sink, p, 0);
+            DepthwiseRowArgs args{kw, length, step, dilation, (p - walk.start) * step - columns_.shift[0], in.width, {}, {}, tile_.data(), stride,
+                                  sum + size_t(i) * stride, written || compared ? &to : nullptr};
+            const int32_t* source = &rows_.source[size_t(walk.y) * kh];
             for (int r = 0; r < kh; ++r) {
-                args.rows[r] = ry[r] >= 0 ? rows + (ptrdiff_t(ry[r]) * in.width + first) * stride : zeros;
-                args.advance[r] = ry[r] >= 0 ? stride : 0;
+                args.rows[r] = source[r] >= 0 ? rows + ptrdiff_t(source[r]) * in.width * stride : zeros;
+                args.advance[r] = source[r] >= 0 ? stride : 0;
             }
             if (!written)
-                for (int j = 0; j < length; ++j) fetch(sink, p + j, 0, stride);
+                for (int j = start + i ? std::min(count, start + i + LATER) : 0; j < std::min(count, start + i + length + LATER); ++j) {
+                    fetch(sink, list[j], 0, stride);
+                    later.to(list[j]);
+                    for (int r = 0; r < kh; ++r) {  // and for the columns of inputs that this pixel is the first to need, as far as they are there
+                        const int32_t y = rows_.source[size_t(later.y) * kh + r];
+                        if (y < 0) continue;
+                        const float* x = rows + (ptrdiff_t(y) * in.width + (list[j] - later.start) * step) * stride;
+                        for (int c = 0; c < step * stride; c += LANE) __builtin_prefetch(x + c, 0, 2);
+                    }
+                }
             k.depthwise_row(args);
             i += length;
         }
@@ -489,7 +520,8 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
         sink.sum = sum;
         sink.block = width_;
         sink.clear = false;
-        k.encoders->finish(sink);
+        if (compared) k.encoders->send(sink, far);
+        else k.encoders->finish(sink);
     }
 }
 

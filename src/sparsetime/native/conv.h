@@ -66,6 +66,7 @@ struct Workspace {
     Floats patches;
     Floats scratch;  // zero between uses
     Floats room;     // of FinishArgs
+    Floats far;      // of WriteArgs
     std::vector<int32_t> bound, span, at, list;
     std::vector<const float*> pointers, weights;
     std::vector<int32_t> segments;
@@ -94,11 +95,11 @@ class Conv {
     void dense(const float* value, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
     // The dense path in two parts, so that threads can share the output channels of a few pixels: sums of panels [first, last) of
     // weights, round_up(out.channels, LANE) floats a pixel, and what follows them. With a sink its state is asked for, and
-    // values that need no more than their sums are written at once.
+    // values that need no more than their sums are written at once; with `far` they are compared at once (WriteArgs).
     int panels() const { return int(panels_.size()); }
     void sums(const float* rows, const uint8_t* mask, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws,
-              const FinishArgs* sink = nullptr) const;
-    void finish(const int32_t* pixel, int n, float* sum, FinishArgs& sink, Workspace& ws) const;
+              const FinishArgs* sink = nullptr, float* far = nullptr) const;
+    void finish(const int32_t* pixel, int n, float* sum, FinishArgs& sink, Workspace& ws, const float* far = nullptr) const;
 
     void pixels(const Change& in, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
     // Outputs of rows [first, last); `list` holds the touched ones among them.
@@ -127,6 +128,7 @@ class Conv {
     int chunk() const;  // outputs that are computed together
     void gather(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
     bool writes(const FinishArgs& sink) const;
+    bool compares(const FinishArgs& sink) const;
     int run_shift(const Change& in) const;
     void elements_fused(const Change& in, int first, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
     void gather_depthwise(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink,

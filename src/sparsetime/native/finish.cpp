@@ -181,6 +181,31 @@ template <Act A, Encode E, int B>
     return __builtin_popcountll(all);
 }
 
+// Sends all of pixel p, whose new values are at y, `block` floats from vector to vector. Returns how many changed.
+[[gnu::always_inline]] inline int64_t send_pixel(const FinishArgs& f, ptrdiff_t p, const float* y, ptrdiff_t block, int64_t events) {
+    const int64_t before = events;
+    float* value = f.value + p * f.stride;
+    float* row = f.rows ? f.rows + p * f.stride : nullptr;
+    const auto send = [&](auto vectors, int c) __attribute__((always_inline)) {
+        constexpr int B = vectors.value;
+        Vec d[B];
+        uint64_t changed = 0;
+        for (int b = 0; b < B; ++b) {
+            const int at = c + b * VL, valid = f.channels - at;
+            Vec to = load(y + at / VL * block);
+            if (valid < VL) to = choose(first(valid), to, Vec{});
+            d[b] = to - load(value + at);
+            store(value + at, to);
+            if (row) store(row + at, d[b]);
+            changed |= uint64_t(lanes(differ(d[b], Vec{}))) << (b * VL);
+        }
+        if (!f.place) events += __builtin_popcountll(changed);
+        else events += append_group<B>(changed, d, uint32_t(p) << f.shift | uint32_t(c), f.place + events, f.change + events);
+    };
+    for_groups(f.channels, send);
+    return events - before;
+}
+
 // `pixel`: whether anything is sent is known when all channels have been seen. They wait in f.room, and where nothing is sent
 // nothing is written.
 template <Act A, class Sums>
@@ -215,29 +240,33 @@ inline void finish_whole(FinishArgs& all, const Sums& from) {
         const bool sent = sum(total) > float(f.channels);
         f.mask[p] = sent;
         if (!sent) continue;
-        const int64_t before = events;
-        const auto send = [&](auto vectors, int c) __attribute__((always_inline)) {
-            constexpr int B = vectors.value;
-            Vec d[B];
-            uint64_t changed = 0;
-            for (int b = 0; b < B; ++b) {
-                const int at = c + b * VL, valid = f.channels - at;
-                Vec y = load(f.room + at);
-                if (valid < VL) y = choose(first(valid), y, Vec{});
-                d[b] = y - load(pixel.value + at);
-                store(pixel.value + at, y);
-                if (pixel.row) store(pixel.row + at, d[b]);
-                changed |= uint64_t(lanes(differ(d[b], Vec{}))) << (b * VL);
-            }
-            if (!f.place) events += __builtin_popcountll(changed);
-            else events += append_group<B>(changed, d, pixel.place + uint32_t(c), f.place + events, f.change + events);
-        };
-        for_groups(f.channels, send);
+        const int64_t changed = send_pixel(f, p, f.room, VL, events);
+        events += changed;
         f.active[f.active_count] = int32_t(p);
-        f.tally[f.active_count++] = int32_t(events - before);
+        f.tally[f.active_count++] = int32_t(changed);
     }
     all.active_count = f.active_count;
     all.events = events;
+}
+
+// The same where kernels have compared. Which pixels are sent cannot be foreseen: they are listed first.
+void send(FinishArgs& all, const float* far) {
+    const FinishArgs f = all;  // a copy that no store can alias
+    int32_t *active = f.active + f.active_count, *tally = f.tally + f.active_count;
+    int sent = 0;
+    for (int i = 0; i < f.pixels; ++i) {
+        const bool here = far[i] > float(f.channels);
+        f.mask[f.pixel[i]] = here;
+        active[sent] = f.pixel[i];
+        tally[sent] = i;
+        sent += here;
+    }
+    for (int k = 0; k < sent; ++k) {
+        const int64_t changed = send_pixel(f, active[k], f.sum + f.at[tally[k]], f.block, all.events);
+        tally[k] = int32_t(changed);
+        all.events += changed;
+    }
+    all.active_count += sent;
 }
 
 // sums(i, c, s) gives the sums of the pixel at place i of the list, from channel c on.
@@ -532,6 +561,6 @@ int64_t events_of_rows(const float* rows, const int32_t* pixel, int pixels, int 
 namespace sparsetime {
 
 extern const Encoders SPARSETIME_ENCODERS;
-const Encoders SPARSETIME_ENCODERS = {finish, finish_with_events, events_of_rows};
+const Encoders SPARSETIME_ENCODERS = {finish, send, finish_with_events, events_of_rows};
 
 }  // namespace sparsetime

@@ -21,6 +21,16 @@ using namespace sparsetime;
     store(w.value + at + c, sum);
 }
 
+// The same with `far`: the new value goes to `out`, and its squared distance from the one that was sent is returned.
+[[gnu::always_inline]] inline Vec compare(const WriteArgs& w, ptrdiff_t at, Vec bias, Vec inverse, Vec sum, float* out) {
+    if (w.extra) sum += load(w.extra + at);
+    sum = bias + sum;
+    if (w.clamp) sum = min(max(sum, splat(w.low)), splat(w.high));
+    store(out, sum);
+    const Vec scaled = (sum - load(w.value + at)) * inverse;
+    return scaled * scaled;
+}
+
 // ---- register tile ------------------------------------------------------------------------------------------------------
 
 // Calls body(0) to body(N - 1) with types' values: arrays that only such numbers index are registers from the start.
@@ -39,7 +49,7 @@ void tile(const TileArgs& t) {
             each(std::make_integer_sequence<int, V>{}, [&](auto v) __attribute__((always_inline)) { body(i, v); });
         });
     };
-    if (t.write) {  // values come from afar: ask for those of later pixels now
+    if (t.write && !t.write->far) {  // values come from afar: ask for those of later pixels now
         const WriteArgs& w = *t.write;
         all([&](auto i, auto v) __attribute__((always_inline)) { __builtin_prefetch(w.value + (i + AHEAD) * w.stride + v * VL, 1); });
     }
@@ -64,6 +74,17 @@ void tile(const TileArgs& t) {
     if (t.write) {
         // What `write` does, one choice for all vectors instead of three for each.
         const WriteArgs w = *t.write;  // a copy that no store can alias
+        if (w.far) {
+            each(std::make_integer_sequence<int, M>{}, [&](auto i) __attribute__((always_inline)) {
+                Vec far{};
+                each(std::make_integer_sequence<int, V>{}, [&](auto v) __attribute__((always_inline)) {
+                    far += compare(w, w.pixel[i] * w.stride + v * VL, load(w.bias + v * VL), load(w.inverse + v * VL), acc[i][v],
+                                   t.out + i * t.row + v * VL);
+                });
+                w.far[i] += ::sum(far);
+            });
+            return;
+        }
         if (w.extra)
             all([&](auto i, auto v) __attribute__((always_inline)) { acc[i][v] += load(w.extra + i * w.stride + v * VL); });
         all([&](auto i, auto v) __attribute__((always_inline)) { acc[i][v] = load(w.bias + v * VL) + acc[i][v]; });
@@ -216,15 +237,18 @@ void runs(const RunArgs& r) {
 
 // V vectors side by side hide the latency of an addition, and read whole runs of an input.
 template <int V>
-inline void depthwise_of(const DepthwiseArgs& d, const float* const* a, float* out, int c) {
+inline void depthwise_of(const DepthwiseArgs& d, const float* const* a, float* out, int c, Vec& far) {
     Vec acc[V] = {};
     const float* w = d.w + c;
     for (int s = 0; s < d.segments; ++s, w += d.stride)
         for (int v = 0; v < V; ++v) acc[v] += load(a[s] + c + v * VL) * load(w + v * VL);
-    if (d.write)
-        for (int v = 0; v < V; ++v) write(*d.write, 0, c + v * VL, acc[v]);
-    else
+    if (!d.write)
         for (int v = 0; v < V; ++v) store(out + c + v * VL, acc[v]);
+    else if (d.write->far)
+        for (int v = 0, at = c; v < V; ++v, at += VL)
+            far += compare(*d.write, *d.write->pixel * d.write->stride + at, load(d.write->bias + at), load(d.write->inverse + at), acc[v], out + at);
+    else
+        for (int v = 0; v < V; ++v) write(*d.write, 0, c + v * VL, acc[v]);
 }
 
 void depthwise(const DepthwiseArgs& d) {
@@ -232,65 +256,99 @@ void depthwise(const DepthwiseArgs& d) {
     for (int i = 0; i < d.pixels; ++i) {
         const float* const* a = d.a + ptrdiff_t(i) * d.segments;
         int c = 0;
-        for (; c + V * VL <= d.stride; c += V * VL) depthwise_of<V>(d, a, d.out[i], c);
-        for (; c + 2 * VL <= d.stride; c += 2 * VL) depthwise_of<2>(d, a, d.out[i], c);
-        for (; c < d.stride; c += VL) depthwise_of<1>(d, a, d.out[i], c);
+        Vec far{};
+        for (; c + V * VL <= d.stride; c += V * VL) depthwise_of<V>(d, a, d.out[i], c, far);
+        for (; c + 2 * VL <= d.stride; c += 2 * VL) depthwise_of<2>(d, a, d.out[i], c, far);
+        for (; c < d.stride; c += VL) depthwise_of<1>(d, a, d.out[i], c, far);
+        if (d.write && d.write->far) *d.write->far += ::sum(far);
     }
 }
 
-// P outputs side by side share columns of inputs and all weights. Channels are the inner loop: inputs are then read in the order in
-// which they lie, which is what brings them near in time.
-template <int K, int S, int P>
-void depthwise_tile(const DepthwiseRowArgs& d, const float* const (&row)[K], float* to, const WriteArgs* written) {
-    constexpr int COLUMNS = (P - 1) * S + K;
+// P outputs side by side, from the first one on, share columns of inputs and all weights. Channels are the inner loop: inputs are then read
+// in the order in which they lie, which is what brings them near in time. V vectors of channels at once where one alone would wait for its
+// additions. EDGE: some columns lie outside the map.
+template <int K, int S, int D, int P, int V, bool EDGE, class Out>
+[[gnu::always_inline]] inline void depthwise_tile(const DepthwiseRowArgs& d, int first, ptrdiff_t& c, const Out& out) {
+    constexpr int COLUMNS = (P - 1) * S + (K - 1) * D + 1;
     const ptrdiff_t stride = d.stride;
-    for (ptrdiff_t c = 0; c < stride; c += VL) {
-        Vec sum[P] = {};
+    const int column = d.column + first * S;
+    const int low = EDGE ? -column : 0, high = EDGE ? d.width - column : COLUMNS;
+    const float* row[K];
+    for (int y = 0; y < K; ++y) row[y] = d.rows[y] + column * ptrdiff_t(d.advance[y]);
+    for (; c + V * VL <= stride; c += V * VL) {
+        Vec sum[V][P] = {};
         const float* w = d.w + c;
 #pragma GCC unroll 1
         for (int y = 0; y < K; ++y) {
             const float* in = row[y] + c;
-            Vec x[COLUMNS];
-            for (int j = 0; j < COLUMNS; ++j, in += stride) x[j] = load(in);
-            for (int k = 0; k < K; ++k, w += stride) {
-                const Vec weight = load(w);
-                for (int i = 0; i < P; ++i) sum[i] += x[i * S + k] * weight;
-            }
+            const ptrdiff_t advance = d.advance[y];
+            Vec x[V][COLUMNS];
+            for (int j = 0; j < COLUMNS; ++j, in += advance)
+                for (int v = 0; v < V; ++v) x[v][j] = EDGE && (j < low || j >= high) ? Vec{} : load(in + v * VL);
+            for (int k = 0; k < K; ++k, w += stride)
+                for (int v = 0; v < V; ++v) {
+                    const Vec weight = load(w + v * VL);
+                    for (int i = 0; i < P; ++i) sum[v][i] += x[v][i * S + k * D] * weight;
+                }
         }
-        if (written) {
-            for (int i = 0; i < P; ++i) __builtin_prefetch(written->value + (i + AHEAD) * written->stride + c, 1);
-            for (int i = 0; i < P; ++i) write(*written, i * written->stride, c, sum[i]);
-            continue;
-        }
-        float* out = to + c;
-        for (int i = 0; i < P; ++i, out += stride) store(out, sum[i]);
+        for (int v = 0; v < V; ++v) out(c + v * VL, sum[v]);
     }
 }
 
-template <int K, int S>
+// As many pixels from the first one on.
+template <int K, int S, int D, int P, bool EDGE>
+void depthwise_pixels(const DepthwiseRowArgs& d, int first) {
+    constexpr int V = P == 1 ? 4 : P < 4 ? 2 : 1;
+    const ptrdiff_t stride = d.stride;
+    const auto all = [&](const auto& out) __attribute__((always_inline)) {
+        ptrdiff_t c = 0;
+        depthwise_tile<K, S, D, P, V, EDGE>(d, first, c, out);
+        if constexpr (V > 1) depthwise_tile<K, S, D, P, 1, EDGE>(d, first, c, out);
+    };
+    float* const to = d.out + first * stride;
+    if (!d.write)
+        return all([&](ptrdiff_t c, const Vec (&sum)[P]) __attribute__((always_inline)) {
+            for (int i = 0; i < P; ++i) store(to + i * stride + c, sum[i]);
+        });
+    const WriteArgs w = *d.write;  // a copy that no store can alias
+    const ptrdiff_t from = first * stride;
+    if (w.far) {
+        const ptrdiff_t sent = (*w.pixel + first) * stride;
+        Vec far[P] = {};
+        all([&](ptrdiff_t c, const Vec (&sum)[P]) __attribute__((always_inline)) {
+            const Vec bias = load(w.bias + c), inverse = load(w.inverse + c);
+            for (int i = 0; i < P; ++i) far[i] += compare(w, sent + i * stride + c, bias, inverse, sum[i], to + i * stride + c);
+        });
+        for (int i = 0; i < P; ++i) w.far[first + i] += ::sum(far[i]);
+        return;
+    }
+    all([&](ptrdiff_t c, const Vec (&sum)[P]) __attribute__((always_inline)) {
+        for (int i = 0; i < P; ++i) __builtin_prefetch(w.value + from + (i + AHEAD) * stride + c, 1);
+        for (int i = 0; i < P; ++i) write(w, from + i * stride, c, sum[i]);
+    });
+}
+
+template <int K, int S, int D = 1>
 void depthwise_row_of(const DepthwiseRowArgs& d) {
     constexpr int P = 4;
-    static_assert((P - 1) * S + K <= DEPTHWISE_COLUMNS);
-    const float* row[K];
-    for (int y = 0; y < K; ++y) row[y] = d.rows[y];
-    float* out = d.out;
-    WriteArgs place = d.write ? *d.write : WriteArgs{};
-    const WriteArgs* written = d.write ? &place : nullptr;
-    const auto step = [&](int pixels) {
-        for (int y = 0; y < K; ++y) row[y] += pixels * S * ptrdiff_t(d.advance[y]);
-        out += pixels * ptrdiff_t(d.stride);
-        place.value += pixels * place.stride;
-        if (place.z) place.z += pixels * place.stride;
-        if (place.extra) place.extra += pixels * place.stride;
+    const auto some = [&](auto pixels, int first) {
+        constexpr int N = decltype(pixels)::value;
+        const int column = d.column + first * S;
+        if (column < 0 || column + (N - 1) * S + (K - 1) * D >= d.width) depthwise_pixels<K, S, D, N, true>(d, first);
+        else depthwise_pixels<K, S, D, N, false>(d, first);
     };
-    int left = d.pixels;
-    for (; left >= P; left -= P, step(P)) depthwise_tile<K, S, P>(d, row, out, written);
-    if (left == 3) depthwise_tile<K, S, 3>(d, row, out, written);
-    if (left == 2) depthwise_tile<K, S, 2>(d, row, out, written);
-    if (left == 1) depthwise_tile<K, S, 1>(d, row, out, written);
+    int i = 0;
+    for (; i + P <= d.pixels; i += P) some(std::integral_constant<int, P>{}, i);
+    switch (d.pixels - i) {
+        case 1: return some(std::integral_constant<int, 1>{}, i);
+        case 2: return some(std::integral_constant<int, 2>{}, i);
+        case 3: return some(std::integral_constant<int, 3>{}, i);
+    }
 }
 
 void depthwise_row(const DepthwiseRowArgs& d) {
+    if (d.dilation == 2) return depthwise_row_of<3, 1, 2>(d);
+    if (d.dilation == 4) return depthwise_row_of<3, 1, 4>(d);
     if (d.taps == 3) return d.step == 1 ? depthwise_row_of<3, 1>(d) : depthwise_row_of<3, 2>(d);
     d.step == 1 ? depthwise_row_of<5, 1>(d) : depthwise_row_of<5, 2>(d);
 }

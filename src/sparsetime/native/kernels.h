@@ -38,6 +38,11 @@ struct WriteArgs {
     ptrdiff_t stride;
     bool clamp;
     float low, high;
+    // With `far` nothing is written: new values take the place of the sums, and far[i] gains how far pixel i is from the value that was
+    // sent: sum_c ((new - value) inverse)^2.
+    float* far;
+    const float* inverse;  // [stride]
+    const int32_t* pixel;  // places of the pixels in the map, to which `value` and `extra` point then
 };
 
 // Sums for M pixels and V vectors of output channels, `row` floats from pixel to pixel:
@@ -78,19 +83,19 @@ struct DepthwiseArgs {
     const float* w;         // [segments][stride]
     int stride;
     float* const* out;      // [pixels]
-    const WriteArgs* write; // or null, as in TileArgs
+    const WriteArgs* write; // or null, as in TileArgs; of one pixel alone
 };
 
-constexpr int DEPTHWISE_COLUMNS = 11;  // most that one step of `depthwise_row` reads
-
-// Depthwise 3x3 or 5x5 of outputs next to each other in a row, whose columns all lie inside the map: output i reads input columns
-// i * step + {0, 1, ...}.
+// Depthwise 3x3 or 5x5 of outputs next to each other in a row: output i reads input columns column + i * step + {0, 1, ...} * dilation, those
+// outside the map being zero.
 struct DepthwiseRowArgs {
     int taps;                // 3 or 5
     int pixels;
     int step;                // 1 or 2
-    const float* rows[5];    // first input pixel of each row
-    int advance[5];          // floats from pixel to pixel: stride, or 0 for a row of DEPTHWISE_COLUMNS zero pixels outside the map
+    int dilation;            // 1, 2 or 4; above 1 with taps 3 and step 1 only
+    int column, width;       // of inputs
+    const float* rows[5];    // rows of inputs
+    int advance[5];          // floats from pixel to pixel: stride, or 0 for a row outside the map, which is one pixel of zeros
     const float* w;          // [taps * taps][stride]
     int stride;
     float* out;              // [pixels][stride]
@@ -175,7 +180,9 @@ struct EventArgs {
 
 struct Encoders {
     void (*finish)(FinishArgs&);
-    // The same with sums of events; sum, at, block and clear are not looked at.
+    // For `pixel`, where `sum` has new values already and far[i] is how far pixel i is from what was sent.
+    void (*send)(FinishArgs&, const float* far);
+    // The same as `finish` with sums of events; sum, at, block and clear are not looked at.
     void (*finish_events)(FinishArgs&, const EventArgs&);
     // Appends the events of `pixels` rows of deltas; returns how many.
     int64_t (*events_of_rows)(const float* rows, const int32_t* pixel, int pixels, int channels, int stride, int shift,
