@@ -212,3 +212,7 @@ class Native:
 
     def stats(self) -> list[OpStats]:
         return [OpStats(*entry) for entry in self._stream.stats()]
+
+    def events(self) -> Array:
+        found: Array = self._stream.events()
+        return found

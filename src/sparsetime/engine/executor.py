@@ -65,3 +65,6 @@ class Executor(Protocol):
 
     def stats(self) -> list[OpStats]:
         """One entry per operation of the plan, of the last frame."""
+
+    def events(self) -> Array:
+        """Of `stats`, what each operation sent, without making all of them."""

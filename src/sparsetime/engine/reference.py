@@ -310,3 +310,6 @@ class Reference:
 
     def stats(self) -> list[OpStats]:
         return self._stats
+
+    def events(self) -> NDArray[Any]:
+        return np.array([entry.events for entry in self._stats], np.int64)

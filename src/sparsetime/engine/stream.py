@@ -166,7 +166,7 @@ class Stream:
 
     def _asked_for(self) -> float:
         """Operations that the events of the last frame ask for, over those of a dense one."""
-        return float(self._caused @ [entry.events for entry in self._executor.stats()])
+        return float(self._caused @ self._executor.events())
 
     def reset(self) -> None:
         """Start again: the next frame is the first."""

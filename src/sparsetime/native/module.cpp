@@ -352,6 +352,13 @@ NB_MODULE(_native, m) {
         }, "value"_a, "array"_a)
         .def("put", [](BoundStream& s, int value, Flat array) { s.put(value, checked(value_of(s, value), array)); }, "value"_a, "array"_a)
         .def("touch", [](BoundStream& s, int value) { s.touch(value); }, "value"_a)
+        .def("events", [](const BoundStream& s) {
+            const std::vector<NodeStats>& stats = s.stats();
+            int64_t* data = new int64_t[stats.size()];
+            nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<int64_t*>(p); });
+            for (size_t i = 0; i < stats.size(); ++i) data[i] = stats[i].events;
+            return nb::cast(nb::ndarray<nb::numpy, int64_t, nb::ndim<1>>(data, {stats.size()}, owner));
+        }, "What each operation sent in the last frame.")
         .def("stats", [](const BoundStream& s) {
             std::vector<std::tuple<int64_t, int64_t, int64_t, int64_t, std::string>> all;
             for (const NodeStats& n : s.stats()) all.emplace_back(n.events_in, n.events, n.macs, n.time_ns, n.path);
