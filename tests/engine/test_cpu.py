@@ -328,6 +328,38 @@ def test_frames_of_every_layout_equal_the_reference(isa, channels, color, codec)
             assert native.stats["input"].events == reference.stats["input"].events, name
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("color", ["rgb", "bgr"])
+def test_a_noisy_camera_is_sent_as_the_reference_sends_it(isa, channels, color):
+    """Bytes that drift by about their thresholds; in between frames of floats, planes and a restored state."""
+    if color == "bgr" and channels != 3:
+        pytest.skip("BGR has three channels")
+    rng = np.random.default_rng(channels)
+    plan = camera_plan(channels, color, "pixel")
+    native, reference = plan.stream(), plan.stream("reference")
+    frame = rng.integers(20, 230, (20, 37, channels))
+    sent = 0
+    for t in range(60):
+        frame = np.clip(frame + rng.integers(-2, 3, frame.shape) * (rng.random(frame.shape) < 0.6), 0, 255)
+        if t % 10 == 7:
+            frame[3:9, 20:33] = rng.integers(0, 256, (6, 13, channels))
+        given = frame.astype(np.uint8)
+        if t % 20 == 13:
+            given = given.astype(np.float32).transpose(2, 0, 1) / 4  # no bytes
+        if t % 20 == 16:
+            given = np.ascontiguousarray(given.transpose(2, 0, 1))
+        got, expected = native(given), reference(given)
+        np.testing.assert_array_equal(got, expected, err_msg=f"frame {t}")
+        assert native.stats["input"].events == reference.stats["input"].events, t
+        sent += native.stats["input"].events
+        if t % 20 == 4:
+            native.restore(native.snapshot())
+        if t == 30:
+            native.reset()
+            reference.reset()
+    assert 0.05 < sent / (60 * frame.size) < 0.9  # or the thresholds were not at work
+
+
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("layout", ["floats", "float pixels", "part of a larger frame"])
 def test_a_frame_that_is_not_finite_leaves_the_stream_as_it_was(isa, wrong, layout):
