@@ -328,12 +328,9 @@ def test_frames_of_every_layout_equal_the_reference(isa, channels, color, codec)
             assert native.stats["input"].events == reference.stats["input"].events, name
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-@pytest.mark.parametrize("color", ["rgb", "bgr"])
+@pytest.mark.parametrize(("channels", "color"), [(1, "rgb"), (2, "rgb"), (3, "rgb"), (3, "bgr"), (4, "rgb")])
 def test_a_noisy_camera_is_sent_as_the_reference_sends_it(isa, channels, color):
     """Bytes that drift by about their thresholds; in between frames of floats, planes and a restored state."""
-    if color == "bgr" and channels != 3:
-        pytest.skip("BGR has three channels")
     rng = np.random.default_rng(channels)
     plan = camera_plan(channels, color, "pixel")
     native, reference = plan.stream(), plan.stream("reference")
