@@ -278,7 +278,7 @@ template <int K, int S, int D, int P, int V, bool EDGE, class Out>
     for (; c + V * VL <= stride; c += V * VL) {
         Vec sum[V][P] = {};
         const float* w = d.w + c;
-#pragma GCC unroll 1
+#pragma GCC unroll 3
         for (int y = 0; y < K; ++y) {
             const float* in = row[y] + c;
             const ptrdiff_t advance = d.advance[y];
@@ -287,7 +287,8 @@ template <int K, int S, int D, int P, int V, bool EDGE, class Out>
                 for (int v = 0; v < V; ++v) x[v][j] = EDGE && (j < low || j >= high) ? Vec{} : load(in + v * VL);
             for (int k = 0; k < K; ++k, w += stride)
                 for (int v = 0; v < V; ++v) {
-                    const Vec weight = load(w + v * VL);
+                    Vec weight = load(w + v * VL);
+                    in_register(weight);
                     for (int i = 0; i < P; ++i) sum[v][i] += x[v][i * S + k * D] * weight;
                 }
         }

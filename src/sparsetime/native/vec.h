@@ -33,6 +33,17 @@ inline Vec load(const float* p) { return *reinterpret_cast<const VecU*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<VecU*>(p) = v; }
 inline Vec splat(float x) { return x - Vec{}; }
 
+// Compilers would load a vector again for each product that it is in.
+inline void in_register(Vec& v) {
+#if defined(__x86_64__)
+    __asm__("" : "+v"(v));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(v));
+#else
+    (void)v;
+#endif
+}
+
 // a b + c in one rounding where the machine can, in files too that do not contract by themselves.
 inline Vec fma(Vec a, Vec b, Vec c) {
 #if defined(__AVX512F__)
