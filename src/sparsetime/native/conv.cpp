@@ -354,6 +354,7 @@ void Conv::sums(const float* rows, const uint8_t* mask, const int32_t* pixel, in
         }
         const int tap_step = patches ? taps : std::max(1, PANEL_FLOATS / (depth_chunk * wide));
         bool accumulate = false;
+        int asked = 0;  // pixels whose state of this panel has been asked for
         for (int c = 0; c < terms; c += depth_chunk) {
             const int depth = std::min(depth_chunk, terms - c);
             for (int t = 0; t < taps; t += tap_step) {
@@ -375,8 +376,7 @@ void Conv::sums(const float* rows, const uint8_t* mask, const int32_t* pixel, in
                         args.write = &to;
                     }
                     if (sink && !accumulate && (far || !complete))
-                        for (int i = g == 0 ? 0 : std::min(n, from + LATER); i < std::min(n, from + m + LATER); ++i)
-                            fetch(*sink, pixel[i], column, column + wide);
+                        for (; asked < std::min(n, from + m + LATER); ++asked) fetch(*sink, pixel[asked], column, column + wide);
                     k.tile(m, vectors, args);
                 }
                 accumulate = true;
@@ -457,6 +457,18 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
     const int dilation = kw > 1 ? columns_.shift[0] - columns_.shift[1] : 1;
     const bool apart = kw == 3 && step == 1 && (dilation == 2 || dilation == 4);
     const bool runs = !mask && kh == kw && (kw == 3 || kw == 5) && columns_.num == 1 && step <= 2 && (dilation == 1 || apart);
+    // A pixel's state, and the columns of inputs that it is the first to need, as far as the pixel before it was touched.
+    const auto ask = [&](int p) __attribute__((always_inline)) {
+        fetch(sink, p, 0, stride);
+        later.to(p);
+        for (int r = 0; r < kh; ++r) {
+            const int32_t y = rows_.source[size_t(later.y) * kh + r];
+            if (y < 0) continue;
+            const float* x = rows + (ptrdiff_t(y) * in.width + (p - later.start) * step) * stride;
+            for (int c = 0; c < step * stride; c += LANE) __builtin_prefetch(x + c, 0, 2);
+        }
+    };
+    int asked = 0;
     for (int start = 0; start < count; start += chunk) {
         const int n = std::min(chunk, count - start);
         if (compared) std::fill(far, far + n, 0.0f);
@@ -495,17 +507,7 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
                 args.rows[r] = source[r] >= 0 ? rows + ptrdiff_t(source[r]) * in.width * stride : zeros;
                 args.advance[r] = source[r] >= 0 ? stride : 0;
             }
-            if (!written)
-                for (int j = start + i ? std::min(count, start + i + LATER) : 0; j < std::min(count, start + i + length + LATER); ++j) {
-                    fetch(sink, list[j], 0, stride);
-                    later.to(list[j]);
-                    for (int r = 0; r < kh; ++r) {  // and for the columns of inputs that this pixel is the first to need, as far as they are there
-                        const int32_t y = rows_.source[size_t(later.y) * kh + r];
-                        if (y < 0) continue;
-                        const float* x = rows + (ptrdiff_t(y) * in.width + (list[j] - later.start) * step) * stride;
-                        for (int c = 0; c < step * stride; c += LANE) __builtin_prefetch(x + c, 0, 2);
-                    }
-                }
+            for (; !written && asked < std::min(count, start + i + length + LATER); ++asked) ask(list[asked]);
             k.depthwise_row(args);
             i += length;
         }

@@ -330,6 +330,7 @@ void Stream::take_codes(const Node& node, const Frame& frame) {
         f.first = first;
         f.pixels = pixels;
         kernels().integers->frame(f, settle);
+        return waits(node) || !cuts(f.events);  // what waits is not sent yet
     });
     IntSink sink{change.mask, change.active, change.tally, f.active_count, f.events};
     if (waits(node)) send_pixels(node, value, sink);

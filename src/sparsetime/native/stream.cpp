@@ -336,13 +336,11 @@ bool Stream::run(const Frame& frame, const std::vector<float*>& arrays) {
     started_ = false;
     for (size_t i = 0; i < program_->nodes.size(); ++i) {
         execute(int(i), frame);
-        if (i == 0 && !flush_) {
+        if (i == 0 && cuts(stats_[0].events)) {
             const Shape& map = program_->values[size_t(program_->nodes[0].outputs[0])].map;
-            if (double(stats_[0].events) > cut_ * map.pixels() * map.channels) {
-                start_anew();
-                for (int y = 0; y < map.height; ++y) spans_[2 * size_t(y)] = 0, spans_[2 * size_t(y) + 1] = map.width;
-                execute(0, frame);
-            }
+            start_anew();
+            for (int y = 0; y < map.height; ++y) spans_[2 * size_t(y)] = 0, spans_[2 * size_t(y) + 1] = map.width;
+            execute(0, frame);
         }
         if (dense_)
             for (int v : program_->nodes[i].outputs) states_[size_t(v)].want_rows = states_[size_t(v)].want_events = true;

@@ -121,7 +121,8 @@ class Stream {
     void forget_codes();
     void decode_pixel(int value, int pixel);
     void read_decoded(int value, float* out) const;
-    void each_span(const Frame& frame, const std::function<void(int, int)>& body);
+    void each_span(const Frame& frame, const std::function<bool(int, int)>& body);
+    bool cuts(int64_t events) const;
     void fetch_pixels(const Frame& frame, int y, int from, int to);
     void clear(int value);
     int touched(const Node& node);

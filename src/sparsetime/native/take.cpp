@@ -160,16 +160,22 @@ void Stream::prepare_lines() {
     }
 }
 
-// Calls body(first, pixels) for the pixels of each row that may have changed, which lie in line_.
-void Stream::each_span(const Frame& frame, const std::function<void(int, int)>& body) {
+// Calls body(first, pixels) for the pixels of each row that may have changed, which lie in line_, as long as it says true.
+void Stream::each_span(const Frame& frame, const std::function<bool(int, int)>& body) {
     const Shape& map = program_->values[size_t(program_->nodes[0].outputs[0])].map;
     prepare_lines();
     for (int y = 0; y < map.height; ++y) {
         const int from = spans_[2 * size_t(y)], to = spans_[2 * size_t(y) + 1];
         if (to <= from) continue;
         fetch_pixels(frame, y, from, to);
-        body(y * map.width + from, to - from);
+        if (!body(y * map.width + from, to - from)) return;
     }
+}
+
+// Whether so many events of the input make this frame the first of a stream.
+bool Stream::cuts(int64_t events) const {
+    const Shape& map = program_->values[size_t(program_->nodes[0].outputs[0])].map;
+    return !flush_ && double(events) > cut_ * map.pixels() * map.channels;
 }
 
 void Stream::take(const Node& node, const Frame& frame) {
@@ -205,6 +211,7 @@ void Stream::take(const Node& node, const Frame& frame) {
         f.value = s.value.data() + size_t(f.first) * C;
         f.step = node.step_map ? node.step.data() + size_t(f.first) * C : repeated;
         kernels().frames->compare(f);
+        return !cuts(f.events);
     });
     change.active_count = f.active_count;
     change.events = f.events;
