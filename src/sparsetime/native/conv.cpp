@@ -444,8 +444,6 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
     const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw, stride = in.stride();
     const int chunk = std::max(4, std::min(64, 8 * 1024 / stride));
     float* sum = sized(ws.sum, size_t(chunk) * stride);
-    int32_t* at = sized(ws.at, size_t(chunk));
-    for (int i = 0; i < chunk; ++i) at[i] = i * stride;
     const float** pointers = sized(ws.pointers, size_t(chunk) * taps);
     const float* zeros = zeros_.data();
     std::vector<float*>& outs = ws.outputs;
@@ -516,14 +514,7 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
             continue;
         }
         if (loose) k.depthwise({loose, taps, pointers, tile_.data(), stride, outs.data(), nullptr});
-        sink.pixels = n;
-        sink.pixel = list + start;
-        sink.at = at;
-        sink.sum = sum;
-        sink.block = width_;
-        sink.clear = false;
-        if (compared) k.encoders->send(sink, far);
-        else k.encoders->finish(sink);
+        finish(list + start, n, sum, sink, ws, far);
     }
 }
 
