@@ -68,7 +68,7 @@ def test_sums_that_are_not_kept_are_computed_from_values(codec: Codec) -> None:
     sparse = {number for number in numbers if stats[number].path == "sparse"}
     assert sparse <= kept
     names = {plan.ops[number].name for number in sparse}
-    assert {"full", "groups", "edge"} <= names
+    assert {"full", "groups"} <= names
     assert ("pixels" in names) == (codec == "hold")
 
 

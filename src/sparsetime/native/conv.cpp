@@ -13,6 +13,8 @@ constexpr int RUN_FLOATS = 9 * 1024;     // weights that one sweep over a strip 
 constexpr int RUN_EVENTS = 8;            // a run of fewer costs more than weights that come from the second cache
 constexpr size_t FUSED_FLOATS = 128 * 1024;  // weights of a 1x1 convolution that every pixel may pass through
 constexpr int GAP = 8;                   // empty pixels that are cheaper to skip than to pass
+constexpr int MAX_DEPTH = 768;           // rows of weights that a register tile passes in one go
+constexpr int CHANGED_FLOATS = 128 * 1024;  // sums of changes, kept in the second cache
 constexpr int PANEL_FLOATS = 48 * 1024;  // weights that one sweep over a chunk of pixels keeps in the second cache
 
 template <class V>
@@ -76,11 +78,14 @@ int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 }  // namespace
 
 Axis::Axis(int in_, int out_, int taps_, int num_, int den_, std::vector<int> shift_)
-    : in(in_), out(out_), taps(taps_), num(num_), den(den_), shift(std::move(shift_)), source(size_t(out_) * taps_, -1) {
+    : in(in_), out(out_), taps(taps_), num(num_), den(den_), shift(std::move(shift_)), source(size_t(out_) * taps_, -1),
+      target(size_t(in_) * taps_, -1) {
     for (int o = 0; o < out; ++o)
         for (int k = 0; k < taps; ++k) {
-            const int scaled = o * den - shift[k];
-            if (scaled >= 0 && scaled % num == 0 && scaled / num < in) source[size_t(o) * taps + k] = scaled / num;
+            const int scaled = o * den - shift[k], i = scaled / num;
+            if (scaled < 0 || scaled % num || i >= in) continue;
+            source[size_t(o) * taps + k] = i;
+            target[size_t(i) * taps + k] = o;
         }
 }
 
@@ -256,7 +261,7 @@ int touched_outputs(const Axis& rows_, const Axis& columns_, const Shape& in, co
 
 // Sums of n pixels, `row` floats from one to the next, in the channels of panels [first, last): a panel of weights at a time over groups
 // of pixels that fill the register tile.
-void Conv::sums(const float* rows, const uint8_t* mask, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws,
+void Conv::sums(const float* value, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws,
                 const FinishArgs* sink, float* far) const {
     const Kernels& k = *kernels_;
     const bool at_once = sink && (far || writes(*sink));
@@ -268,12 +273,14 @@ void Conv::sums(const float* rows, const uint8_t* mask, const int32_t* pixel, in
     const float** weights = sized(ws.weights, size_t(taps));
     const float* zeros = zeros_.data();
     const float* inputs[MAX_TILE];
+    int32_t at[MAX_TILE];
+    for (int i = 0; i < MAX_TILE; ++i) at[i] = i * row;
     // Few channels: a row of the kernel is one segment, since its pixels lie side by side; where some lie outside, of a copy.
     const bool patches = C <= NARROW && taps > 1;
     const int patch = taps * C;
     float* patched = patches ? sized(ws.patches, size_t(n) * patch) : nullptr;
     const int terms = patches ? kw * C : C;  // of a segment
-    const int depth_chunk = std::min(terms, 768);
+    const int depth_chunk = std::min(terms, MAX_DEPTH);
     Walk walk(out.width);
     const int groups = (n + limit - 1) / limit;
     int32_t* start = sized(ws.bound, size_t(groups) + 1);
@@ -286,7 +293,7 @@ void Conv::sums(const float* rows, const uint8_t* mask, const int32_t* pixel, in
         if (pointwise_ && C > NARROW) {
             for (int i = 0; i < m; ++i) {
                 const int p = pixel[from + i];
-                ptr[i] = !mask || mask[p] ? rows + ptrdiff_t(p) * in.stride() : zeros;
+                ptr[i] = value + ptrdiff_t(p) * in.stride();
             }
             seg[0] = 1;
             seg[1] = 0;
@@ -303,23 +310,23 @@ void Conv::sums(const float* rows, const uint8_t* mask, const int32_t* pixel, in
         if (patches) {
             for (int i = 0; i < m; ++i) {
                 float* to = patched + size_t(from + i) * patch;
-                const bool beside = !mask && rx[i][0] >= 0 && rx[i][kw - 1] == rx[i][0] + kw - 1;
+                const bool beside = rx[i][0] >= 0 && rx[i][kw - 1] == rx[i][0] + kw - 1;
                 if (beside && ry[i][0] >= 0 && ry[i][kh - 1] == ry[i][0] + kh - 1) {
-                    const float* x = rows + (ptrdiff_t(ry[i][0]) * in.width + rx[i][0]) * C;
+                    const float* x = value + (ptrdiff_t(ry[i][0]) * in.width + rx[i][0]) * C;
                     for (int ky = 0; ky < kh; ++ky, x += ptrdiff_t(in.width) * C) ptr[ky * m + i] = x;
                     continue;
                 }
                 for (int ky = 0; ky < kh; ++ky, to += kw * C) {
                     const int y = ry[i][ky];
                     if (y >= 0 && beside) {
-                        ptr[ky * m + i] = rows + (ptrdiff_t(y) * in.width + rx[i][0]) * C;
+                        ptr[ky * m + i] = value + (ptrdiff_t(y) * in.width + rx[i][0]) * C;
                         continue;
                     }
                     ptr[ky * m + i] = to;
                     for (int kx = 0; kx < kw; ++kx) {
                         const ptrdiff_t p = ptrdiff_t(y) * in.width + rx[i][kx];
-                        const bool live = (y | rx[i][kx]) >= 0 && (!mask || mask[p]);
-                        for (int c = 0; c < C; ++c) to[kx * C + c] = live ? rows[p * C + c] : 0.0f;
+                        const bool live = (y | rx[i][kx]) >= 0;
+                        for (int c = 0; c < C; ++c) to[kx * C + c] = live ? value[p * C + c] : 0.0f;
                     }
                 }
             }
@@ -333,8 +340,8 @@ void Conv::sums(const float* rows, const uint8_t* mask, const int32_t* pixel, in
                 for (int i = 0; i < m; ++i) {
                     const int y = ry[i][ky], x = rx[i][kx];
                     const ptrdiff_t p = ptrdiff_t(y) * in.width + x;
-                    const bool live = (y | x) >= 0 && (!mask || mask[p]);
-                    inputs[i] = live ? rows + p * in.stride() : zeros;
+                    const bool live = (y | x) >= 0;
+                    inputs[i] = live ? value + p * in.stride() : zeros;
                     any |= live;
                 }
                 if (!any) continue;
@@ -369,7 +376,7 @@ void Conv::sums(const float* rows, const uint8_t* mask, const int32_t* pixel, in
                         weights[e - s] = panel + (size_t(seg[1 + e]) * C + c) * wide;
                     if (e == s && accumulate && !complete) continue;
                     TileArgs args{e - s, pointers + size_t(g) * taps * limit + size_t(s) * m, weights, depth,
-                                  sum + size_t(from) * row + column, row, c, accumulate, nullptr};
+                                  sum + size_t(from) * row + column, at, c, accumulate, nullptr};
                     WriteArgs to;
                     if (complete) {
                         to = far ? compare_of(*sink, pixel + from, column, far + from) : write_of(*sink, pixel[from], column);
@@ -380,6 +387,69 @@ void Conv::sums(const float* rows, const uint8_t* mask, const int32_t* pixel, in
                     k.tile(m, vectors, args);
                 }
                 accumulate = true;
+            }
+        }
+        panel += size_t(taps) * C * wide;
+        column += wide;
+    }
+}
+
+void Conv::sums_of_changes(const Change& change, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws) const {
+    const Kernels& k = *kernels_;
+    const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw, C = in.channels, row = round_up(out.channels, LANE);
+    const int low = pixel[0], high = pixel[n - 1];
+    int32_t* place = sized(ws.span, size_t(high - low) + 1);  // of an output from the first on: where its sums are
+    for (int i = 0; i < n; ++i) place[pixel[i] - low] = i * row;
+
+    // Active pixels in the rows that these outputs read.
+    int top = in.height, bottom = -1;
+    for (int i = low / out.width * kh; i < (high / out.width + 1) * kh; ++i) {
+        const int y = rows_.source[size_t(i)];
+        if (y >= 0) top = std::min(top, y), bottom = std::max(bottom, y);
+    }
+    const int32_t* const all = change.active + change.active_count;
+    const int32_t* active = std::lower_bound<const int32_t*>(change.active, all, top * in.width);
+    const int32_t* const end = std::lower_bound(active, all, (bottom + 1) * in.width);
+
+    // By tap: the rows of active pixels that it joins with one of these outputs, and where that output's sums are.
+    const size_t most = size_t(end - active);
+    const float** from = sized(ws.pointers, taps * most);
+    int32_t* to = sized(ws.at, taps * most);
+    int32_t* found = sized(ws.segments, size_t(taps));
+    std::fill(found, found + taps, 0);
+    Walk walk(in.width);
+    for (; active < end; ++active) {
+        const int32_t p = *active;
+        walk.to(p);
+        const int32_t *ty = &rows_.target[size_t(walk.y) * kh], *tx = &columns_.target[size_t(p - walk.start) * kw];
+        for (int ky = 0; ky < kh; ++ky) {
+            if (ty[ky] < 0) continue;
+            for (int kx = 0; kx < kw; ++kx) {
+                const int o = ty[ky] * out.width + tx[kx], t = ky * kw + kx;
+                if (tx[kx] < 0 || o < low || o > high) continue;
+                from[t * most + size_t(found[t])] = change.rows + ptrdiff_t(p) * in.stride();
+                to[t * most + size_t(found[t]++)] = place[o - low];
+            }
+        }
+    }
+
+    const int depth_chunk = std::min(C, MAX_DEPTH);
+    const float* panel = tile_.data();
+    int column = 0;
+    for (int p = 0; p < last; ++p) {
+        const int vectors = panels_[size_t(p)], wide = vectors * width_;
+        if (p >= first) {
+            for (int i = 0; i < n; ++i) std::memset(sum + size_t(i) * row + column, 0, size_t(wide) * sizeof(float));
+            for (int t = 0; t < taps; ++t) {
+                const int groups = (found[t] + k.tile_pixels - 1) / k.tile_pixels;
+                for (int c = 0; c < C; c += depth_chunk) {
+                    const float* w = panel + (size_t(t) * C + c) * wide;
+                    for (int g = 0; g < groups; ++g) {
+                        const size_t at = size_t(found[t]) * g / groups, end = size_t(found[t]) * (g + 1) / groups;
+                        k.tile(int(end - at), vectors, {1, from + t * most + at, &w, std::min(depth_chunk, C - c), sum + column,
+                                                        to + t * most + at, c, true, nullptr});
+                    }
+                }
             }
         }
         panel += size_t(taps) * C * wide;
@@ -424,7 +494,7 @@ bool Conv::compares(const FinishArgs& sink) const {
 }
 
 // Touched outputs in chunks.
-void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
+void Conv::gather(const float* value, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
     const int step = chunk();
     const bool written = writes(sink), compared = compares(sink);
     float* sum = sized(ws.sum, size_t(step) * round_up(out.channels, LANE));
@@ -432,7 +502,7 @@ void Conv::gather(const float* rows, const uint8_t* mask, const int32_t* list, i
     for (int start = 0; start < count; start += step) {
         const int n = std::min(step, count - start);
         if (compared) std::fill(far, far + n, 0.0f);
-        sums(rows, mask, list + start, n, 0, int(panels_.size()), sum, ws, &sink, far);
+        sums(value, list + start, n, 0, int(panels_.size()), sum, ws, &sink, far);
         if (written) sent_whole(sink, list + start, n);
         else finish(list + start, n, sum, sink, ws, far);
     }
@@ -520,12 +590,18 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
 
 void Conv::dense(const float* value, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
     if (depthwise_) gather_depthwise(value, nullptr, list, count, sink, ws);
-    else gather(value, nullptr, list, count, sink, ws);
+    else gather(value, list, count, sink, ws);
 }
 
 void Conv::pixels(const Change& change, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
-    if (depthwise_) gather_depthwise(change.rows, change.mask, list, count, sink, ws);
-    else gather(change.rows, change.mask, list, count, sink, ws);
+    if (depthwise_) return gather_depthwise(change.rows, change.mask, list, count, sink, ws);
+    const int row = round_up(out.channels, LANE), step = std::max(kernels_->tile_pixels, CHANGED_FLOATS / row);
+    float* sum = sized(ws.sum, size_t(std::min(step, count)) * row);
+    for (int start = 0; start < count; start += step) {
+        const int n = std::min(step, count - start);
+        sums_of_changes(change, list + start, n, 0, panels(), sum, ws);
+        finish(list + start, n, sum, sink, ws);
+    }
 }
 
 // Every output has one input pixel: its sums stay in registers until they are finished.
@@ -712,22 +788,16 @@ void Conv::elements(const Change& change, int first, int last, const int32_t* li
 PathTimes Conv::estimate(const Change& change, int touched) const {
     const double taps = double(rows_.taps) * columns_.taps, n = touched;
     const double reach = taps * out.pixels() / in.pixels();  // outputs that an input pixel reaches, borders aside
-    const double share = n > 0 ? std::min(1.0, change.active_count * reach / (n * taps)) : 0.0;  // of a touched output's inputs
-    if (depthwise_) return {n * 0.8, n * share, std::numeric_limits<double>::infinity()};
-    int neighbours = 0;
-    for (int i = 1; i < change.active_count; ++i) neighbours += change.active[i] == change.active[i - 1] + 1;
-    const double clustered = change.active_count > 1 ? double(neighbours) / (change.active_count - 1) : 0.0;
-    // A tap is skipped where it is empty for all pixels of a register tile: seldom, where active pixels lie scattered.
-    double apart = 1.0;
-    for (int i = 0; i < kernels_->tile_pixels; ++i) apart *= 1.0 - share;
-    const double group = clustered * share + (1.0 - clustered) * (1.0 - apart);
-    const double work = taps * in.channels * out.channels * 0.008;
-    const bool narrow = in.channels <= NARROW;
-    const double fetch = taps * (narrow ? 0.3 * in.channels : 1.2);
+    if (depthwise_) {
+        const double share = n > 0 ? std::min(1.0, change.active_count * reach / (n * taps)) : 0.0;  // of a touched output's inputs
+        return {n * 0.8, n * share, std::numeric_limits<double>::infinity()};
+    }
+    const double product = in.channels * out.channels * 0.008;  // of a pixel with the weights of one tap
+    const double fetch = in.channels <= NARROW ? 0.3 * in.channels : 1.2;
     const double vectors = (out.channels + LANE - 1) / LANE;
     const int shift = run_shift(change), channel_blocks = (in.channels + (1 << shift) - 1) >> shift;
     const double passes = double(passes_.size()) / (rows_.phases() * columns_.phases());
-    return {n * (work + fetch), n * ((narrow ? 1.0 : group) * work * 1.05 + fetch * (narrow ? 3.0 : 1.0)),
+    return {n * taps * (product + fetch), change.active_count * reach * (product + vectors + 3.0) + n * vectors * 0.6,
             double(change.events) * reach * vectors * (in.channels <= 64 ? 0.17 : 0.25) + double(change.active_count) * channel_blocks * passes * 5.0 +
                 double(in.pixels()) * channel_blocks * 1.5 + n * vectors * 0.6};
 }

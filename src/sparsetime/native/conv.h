@@ -1,7 +1,7 @@
 // Convolution on deltas: three ways to the same sums, each followed by FinishArgs' stage.
 //
 //   dense     every output from the values of its receptive field (flush, scene cut)
-//   pixels    touched outputs from the rows of the active pixels of their receptive field, register-blocked
+//   pixels    active pixels add their products, tap by tap, to the outputs that they reach, register-blocked
 //   elements  every event adds its weights to the outputs that it reaches
 //
 // One class serves conv2d, conv_transpose2d and linear (a map of one pixel): on each axis, tap k joins input i and output o where
@@ -53,6 +53,7 @@ struct Axis {
     int num, den;            // o * den = i * num + shift[k]
     std::vector<int> shift;
     std::vector<int32_t> source;  // [out][taps]: input that tap k reads, or -1
+    std::vector<int32_t> target;  // [in][taps]: output that reads it with tap k, or -1
     Axis() = default;
     Axis(int in, int out, int taps, int num, int den, std::vector<int> shift);
     int base(int i) const { return num == 1 ? i / den : i * num; }
@@ -97,8 +98,10 @@ class Conv {
     // weights, round_up(out.channels, LANE) floats a pixel, and what follows them. With a sink its state is asked for, and
     // values that need no more than their sums are written at once; with `far` they are compared at once (WriteArgs).
     int panels() const { return int(panels_.size()); }
-    void sums(const float* rows, const uint8_t* mask, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws,
+    void sums(const float* value, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws,
               const FinishArgs* sink = nullptr, float* far = nullptr) const;
+    // The same of the pixels path: sums of changes. `pixel` has all outputs between its first and its last that are touched.
+    void sums_of_changes(const Change& in, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws) const;
     void finish(const int32_t* pixel, int n, float* sum, FinishArgs& sink, Workspace& ws, const float* far = nullptr) const;
 
     void pixels(const Change& in, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
@@ -126,7 +129,7 @@ class Conv {
     };
     void pack(const float* weight, bool transposed);
     int chunk() const;  // outputs that are computed together
-    void gather(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
+    void gather(const float* value, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
     bool writes(const FinishArgs& sink) const;
     bool compares(const FinishArgs& sink) const;
     int run_shift(const Change& in) const;

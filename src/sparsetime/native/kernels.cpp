@@ -54,7 +54,7 @@ void tile(const TileArgs& t) {
         all([&](auto i, auto v) __attribute__((always_inline)) { __builtin_prefetch(w.value + (i + AHEAD) * w.stride + v * VL, 1); });
     }
     if (t.accumulate)
-        all([&](auto i, auto v) __attribute__((always_inline)) { acc[i][v] = load(t.out + i * t.row + v * VL); });
+        all([&](auto i, auto v) __attribute__((always_inline)) { acc[i][v] = load(t.out + t.at[i] + v * VL); });
     else
         all([&](auto i, auto v) __attribute__((always_inline)) { acc[i][v] = Vec{}; });
     for (int s = 0; s < t.segments; ++s) {
@@ -79,7 +79,7 @@ void tile(const TileArgs& t) {
                 Vec far{};
                 each(std::make_integer_sequence<int, V>{}, [&](auto v) __attribute__((always_inline)) {
                     far += compare(w, w.pixel[i] * w.stride + v * VL, load(w.bias + v * VL), load(w.inverse + v * VL), acc[i][v],
-                                   t.out + i * t.row + v * VL);
+                                   t.out + t.at[i] + v * VL);
                 });
                 w.far[i] += ::sum(far);
             });
@@ -97,7 +97,7 @@ void tile(const TileArgs& t) {
         all([&](auto i, auto v) __attribute__((always_inline)) { store(w.value + i * w.stride + v * VL, acc[i][v]); });
         return;
     }
-    all([&](auto i, auto v) __attribute__((always_inline)) { store(t.out + i * t.row + v * VL, acc[i][v]); });
+    all([&](auto i, auto v) __attribute__((always_inline)) { store(t.out + t.at[i] + v * VL, acc[i][v]); });
 }
 
 template <int V>

@@ -45,7 +45,7 @@ struct WriteArgs {
     const int32_t* pixel;  // places of the pixels in the map, to which `value` and `extra` point then
 };
 
-// Sums for M pixels and V vectors of output channels, `row` floats from pixel to pixel:
+// Sums for M pixels and V vectors of output channels, pixel i's at out[i] = out + at[i]:
 // out[i][:] = (accumulate ? out[i][:] : 0) + sum_s sum_k a[s][i][k] w[s][k][:].
 struct TileArgs {
     int segments;
@@ -53,7 +53,7 @@ struct TileArgs {
     const float* const* w;     // [segments]: weights (depth, V vectors)
     int depth;
     float* out;
-    ptrdiff_t row;
+    const int32_t* at;         // [pixels]
     int offset;                // added to every input row: the first of `depth` channels
     bool accumulate;
     const WriteArgs* write;    // or null; sums go nowhere else then

@@ -167,7 +167,7 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
             const double reached = double(n) * conv.in.pixels() / out.pixels() * conv.in.channels;
             times.elements = node.crossover > 0 ? times.dense * double(change.events) / (reached * node.crossover) : 2 * times.dense;
         }
-        if (program_->values[size_t(x)].whole) times.elements = 2 * times.dense;  // an event at a time, where whole pixels change
+        if (program_->values[size_t(x)].whole && conv.in.channels > NARROW) times.elements = 2 * times.dense;  // an event at a time, where whole pixels change
         path = node.cheap ? DENSE : times.elements < std::min(times.dense, times.pixels) ? ELEMENTS : times.pixels < times.dense ? PIXELS : DENSE;
         State& from = states_[size_t(x)];
         from.want_rows = from.want_rows || path == PIXELS;
@@ -221,8 +221,8 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
         shared = shared_.data();
         pool_.run([&](int t) {
             const int first = conv.panels() * t / threads, last = conv.panels() * (t + 1) / threads;
-            if (path == DENSE) conv.sums(values, nullptr, list, n, first, last, shared, workspaces_[size_t(t)]);
-            else conv.sums(change.rows, change.mask, list, n, first, last, shared, workspaces_[size_t(t)]);
+            if (path == DENSE) conv.sums(values, list, n, first, last, shared, workspaces_[size_t(t)]);
+            else conv.sums_of_changes(change, list, n, first, last, shared, workspaces_[size_t(t)]);
         });
     }
     split(node, y, list, n, path == DENSE, path == ELEMENTS,
