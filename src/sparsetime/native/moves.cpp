@@ -8,14 +8,7 @@
 namespace sparsetime {
 
 // The marks of touch_ as list_.
-int Stream::listed(const Shape& map) {
-    int n = 0;
-    for (int p = 0; p < map.pixels(); ++p) {
-        list_[size_t(n)] = p;
-        n += touch_[size_t(p)] != 0;
-    }
-    return n;
-}
+int Stream::listed(const Shape& map) { return list_marks(touch_.data(), map.pixels(), 0, list_.data()); }
 
 int Stream::union_of(const std::vector<int>& inputs) {
     const Change& first = states_[size_t(inputs[0])].change;

@@ -24,13 +24,19 @@ void differing(const uint8_t* a, const uint8_t* b, size_t n, size_t& first, size
     first = n;
     end = 0;
     if (std::memcmp(a, b, n) == 0) return;
-    constexpr size_t WORD = 32;
+    constexpr size_t BLOCK = 32;
+    const auto same = [&](size_t at) {
+        uint64_t x[4], y[4];
+        std::memcpy(x, a + at, BLOCK);
+        std::memcpy(y, b + at, BLOCK);
+        return ((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3])) == 0;
+    };
     size_t i = 0;
-    while (i + WORD <= n && std::memcmp(a + i, b + i, WORD) == 0) i += WORD;
+    while (i + BLOCK <= n && same(i)) i += BLOCK;
     while (a[i] == b[i]) ++i;
     first = i;
     i = n;
-    while (i >= WORD && std::memcmp(a + i - WORD, b + i - WORD, WORD) == 0) i -= WORD;
+    while (i >= BLOCK && same(i - BLOCK)) i -= BLOCK;
     while (a[i - 1] == b[i - 1]) --i;
     end = i;
 }
