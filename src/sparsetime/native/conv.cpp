@@ -540,7 +540,7 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
     const auto ask = [&](int p) __attribute__((always_inline)) {
         fetch(sink, p, 0, stride);
         later.to(p);
-        for (int r = 0; r < kh; ++r) {
+        for (int r = kh - std::min(step, kh); r < kh; ++r) {
             const int32_t y = rows_.source[size_t(later.y) * kh + r];
             if (y < 0) continue;
             const float* x = rows + (ptrdiff_t(y) * in.width + (p - later.start) * step) * stride;
