@@ -643,6 +643,7 @@ void frame_of_three(IntFrameArgs& f, const Settle& s) {
     const __m512i threshold = _mm512_load_si512(repeated);
     const __m128i spread = _mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1);
     const __m512i none = _mm512_set1_epi32(s.zero << 24);
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     for (int from = 0; from < f.pixels; from += 16) {
         const int n = f.pixels - from < 16 ? f.pixels - from : 16;
         float y[48];
@@ -667,6 +668,14 @@ void frame_of_three(IntFrameArgs& f, const Settle& s) {
         uint64_t go = s.all ? valid : valid & _mm512_cmpgt_epu8_mask(far, threshold);
         if (!go) continue;
         _mm512_mask_storeu_epi8(held, go, now);
+        if (s.all && n == 16) {
+            _mm512_storeu_si512(f.active + f.active_count, _mm512_add_epi32(lanes, _mm512_set1_epi32(f.first + from)));
+            _mm512_storeu_si512(f.tally + f.active_count, _mm512_set1_epi32(3));
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(f.mask + f.first + from), _mm_set1_epi8(1));
+            f.active_count += 16;
+            f.events += 48;
+            continue;
+        }
         while (go) {
             const int p = __builtin_ctzll(go) / 4;
             const int sent = __builtin_popcountll(go >> 4 * p & 15);
@@ -734,6 +743,23 @@ inline int32_t apart(const uint8_t* x, const uint8_t* y, int channels) {
 #endif
 }
 
+// to = from; returns how many channels that changes.
+inline int32_t take_over(const uint8_t* from, uint8_t* to, int channels) {
+    int32_t changed = 0;
+#if defined(__AVX512BW__)
+    for (int c = 0; c < channels; c += 64) {
+        const __mmask64 valid = channels - c >= 64 ? ~__mmask64(0) : (__mmask64(1) << (channels - c)) - 1;
+        const __m512i x = _mm512_maskz_loadu_epi8(valid, from + c);
+        changed += __builtin_popcountll(_mm512_cmpneq_epu8_mask(x, _mm512_maskz_loadu_epi8(valid, to + c)));
+        _mm512_mask_storeu_epi8(to + c, valid, x);
+    }
+#else
+    for (int c = 0; c < channels; ++c) changed += from[c] != to[c];
+    __builtin_memcpy(to, from, size_t(channels));
+#endif
+    return changed;
+}
+
 void pixels(IntPixelArgs& all) {
     IntPixelArgs f = all;  // a copy that no store can alias
     constexpr int CHUNK = 64;
@@ -765,9 +791,7 @@ void pixels(IntPixelArgs& all) {
         for (k = 0; k < found; ++k) {
             const uint8_t* x = f.fresh + ptrdiff_t(sent[k]) * f.stride;
             uint8_t* held = f.held + ptrdiff_t(sent[k]) * f.stride;
-            int32_t changed = 0;
-            for (int c = 0; c < f.channels; ++c) changed += x[c] != held[c];
-            __builtin_memcpy(held, x, size_t(f.channels));
+            const int32_t changed = take_over(x, held, f.channels);
             f.active[kept] = sent[k];  // kept <= i + k: nothing that is still to be read
             f.tally[kept++] = changed;
             f.events += changed;
