@@ -9,9 +9,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+import sparsetime
 from sparsetime.engine import Op, Plan
 from sparsetime.engine.cpu import Native
+from sparsetime.engine.frames import FrameError
 
 
 @pytest.fixture
@@ -121,3 +124,48 @@ def test_threads_that_share_the_channels_of_few_pixels_compute_the_same(kind: st
         moved = rng.random((1, 1, 7, 7)) < share
         moved[0, 0, 3, 3] = True
         frame = np.where(moved, 3 * rng.standard_normal(frame.shape), frame).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("precision", "codec"),
+    [("float32", "exact"), ("float32", "hold"), ("float32", "pixel"), ("int8", "hold"), ("int8", "pixel")],
+)
+@pytest.mark.parametrize("kind", ["floats", "bytes"])
+def test_threads_that_share_the_rows_of_a_frame_compute_the_same(precision: str, codec: str, kind: str) -> None:
+    """101 x 90 pixels are worth two threads: nothing new, one square, scattered pixels, another picture, a cut."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1))
+    rng = np.random.default_rng(0)
+    clip = [rng.integers(0, 256, (1, 3, 101, 90)).astype(np.float32) for _ in range(2)]
+    steps = [torch.from_numpy(x) for x in clip]
+    plan = sparsetime.compile(model.eval(), steps[0], steps=steps, codec=codec, precision=precision)
+    pictures = [clip[0], clip[0], clip[0].copy(), clip[0].copy(), clip[1], clip[0]]
+    pictures[2][:, :, 30:70, 20:60] = 200
+    pictures[3][:, :, rng.random((101, 90)) < 0.05] = 90
+    streams = [plan.stream(threads=threads, flush=flush) for threads in (1, 2) for flush in (0.0, 1.0)]
+    for picture in pictures:
+        frame = picture.astype(np.uint8) if kind == "bytes" else picture
+        found = [np.asarray(stream(frame)) for stream in streams]
+        states = [stream.snapshot() for stream in streams]
+        for one, two in ((0, 2), (1, 3)):
+            np.testing.assert_array_equal(found[two], found[one])
+            assert {n: e.events for n, e in streams[two].stats.items()} == {
+                n: e.events for n, e in streams[one].stats.items()
+            }
+            for name, array in states[one].items():
+                np.testing.assert_array_equal(states[two][name], array, name)
+    assert [stream.flushed for stream in streams] == [False, True, False, True]
+
+
+def test_a_frame_that_is_refused_by_one_of_the_threads_leaves_the_stream_as_it_was() -> None:
+    plan = convolution(96, 3)
+    first, second = frames(plan, 2)
+    broken = second.copy()
+    broken[0, 1, 90, 5] = np.nan
+    streams = [plan.stream(threads=2) for _ in range(2)]
+    for stream in streams:
+        stream(first)
+    with pytest.raises(FrameError, match="NaN"):
+        streams[0](broken)
+    np.testing.assert_array_equal(streams[0](second), streams[1](second))
+    assert streams[0].stats["input"].events == streams[1].stats["input"].events > 0

@@ -119,6 +119,7 @@ def train(
 ) -> None:
     from sparsetime.train import Machine, from_dict, read_recipe
     from sparsetime.train import train as run_training
+    from sparsetime.train.fit import leave_group
 
     given = {
         "data": data,
@@ -157,6 +158,7 @@ def train(
         finish(result, json_file)
         accuracy = f", training accuracy {result['train_accuracy']:.3f}" if result["epochs"] else ""
         print(f"{result['run']}: {result['epochs']} epochs{accuracy}")
+    leave_group()
 
 
 @guarded

@@ -1,9 +1,10 @@
 // Streams of int8 plans: values are codes, everything is computed anew where an event touched.
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
-#include "stream.h"
+#include "split.h"
 
 namespace sparsetime {
 
@@ -83,12 +84,7 @@ void Stream::share(int output, int count, const Body& body) {
     };
     if (parts == 1) part(0);
     else pool_.run(part);
-    for (const IntSink& sink : sinks) {
-        std::memmove(change.active + change.active_count, sink.active, size_t(sink.active_count) * sizeof(int32_t));
-        std::memmove(change.tally + change.active_count, sink.tally, size_t(sink.active_count) * sizeof(int32_t));
-        change.active_count += sink.active_count;
-        change.events += sink.events;
-    }
+    join(change, sinks);
 }
 
 void Stream::allocate_codes() {
@@ -324,18 +320,28 @@ void Stream::take_codes(const Node& node, const Frame& frame) {
     Change& change = states_[size_t(value)].change;
     change.rowed = change.listed = false;
     const Settle settle = settle_of(node, value);
-    IntFrameArgs f{0, 0, nullptr, change.mask, change.active, change.tally, 0, 0};
-    each_span(frame, [&](int first, int pixels) {
-        f.y = line_.data();
-        f.first = first;
-        f.pixels = pixels;
-        kernels().integers->frame(f, settle);
-        return waits(node) || !cuts(f.events);  // what waits is not sent yet
+    std::vector<IntSink> sinks(size_t(pool_.threads()), IntSink{change.mask, change.active, change.tally});
+    std::atomic<int64_t> found{0};
+    prepare_lines();
+    each_band([&](int t, int top, int bottom) {
+        const size_t start = size_t(top) * size_t(change.shape.width);
+        IntSink& sink = sinks[size_t(t)];
+        sink.active += start;
+        sink.tally += start;
+        IntFrameArgs f{0, 0, nullptr, sink.mask, sink.active, sink.tally, 0, 0};
+        each_span(frame, t, top, bottom, [&](const float* y, int first, int pixels) {
+            const int64_t before = f.events;
+            f.y = y;
+            f.first = first;
+            f.pixels = pixels;
+            kernels().integers->frame(f, settle);
+            return waits(node) || !cuts(found += f.events - before);  // what waits is not sent yet
+        });
+        sink.active_count = f.active_count;
+        sink.events = f.events;
+        if (waits(node)) send_pixels(node, value, sink);
     });
-    IntSink sink{change.mask, change.active, change.tally, f.active_count, f.events};
-    if (waits(node)) send_pixels(node, value, sink);
-    change.active_count = sink.active_count;
-    change.events = sink.events;
+    join(change, sinks);
     if (program_->values[size_t(value)].floats)
         for (int i = 0; i < change.active_count; ++i) decode_pixel(value, change.active[i]);
 }

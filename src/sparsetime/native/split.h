@@ -4,10 +4,28 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "stream.h"
 
 namespace sparsetime {
+
+// Puts what threads have appended to their parts of a change's lists one behind the other.
+template <class Sink>
+void join(Change& change, const std::vector<Sink>& sinks) {
+    for (const Sink& sink : sinks) {
+        const size_t n = size_t(sink.active_count);
+        std::memmove(change.active + change.active_count, sink.active, n * sizeof(int32_t));
+        std::memmove(change.tally + change.active_count, sink.tally, n * sizeof(int32_t));
+        if constexpr (!std::is_same_v<Sink, IntSink>)
+            if (change.listed) {
+                std::memmove(change.place + change.events, sink.place, size_t(sink.events) * sizeof(uint32_t));
+                std::memmove(change.change + change.events, sink.change, size_t(sink.events) * sizeof(float));
+            }
+        change.active_count += sink.active_count;
+        change.events += sink.events;
+    }
+}
 
 // Runs body(sink, from, to, first row, last row, workspace) over parts of the list, one a thread, and joins what they emit.
 template <class Body>
@@ -66,17 +84,7 @@ void Stream::split(const Node& node, int output, const int32_t* list, int count,
     };
     if (parts == 1) part(0);
     else pool_.run(part);
-    for (const FinishArgs& sink : sinks) {
-        const size_t n = size_t(sink.active_count), e = size_t(sink.events);
-        std::memmove(change.active + change.active_count, sink.active, n * sizeof(int32_t));
-        std::memmove(change.tally + change.active_count, sink.tally, n * sizeof(int32_t));
-        if (change.listed) {
-            std::memmove(change.place + change.events, sink.place, e * sizeof(uint32_t));
-            std::memmove(change.change + change.events, sink.change, e * sizeof(float));
-        }
-        change.active_count += int32_t(n);
-        change.events += int64_t(e);
-    }
+    join(change, sinks);
 }
 
 // fill(pixels, n, sums, stride) writes the sums of some pixels.

@@ -103,6 +103,10 @@ class Stream {
     void read_derived(int number, float* out);
     void expand(int number, const uint8_t* changed);
     int64_t write_derived(int number, const uint8_t* changed, float* out);
+    struct Fetched {  // one row of pixels of the input, and what it is made of
+        Floats pixels, planes;
+        std::vector<uint8_t> swapped;
+    };
     bool look(const Frame& frame);
     void take(const Node& node, const Frame& frame);
     void prepare_lines();
@@ -121,9 +125,10 @@ class Stream {
     void forget_codes();
     void decode_pixel(int value, int pixel);
     void read_decoded(int value, float* out) const;
-    void each_span(const Frame& frame, const std::function<bool(int, int)>& body);
+    void each_band(const std::function<void(int, int, int)>& body);
+    void each_span(const Frame& frame, int thread, int top, int bottom, const std::function<bool(const float*, int, int)>& body);
     bool cuts(int64_t events) const;
-    void fetch_pixels(const Frame& frame, int y, int from, int to);
+    void fetch_pixels(const Frame& frame, int y, int from, int to, Fetched& line);
     void clear(int value);
     int touched(const Node& node);
     int union_of(const std::vector<int>& inputs);
@@ -168,9 +173,8 @@ class Stream {
     } seen_;
     Camera camera_;
     std::vector<int32_t> spans_;     // by row: pixels [from, to) that may have changed
-    Floats line_, planes_;           // one row of pixels
+    std::vector<Fetched> lines_;     // by thread
     Floats mean_, std_;              // of one row of pixels, then of one row of each plane
-    std::vector<uint8_t> swapped_;
     bool started_ = false, refresh_ = false;
     double cut_ = std::numeric_limits<double>::infinity();
     bool flush_ = true;  // this frame is the first

@@ -1,10 +1,11 @@
 // The input of a camera: few channels, every pixel looked at, few changed.
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 
-#include "stream.h"
+#include "split.h"
 
 namespace sparsetime {
 
@@ -77,44 +78,43 @@ bool Stream::look(const Frame& frame) {
     // A step of `residual` may leave a rest of a whole step by rounding, which is sent when the same frame comes again.
     const bool compare = seen_.valid && !flush_ && node.encode != Encode::residual && seen_.layout.column == frame.column &&
                          seen_.layout.channel == frame.channel && !seen_.layout.floats == !frame.floats;
-    for (int y = 0; y < map.height; ++y) {
-        size_t from = compare ? length : 0, to = compare ? 0 : length;
-        if (compare)
-            for (int k = 0; k < pieces; ++k) {
-                size_t first, end;
-                differing(piece(y, k), kept(y, k), length, first, end);
-                from = std::min(from, first);
-                to = std::max(to, end);
-            }
-        const size_t pixel = size_t(wide) * element;
-        const int first = int(from / pixel), end = to ? int((to + pixel - 1) / pixel) : first;
-        spans_[2 * size_t(y)] = first;
-        spans_[2 * size_t(y) + 1] = end;
-        if (frame.floats && end > first)
-            for (int k = 0; k < pieces; ++k)
-                if (!kernel.finite(reinterpret_cast<const float*>(piece(y, k)) + first * wide, (end - first) * wide)) return false;
-    }
     seen_.bytes.resize(length * pieces * size_t(map.height));
-    seen_.layout = frame;
-    seen_.valid = true;
     const size_t pixel = size_t(wide) * element;
-    for (int y = 0; y < map.height; ++y) {
-        const size_t first = size_t(spans_[2 * size_t(y)]), end = size_t(spans_[2 * size_t(y) + 1]);
-        if (end > first)
-            for (int k = 0; k < pieces; ++k) std::memcpy(kept(y, k) + first * pixel, piece(y, k) + first * pixel, (end - first) * pixel);
-    }
-    return true;
+    std::atomic<bool> finite{true};
+    each_band([&](int, int top, int bottom) {
+        for (int y = top; y < bottom && finite; ++y) {
+            size_t from = compare ? length : 0, to = compare ? 0 : length;
+            if (compare)
+                for (int k = 0; k < pieces; ++k) {
+                    size_t first, end;
+                    differing(piece(y, k), kept(y, k), length, first, end);
+                    from = std::min(from, first);
+                    to = std::max(to, end);
+                }
+            const int first = int(from / pixel), end = to ? int((to + pixel - 1) / pixel) : first;
+            spans_[2 * size_t(y)] = first;
+            spans_[2 * size_t(y) + 1] = end;
+            for (int k = 0; k < pieces && end > first; ++k) {
+                const uint8_t* now = piece(y, k) + size_t(first) * pixel;
+                if (frame.floats && !kernel.finite(reinterpret_cast<const float*>(now), (end - first) * wide)) finite = false;
+                std::memcpy(kept(y, k) + size_t(first) * pixel, now, size_t(end - first) * pixel);
+            }
+        }
+    });
+    seen_.layout = frame;
+    seen_.valid = finite;  // of a frame that is refused only a part was kept
+    return finite;
 }
 
-// Pixels [from, to) of row y as rows of floats, normalised, in line_.
-void Stream::fetch_pixels(const Frame& frame, int y, int from, int to) {
+// Pixels [from, to) of row y as rows of floats, normalised.
+void Stream::fetch_pixels(const Frame& frame, int y, int from, int to, Fetched& line) {
     const FrameKernels& kernel = *kernels().frames;
     const int C = program_->values[size_t(program_->nodes[0].outputs[0])].map.channels, n = to - from;
     const int64_t start = y * frame.row + from * frame.column;
     const Order order = order_of(frame, C);
     if (order == Order::other || (order == Order::pixels && frame.floats && frame.channel != 1)) {
         for (int i = 0; i < n; ++i)
-            for (int c = 0; c < C; ++c) line_[size_t(i * C + c)] = frame.at(start + i * frame.column + c * frame.channel, c, camera_);
+            for (int c = 0; c < C; ++c) line.pixels[size_t(i * C + c)] = frame.at(start + i * frame.column + c * frame.channel, c, camera_);
         return;
     }
     const bool plain = camera_.mean.empty();
@@ -130,20 +130,20 @@ void Stream::fetch_pixels(const Frame& frame, int y, int from, int to) {
                 planes[c] = frame.floats + start + c * frame.channel;
                 continue;
             }
-            float* to_plane = planes_.data() + size_t(c) * size_t(n);
-            floats(frame.bytes + start + c * frame.channel, int(line_.size()) + c * int(line_.size()) / C, n, to_plane);
+            float* to_plane = line.planes.data() + size_t(c) * size_t(n);
+            floats(frame.bytes + start + c * frame.channel, int(line.pixels.size()) + c * int(line.pixels.size()) / C, n, to_plane);
             planes[c] = to_plane;
         }
-        kernel.interleave(planes, C, n, line_.data());
+        kernel.interleave(planes, C, n, line.pixels.data());
     } else if (frame.floats) {
-        std::memcpy(line_.data(), frame.floats + start, size_t(n) * C * sizeof(float));
+        std::memcpy(line.pixels.data(), frame.floats + start, size_t(n) * C * sizeof(float));
     } else {
         const uint8_t* in = frame.bytes + start;
         if (frame.channel != 1) {
-            kernel.reverse(in - (C - 1), C, n, swapped_.data());
-            in = swapped_.data();
+            kernel.reverse(in - (C - 1), C, n, line.swapped.data());
+            in = line.swapped.data();
         }
-        floats(in, 0, n * C, line_.data());
+        floats(in, 0, n * C, line.pixels.data());
     }
 }
 
@@ -152,9 +152,12 @@ void Stream::prepare_lines() {
     const Shape& map = program_->values[size_t(program_->nodes[0].outputs[0])].map;
     const int C = map.channels;
     const size_t row = size_t(map.width) * C;
-    line_.resize(row);
-    planes_.resize(row);
-    swapped_.resize(row);
+    lines_.resize(size_t(pool_.threads()));
+    for (Fetched& line : lines_) {
+        line.pixels.resize(row);
+        line.planes.resize(row);
+        line.swapped.resize(row);
+    }
     if (!camera_.mean.empty() && mean_.empty()) {
         mean_.resize(2 * row);
         std_.resize(2 * row);
@@ -166,15 +169,26 @@ void Stream::prepare_lines() {
     }
 }
 
-// Calls body(first, pixels) for the pixels of each row that may have changed, which lie in line_, as long as it says true.
-void Stream::each_span(const Frame& frame, const std::function<bool(int, int)>& body) {
+// Runs body(thread, top, bottom) over bands of rows of the input, one a thread.
+void Stream::each_band(const std::function<void(int, int, int)>& body) {
+    constexpr int LEAST = 4096;  // pixels that are worth a thread
     const Shape& map = program_->values[size_t(program_->nodes[0].outputs[0])].map;
-    prepare_lines();
-    for (int y = 0; y < map.height; ++y) {
+    const int parts = std::max(1, std::min(pool_.threads(), map.pixels() / LEAST));
+    if (parts == 1) return body(0, 0, map.height);
+    pool_.run([&](int t) {
+        if (t < parts) body(t, map.height * t / parts, map.height * (t + 1) / parts);
+    });
+}
+
+// Calls body(values, first, pixels) for the pixels of each row of a band that may have changed, as long as it says true.
+void Stream::each_span(const Frame& frame, int thread, int top, int bottom, const std::function<bool(const float*, int, int)>& body) {
+    const Shape& map = program_->values[size_t(program_->nodes[0].outputs[0])].map;
+    Fetched& line = lines_[size_t(thread)];
+    for (int y = top; y < bottom; ++y) {
         const int from = spans_[2 * size_t(y)], to = spans_[2 * size_t(y) + 1];
         if (to <= from) continue;
-        fetch_pixels(frame, y, from, to);
-        if (!body(y * map.width + from, to - from)) return;
+        fetch_pixels(frame, y, from, to, line);
+        if (!body(line.pixels.data(), y * map.width + from, to - from)) return;
     }
 }
 
@@ -210,17 +224,28 @@ void Stream::take(const Node& node, const Frame& frame) {
     float repeated[NARROW * LANE];
     if (!node.step.empty() && !node.step_map)
         for (int i = 0; i < NARROW * LANE; ++i) repeated[i] = node.step[size_t(i % C)];
-    each_span(frame, [&](int first, int pixels) {
-        f.y = line_.data();
-        f.first = first;
-        f.pixels = pixels;
-        f.value = s.value.data() + size_t(f.first) * C;
-        f.step = node.step_map ? node.step.data() + size_t(f.first) * C : repeated;
-        kernels().frames->compare(f);
-        return !cuts(f.events);
+    std::vector<FrameArgs> sinks(size_t(pool_.threads()), f);
+    std::atomic<int64_t> found{0};
+    prepare_lines();
+    each_band([&](int t, int top, int bottom) {
+        FrameArgs& sink = sinks[size_t(t)];
+        const size_t start = size_t(top) * size_t(map.width);
+        sink.active += start;
+        sink.tally += start;
+        if (sink.place) sink.place += start * size_t(C);
+        sink.change += start * size_t(C);
+        each_span(frame, t, top, bottom, [&](const float* y, int first, int pixels) {
+            const int64_t before = sink.events;
+            sink.y = y;
+            sink.first = first;
+            sink.pixels = pixels;
+            sink.value = s.value.data() + size_t(first) * C;
+            sink.step = node.step_map ? node.step.data() + size_t(first) * C : repeated;
+            kernels().frames->compare(sink);
+            return !cuts(found += sink.events - before);
+        });
     });
-    change.active_count = f.active_count;
-    change.events = f.events;
+    join(change, sinks);
 }
 
 }  // namespace sparsetime

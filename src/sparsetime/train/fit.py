@@ -1,5 +1,6 @@
 """One training run from a recipe to a run directory."""
 
+import gc
 import logging
 import os
 import shutil
@@ -120,6 +121,17 @@ def train(
         "broken": [{"file": broken.clip.name, "reason": broken.reason} for broken in data.broken],
         "time_s": time.perf_counter() - started,
     }
+
+
+def leave_group() -> None:
+    """Part from the other processes of ``torchrun``; to be called when everything that trained is out of reach.
+
+    A thread of gloo may still hold tensors of the last exchange. Letting go of them takes the interpreter's lock, and
+    once the interpreter has ended that aborts the process. So the threads are ended first.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()  # the wrapped network and the trainer refer to each other, and to the group
+        torch.distributed.destroy_process_group()
 
 
 def make_fabric(recipe: Recipe, machine: Machine) -> Fabric:
