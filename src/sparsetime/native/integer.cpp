@@ -323,7 +323,7 @@ void Stream::take_codes(const Node& node, const Frame& frame) {
     std::vector<IntSink> sinks(size_t(pool_.threads()), IntSink{change.mask, change.active, change.tally});
     std::atomic<int64_t> found{0};
     prepare_lines();
-    each_band([&](int t, int top, int bottom) {
+    each_band(true, [&](int t, int top, int bottom) {
         const size_t start = size_t(top) * size_t(change.shape.width);
         IntSink& sink = sinks[size_t(t)];
         sink.active += start;

@@ -251,6 +251,7 @@ void planes(const float* x, int pixels, int stride, int channels, int plane, flo
         for (int c = 0; c < channels; ++c) {
             float* to = out + ptrdiff_t(c) * plane + p;
             const float* from = x + ptrdiff_t(p) * stride + c;
+#pragma GCC unroll 4
             for (int i = 0; i < n; ++i, from += stride) to[i] = *from;
         }
     }

@@ -58,8 +58,11 @@ void Stream::split(const Node& node, int output, const int32_t* list, int count,
     s.want_rows = s.want_events = false;  // consumers of this frame say what the next one should bring
 
     const int parts = std::max(1, std::min(pool_.threads(), count / 16));
-    std::vector<FinishArgs> sinks(size_t(parts), base);
-    std::vector<int> bounds(size_t(parts) + 1), row_bounds(size_t(parts) + 1);
+    std::vector<FinishArgs>& sinks = sinks_;  // kept from operation to operation, as the others
+    std::vector<int>&bounds = bounds_, &row_bounds = row_bounds_;
+    sinks.assign(size_t(parts), base);
+    bounds.resize(size_t(parts) + 1);
+    row_bounds.resize(size_t(parts) + 1);
     for (int t = 0; t <= parts; ++t) {
         int at = int(int64_t(count) * t / parts);
         row_bounds[size_t(t)] = t == 0 ? 0 : t == parts ? map.height : list[at] / map.width;

@@ -125,7 +125,7 @@ class Stream {
     void forget_codes();
     void decode_pixel(int value, int pixel);
     void read_decoded(int value, float* out) const;
-    void each_band(const std::function<void(int, int, int)>& body);
+    void each_band(bool looked, const std::function<void(int, int, int)>& body);
     void each_span(const Frame& frame, int thread, int top, int bottom, const std::function<bool(const float*, int, int)>& body);
     bool cuts(int64_t events) const;
     void fetch_pixels(const Frame& frame, int y, int from, int to, Fetched& line);
@@ -152,6 +152,8 @@ class Stream {
     std::vector<NodeStats> stats_;
     std::vector<Workspace> workspaces_;
     Floats shared_;  // sums that threads share
+    std::vector<FinishArgs> sinks_;         // of `split`
+    std::vector<int> bounds_, row_bounds_;
     std::vector<IntWorkspace> int_workspaces_;
     std::vector<Floats> arena_floats_;
     std::vector<std::vector<uint32_t>> arena_places_;

@@ -20,26 +20,24 @@ Order order_of(const Frame& f, int channels) {
     return Order::other;
 }
 
-// First and last byte where a and b differ; (n, 0) if nowhere.
+// First and last byte where a and b, which are not the same, differ.
 void differing(const uint8_t* a, const uint8_t* b, size_t n, size_t& first, size_t& end) {
-    first = n;
-    end = 0;
-    if (std::memcmp(a, b, n) == 0) return;
-    constexpr size_t BLOCK = 32;
+    constexpr size_t BLOCK = 256, WORD = 8;
+    size_t from = 0, to = n;
+    while (from + BLOCK <= to && std::memcmp(a + from, b + from, BLOCK) == 0) from += BLOCK;
     const auto same = [&](size_t at) {
-        uint64_t x[4], y[4];
-        std::memcpy(x, a + at, BLOCK);
-        std::memcpy(y, b + at, BLOCK);
-        return ((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3])) == 0;
+        uint64_t x, y;
+        std::memcpy(&x, a + at, WORD);
+        std::memcpy(&y, b + at, WORD);
+        return x == y;
     };
-    size_t i = 0;
-    while (i + BLOCK <= n && same(i)) i += BLOCK;
-    while (a[i] == b[i]) ++i;
-    first = i;
-    i = n;
-    while (i >= BLOCK && same(i - BLOCK)) i -= BLOCK;
-    while (a[i - 1] == b[i - 1]) --i;
-    end = i;
+    while (from + WORD <= n && same(from)) from += WORD;
+    while (a[from] == b[from]) ++from;
+    while (to >= from + BLOCK && std::memcmp(a + to - BLOCK, b + to - BLOCK, BLOCK) == 0) to -= BLOCK;
+    while (to >= WORD && same(to - WORD)) to -= WORD;
+    while (a[to - 1] == b[to - 1]) --to;
+    first = from;
+    end = to;
 }
 
 }  // namespace
@@ -81,13 +79,15 @@ bool Stream::look(const Frame& frame) {
     seen_.bytes.resize(length * pieces * size_t(map.height));
     const size_t pixel = size_t(wide) * element;
     std::atomic<bool> finite{true};
-    each_band([&](int, int top, int bottom) {
+    each_band(false, [&](int, int top, int bottom) {
         for (int y = top; y < bottom && finite; ++y) {
             size_t from = compare ? length : 0, to = compare ? 0 : length;
             if (compare)
                 for (int k = 0; k < pieces; ++k) {
+                    const uint8_t *now = piece(y, k), *then = kept(y, k);
+                    if (std::memcmp(now, then, length) == 0) continue;
                     size_t first, end;
-                    differing(piece(y, k), kept(y, k), length, first, end);
+                    differing(now, then, length, first, end);
                     from = std::min(from, first);
                     to = std::max(to, end);
                 }
@@ -169,14 +169,24 @@ void Stream::prepare_lines() {
     }
 }
 
-// Runs body(thread, top, bottom) over bands of rows of the input, one a thread.
-void Stream::each_band(const std::function<void(int, int, int)>& body) {
+// Runs body(thread, top, bottom) over bands of rows of the input, one a thread: equal ones, or once it has been looked at such that
+// as much in each may have changed.
+void Stream::each_band(bool looked, const std::function<void(int, int, int)>& body) {
     constexpr int LEAST = 4096;  // pixels that are worth a thread
     const Shape& map = program_->values[size_t(program_->nodes[0].outputs[0])].map;
-    const int parts = std::max(1, std::min(pool_.threads(), map.pixels() / LEAST));
+    const auto pixels = [&](int y) { return looked ? spans_[2 * size_t(y) + 1] - spans_[2 * size_t(y)] : map.width; };
+    int64_t all = 0, before = 0;
+    for (int y = 0; y < map.height; ++y) all += pixels(y);
+    const int parts = int(std::max<int64_t>(1, std::min<int64_t>(pool_.threads(), all / LEAST)));
     if (parts == 1) return body(0, 0, map.height);
+    std::vector<int> bounds(size_t(parts) + 1, map.height);
+    bounds[0] = 0;
+    for (int y = 0, t = 1; t < parts; ++y) {
+        before += pixels(y);
+        for (; t < parts && before * parts >= all * t; ++t) bounds[size_t(t)] = y + 1;
+    }
     pool_.run([&](int t) {
-        if (t < parts) body(t, map.height * t / parts, map.height * (t + 1) / parts);
+        if (t < parts) body(t, bounds[size_t(t)], bounds[size_t(t) + 1]);
     });
 }
 
@@ -227,7 +237,7 @@ void Stream::take(const Node& node, const Frame& frame) {
     std::vector<FrameArgs> sinks(size_t(pool_.threads()), f);
     std::atomic<int64_t> found{0};
     prepare_lines();
-    each_band([&](int t, int top, int bottom) {
+    each_band(true, [&](int t, int top, int bottom) {
         FrameArgs& sink = sinks[size_t(t)];
         const size_t start = size_t(top) * size_t(map.width);
         sink.active += start;
