@@ -68,7 +68,7 @@ void Stream::share(int output, int count, const Body& body) {
     State& state = states_[size_t(output)];
     Change& change = state.change;
     change.rowed = change.listed = false;
-    const int parts = std::max(1, std::min(pool_.threads(), count / 16));
+    const int parts = std::max(1, std::min(pool_.threads(), count / 4));
     std::vector<IntSink> sinks(static_cast<size_t>(parts));
     const auto part = [&](int t) {
         if (t >= parts) return;

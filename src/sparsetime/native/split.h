@@ -57,7 +57,7 @@ void Stream::split(const Node& node, int output, const int32_t* list, int count,
     base.rows = change.rowed ? change.rows : nullptr;
     s.want_rows = s.want_events = false;  // consumers of this frame say what the next one should bring
 
-    const int parts = std::max(1, std::min(pool_.threads(), count / 16));
+    const int parts = std::max(1, std::min(pool_.threads(), count / 4));
     std::vector<FinishArgs>& sinks = sinks_;  // kept from operation to operation, as the others
     std::vector<int>&bounds = bounds_, &row_bounds = row_bounds_;
     sinks.assign(size_t(parts), base);
