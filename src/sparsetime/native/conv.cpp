@@ -189,6 +189,11 @@ void Conv::pack(const float* weight, bool transposed) {
                 b += vectors;
             }
         }
+    sliding_ = !passes_.empty() && rows_.phases() * columns_.phases() == 1 && rows_.num == 1 && columns_.num == 1;
+    for (const Pass& p : passes_) {
+        sliding_ = sliding_ && p.slots == 9 && p.vectors == 1;
+        for (int s = 0; sliding_ && s < 9; ++s) sliding_ = p.row[8 - s] == p.row[8] + s / 3 && p.column[8 - s] == p.column[8] + s % 3;
+    }
 }
 
 size_t Conv::weight_bytes() const { return (tile_.size() + scatter_.size() + fused_.size()) * sizeof(float); }
@@ -716,49 +721,69 @@ void Conv::elements(const Change& change, int first, int last, const int32_t* li
         const int64_t event_end = y1 == in.height ? change.events : event_of_row(y1);
         if (!carried) top = low_of(y0);
         if (event_end > event) {
-            // Where each run ends: the last event of a run leaves its place, runs without events take their neighbour's.
-            const int keys = (y1 - y0) * keys_x;
-            const uint32_t base = uint32_t(y0) * uint32_t(in.width);
-            std::memset(bound, 0, (size_t(keys) + 1) * sizeof(int32_t));
             const uint32_t* place = change.place + event;
             const int n = int(event_end - event);
-            if (channel_blocks == 1)
-                for (int e = 0; e < n; ++e) bound[(place[e] >> shift) - base + 1] = e + 1;
-            else
-                for (int e = 0; e < n; ++e)
-                    bound[((place[e] >> shift) - base) * uint32_t(channel_blocks) + ((place[e] & channel_mask) >> block_shift) + 1] =
-                        e + 1;
-            for (int i = 0, end = 0; i <= keys; ++i) bound[i] = end = std::max(end, bound[i]);
-            for (int y = y0; y < y1; ++y) {
-                const uint8_t* mask = change.mask + size_t(y) * in.width;
-                int32_t* span = spans + size_t(y - y0) * (in.width + 2);
-                int found = 0, end = -GAP - 1;
-                for (int x = 0; x < in.width; ++x) {
-                    if (!mask[x]) continue;
-                    if (x - end > GAP) span[1 + 2 * found++] = x;
-                    end = x + 1;
-                    span[2 * found] = end;
+            const auto sums_of = [&](int y, int x) {
+                return int32_t(ptrdiff_t((rows_.base(y) - top) * wide + left + columns_.base(x)) * width_);
+            };
+            if (sliding_) {
+                // Where each run ends: the last event of a run leaves its place, runs without events take their neighbour's.
+                const int keys = (y1 - y0) * keys_x;
+                const uint32_t base = uint32_t(y0) * uint32_t(in.width);
+                std::memset(bound, 0, (size_t(keys) + 1) * sizeof(int32_t));
+                if (channel_blocks == 1)
+                    for (int e = 0; e < n; ++e) bound[(place[e] >> shift) - base + 1] = e + 1;
+                else
+                    for (int e = 0; e < n; ++e)
+                        bound[((place[e] >> shift) - base) * uint32_t(channel_blocks) + ((place[e] & channel_mask) >> block_shift) + 1] =
+                            e + 1;
+                for (int i = 0, end = 0; i <= keys; ++i) bound[i] = end = std::max(end, bound[i]);
+                for (int y = y0; y < y1; ++y) {
+                    const uint8_t* mask = change.mask + size_t(y) * in.width;
+                    int32_t* span = spans + size_t(y - y0) * (in.width + 2);
+                    int found = 0, end = -GAP - 1;
+                    for (int x = 0; x < in.width; ++x) {
+                        if (!mask[x]) continue;
+                        if (x - end > GAP) span[1 + 2 * found++] = x;
+                        end = x + 1;
+                        span[2 * found] = end;
+                    }
+                    span[0] = found;
                 }
-                span[0] = found;
+            } else {
+                for (std::vector<Run>& list : ws.runs) list.clear();
+                ws.runs.resize(std::max(ws.runs.size(), size_t(phases_y * phases_x * channel_blocks)));
+                Walk walk(in.width);
+                const int key_shift = std::min(shift, block_shift);
+                for (int e = 0, end; e < n; e = end) {
+                    for (end = e + 1; end < n && place[end] >> key_shift == place[e] >> key_shift;) ++end;
+                    const int p = int(place[e] >> shift);
+                    walk.to(p);
+                    const int x = p - walk.start, phase = walk.y % phases_y * phases_x + x % phases_x;
+                    const int block = int((place[e] & channel_mask) >> block_shift);
+                    ws.runs[size_t(phase * channel_blocks + block)].push_back({e, end, sums_of(walk.y, x)});
+                }
             }
             for (const Pass& p : passes_) {
                 for (int s = 0; s < p.slots; ++s)
                     slots[s] = (p.row[s] * wide + p.column[s] + (p.first_block + s % p.vectors) * region) * width_;
-                const int py = p.phase / phases_x, px = p.phase % phases_x;
-                for (int block = 0; block < channel_blocks; ++block)
-                    for (int y = y0 + (phases_y + py - y0 % phases_y) % phases_y; y < y1; y += phases_y) {
+                for (int block = 0; block < channel_blocks; ++block) {
+                    if (!sliding_) {
+                        const std::vector<Run>& list = ws.runs[size_t(p.phase * channel_blocks + block)];
+                        k.runs({place, change.change + event, channel_mask, int(list.size()), list.data(), scatter_.data() + p.w, slots,
+                                p.slots, scratch});
+                        continue;
+                    }
+                    for (int y = y0; y < y1; ++y) {
                         const int32_t* span = spans + size_t(y - y0) * (in.width + 2);
-                        float* row = scratch + ptrdiff_t((rows_.base(y) - top) * wide + left) * width_;
                         for (int i = 0; i < span[0]; ++i) {
-                            const int from = span[1 + 2 * i] + (phases_x + px - span[1 + 2 * i] % phases_x) % phases_x;
-                            const int runs = (span[2 + 2 * i] - from + phases_x - 1) / phases_x;
-                            if (runs <= 0) continue;
-                            k.runs({place, change.change + event, channel_mask, runs,
-                                    bound + (y - y0) * keys_x + from * channel_blocks + block, phases_x * channel_blocks,
-                                    scatter_.data() + p.w, slots, p.slots, columns_.num * width_,
-                                    row + ptrdiff_t(columns_.base(from)) * width_});
+                            const int from = span[1 + 2 * i];
+                            k.slide({place, change.change + event, channel_mask, span[2 + 2 * i] - from,
+                                     bound + (y - y0) * keys_x + from * channel_blocks + block, channel_blocks, scatter_.data() + p.w,
+                                     scratch + sums_of(y, from) + slots[8], ptrdiff_t(wide) * width_});
                         }
                     }
+                }
             }
             event = event_end;
             carried = true;

@@ -73,6 +73,7 @@ struct Workspace {
     std::vector<int32_t> segments;
     std::vector<float*> outputs;
     std::vector<uint8_t> bytes;
+    std::vector<std::vector<Run>> runs;  // by phase and block of channels
 };
 
 // Appends to `list` the places of n marks, each 0 or 1, that are set; the first one's place is `first`. Returns how many. There must be
@@ -153,6 +154,7 @@ class Conv {
     Floats scatter_;
     Floats fused_;   // [group of vectors][channel][vectors], 1x1 only and then instead of scatter_
     std::vector<Pass> passes_;
+    bool sliding_ = false;  // they are those of a 3x3 kernel of stride 1
     Floats zeros_;
     int64_t dense_macs_ = 0;
     int row_low_, row_high_, column_low_, column_high_;  // outputs that taps reach beside the base: base + [low, high]

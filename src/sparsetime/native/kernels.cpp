@@ -159,24 +159,24 @@ void runs_of(const RunArgs& args) {
     const RunArgs r = args;  // a copy that no store can alias
     ptrdiff_t slot[T];
     for (int t = 0; t < T; ++t) slot[t] = r.slot[t];
-    float* out = r.scratch;
-    const int32_t* bound = r.bound;
-    for (int i = 0; i < r.runs; ++i, out += r.advance, bound += r.step) {
-        if (bound[0] == bound[1]) continue;
+    for (int i = 0; i < r.runs; ++i) {
+        const Run& run = r.run[i];
+        float* out = r.scratch + run.at;
         Vec acc[T] = {};
-        gather_run<T>(acc, r, bound[0], bound[1]);
+        gather_run<T>(acc, r, run.from, run.to);
         for (int t = 0; t < T; ++t) store(out + slot[t], load(out + slot[t]) + acc[t]);
     }
 }
 
-// 3x3, stride 1: neighbouring runs share two of three columns of sums, so a window of three columns slides along the row and
-// each column goes to scratch once. Runs without events pass through: cheaper than a branch that cannot be foreseen.
-void runs_3x3(const RunArgs& args, ptrdiff_t row) {
-    const RunArgs r = args;
-    float* out = r.scratch + r.slot[8];  // the last tap has the smallest offset
+// Neighbouring pixels share two of three columns of sums, so a window of three columns slides along the row and each column goes to
+// scratch once. Pixels without events pass through: cheaper than a branch that cannot be foreseen.
+void slide(const SlideArgs& args) {
+    const SlideArgs r = args;  // a copy that no store can alias
+    const ptrdiff_t row = r.row;
+    float* out = r.scratch;
     const int32_t* bound = r.bound;
     Vec left[3] = {}, middle[3] = {}, right[3] = {};
-    for (int i = 0; i < r.runs; ++i, out += VL, bound += r.step) {
+    for (int i = 0; i < r.pixels; ++i, out += VL, bound += r.step) {
         for (int e = bound[0]; e < bound[1]; ++e) {
             const float* w = r.w + ptrdiff_t(r.place[e] & r.channel_mask) * (9 * VL);
             const Vec x = splat(r.change[e]);
@@ -201,17 +201,7 @@ void runs_3x3(const RunArgs& args, ptrdiff_t row) {
     }
 }
 
-bool is_3x3(const RunArgs& r) {
-    if (r.slots != 9 || r.advance != VL) return false;
-    const int32_t row = r.slot[5] - r.slot[8];
-    for (int y = 0; y < 3; ++y)
-        for (int x = 0; x < 3; ++x)
-            if (r.slot[8 - 3 * y - x] != r.slot[8] + y * row + x * VL) return false;
-    return true;
-}
-
 void runs(const RunArgs& r) {
-    if (is_3x3(r)) return runs_3x3(r, r.slot[5] - r.slot[8]);
     switch (r.slots) {
         case 1: return runs_of<1>(r);
         case 2: return runs_of<2>(r);
@@ -363,7 +353,7 @@ extern const FrameKernels SPARSETIME_FRAMES;
 extern const RowKernels SPARSETIME_ROWS;
 extern const IntKernels SPARSETIME_INTEGERS;
 extern const Kernels SPARSETIME_TABLE;
-const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, GROUP, tile_any, runs, depthwise, depthwise_row, &SPARSETIME_ENCODERS,
+const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, GROUP, tile_any, runs, slide, depthwise, depthwise_row, &SPARSETIME_ENCODERS,
                                   &SPARSETIME_FRAMES,        &SPARSETIME_ROWS, &SPARSETIME_INTEGERS};
 
 }  // namespace sparsetime

@@ -59,20 +59,36 @@ struct TileArgs {
     const WriteArgs* write;    // or null; sums go nowhere else then
 };
 
-// Adds runs of events into scratch. A run is the events of one input pixel in one block of channels; its contributions to `slots`
-// vectors of sums are gathered in registers: scratch[i * advance + slot[t]] += sum_e change[e] * w[channel of e][t].
+// The events [from, to) of one input pixel in one block of channels, and where the sums lie that they reach, in floats from scratch.
+struct Run {
+    int32_t from, to, at;
+};
+
+// Adds runs into scratch. What a run contributes to `slots` vectors of sums is gathered in registers:
+// scratch[at + slot[t]] += sum_e change[e] * w[channel of e][t].
 struct RunArgs {
     const uint32_t* place;
     const float* change;
     uint32_t channel_mask;
     int runs;
-    const int32_t* bound;  // run i is events [bound[i * step], bound[i * step + 1])
-    int step;
+    const Run* run;
     const float* w;        // [channels][slots] vectors
     const int32_t* slot;   // [slots], in floats
     int slots;
-    int advance;           // floats from the sums of one run to those of the next
     float* scratch;
+};
+
+// The same for a 3x3 kernel of stride 1 and all pixels of a part of a row, with events or without.
+struct SlideArgs {
+    const uint32_t* place;
+    const float* change;
+    uint32_t channel_mask;
+    int pixels;
+    const int32_t* bound;  // pixel i has events [bound[i * step], bound[i * step + 1])
+    int step;
+    const float* w;        // [channels][9] vectors
+    float* scratch;        // sums of the first pixel's last tap, which has the smallest offset
+    ptrdiff_t row;         // floats from one row of sums to the next
 };
 
 // Depthwise sums of one pixel row of `stride` channels: out = sum_s a[s] * w[s].
@@ -235,6 +251,7 @@ struct Kernels {
     int group;         // most vectors in a group of `finish_events`
     void (*tile)(int pixels, int vectors, const TileArgs&);
     void (*runs)(const RunArgs&);
+    void (*slide)(const SlideArgs&);
     void (*depthwise)(const DepthwiseArgs&);
     void (*depthwise_row)(const DepthwiseRowArgs&);
     const Encoders* encoders;
