@@ -1,27 +1,19 @@
-#include "conv.h"
+// The dense path of a convolution and that of whole pixels, and which one is taken; conv_events.cpp has the third.
 
 #include <algorithm>
 #include <cstring>
 #include <limits>
 
+#include "conv.h"
+
 namespace sparsetime {
 
 namespace {
 
-constexpr int STRIP_FLOATS = 80 * 1024;  // scratch of one strip of rows, kept in the second cache
-constexpr int RUN_FLOATS = 9 * 1024;     // weights that one sweep over a strip keeps in the first cache
-constexpr int RUN_EVENTS = 8;            // a run of fewer costs more than weights that come from the second cache
 constexpr size_t FUSED_FLOATS = 128 * 1024;  // weights of a 1x1 convolution that every pixel may pass through
-constexpr int GAP = 8;                   // empty pixels that are cheaper to skip than to pass
-constexpr int MAX_DEPTH = 768;           // rows of weights that a register tile passes in one go
-constexpr int CHANGED_FLOATS = 128 * 1024;  // sums of changes, kept in the second cache
-constexpr int PANEL_FLOATS = 48 * 1024;  // weights that one sweep over a chunk of pixels keeps in the second cache
-
-template <class V>
-typename V::value_type* sized(V& v, size_t n) {
-    if (v.size() < n) v.resize(n);
-    return v.data();
-}
+constexpr int MAX_DEPTH = 768;               // rows of weights that a register tile passes in one go
+constexpr int CHANGED_FLOATS = 128 * 1024;   // sums of changes, kept in the second cache
+constexpr int PANEL_FLOATS = 48 * 1024;      // weights that one sweep over a chunk of pixels keeps in the second cache
 
 constexpr int LATER = 24;  // pixels between one whose sums are computed and one whose memory is asked for
 
@@ -35,18 +27,6 @@ constexpr int LATER = 24;  // pixels between one whose sums are computed and one
         if (sink.extra) __builtin_prefetch(sink.extra + row + c, 0, 2);
     }
 }
-
-// Rows and columns of ascending pixels, without a division for each.
-struct Walk {
-    int width, y = 0, start = 0, end = 0;
-    explicit Walk(int width_) : width(width_) {}
-    void to(int p) {
-        if (p < end && p >= start) return;
-        y = p / width;
-        start = y * width;
-        end = start + width;
-    }
-};
 
 // How pixels from `first` on are written whole, from a channel on.
 WriteArgs write_of(const FinishArgs& sink, int32_t first, int channel) {
@@ -618,207 +598,6 @@ void Conv::pixels(const Change& change, const int32_t* list, int count, FinishAr
         sums_of_changes(change, list + start, n, 0, panels(), sum, ws);
         finish(list + start, n, sum, sink, ws);
     }
-}
-
-// Every output has one input pixel: its sums stay in registers until they are finished.
-void Conv::elements_fused(const Change& change, int first, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
-    int32_t* bound = sized(ws.bound, size_t(count) + 1);
-    const int64_t start = std::lower_bound(change.place, change.place + change.events, uint32_t(uint64_t(first) * in.width << in.shift())) - change.place;
-    const int32_t* active = std::lower_bound(change.active, change.active + change.active_count, first * in.width);
-    const int32_t* tally = change.tally + (active - change.active);
-    const int32_t* const active_end = change.active + change.active_count;
-    bound[0] = 0;
-    // A residual may touch outputs that no event reaches.
-    for (int i = 0; i < count; ++i) {
-        const bool own = active < active_end && *active == list[i];
-        bound[i + 1] = bound[i] + (own ? *tally : 0);
-        active += own;
-        tally += own;
-    }
-    sink.pixels = count;
-    sink.pixel = list;
-    kernels_->encoders->finish_events(sink, {change.place + start, change.change + start, (1u << in.shift()) - 1, bound, fused_.data(), in.channels});
-}
-
-// A run is what one pixel sends in one block of 1 << shift channels: as few channels as keep their weights near, unless runs would
-// be too short.
-int Conv::run_shift(const Change& change) const {
-    int shift = 5;
-    while (shift < in.shift() && ((width_ * 9 << (shift + 1)) <= RUN_FLOATS ||
-                                  change.events << shift < int64_t(change.active_count) * in.channels * RUN_EVENTS))
-        ++shift;
-    return shift;
-}
-
-void Conv::elements(const Change& change, int first, int last, const int32_t* list, int count, FinishArgs& sink,
-                    Workspace& ws) const {
-    if (!fused_.empty()) return elements_fused(change, first, list, count, sink, ws);
-    const Kernels& k = *kernels_;
-    const int blocks = (out.channels + width_ - 1) / width_;
-    const int phases_y = rows_.phases(), phases_x = columns_.phases();
-
-    // Scratch covers all outputs that taps can reach, those outside the map too, so that no event needs a test.
-    const int left = -std::min(0, column_low_);
-    const int wide = columns_.base(in.width - 1) + 1 + left + std::max(0, column_high_);
-    const int halo = row_high_ - row_low_;
-    // Without overlap between strips their scratch fits the first cache.
-    const int room = halo == 0 ? STRIP_FLOATS / 8 : STRIP_FLOATS;
-    const int fit = room / (wide * blocks * width_) - halo;  // output rows
-    const int strip_rows = std::min(std::max(halo ? 2 : 1, fit), rows_.base(in.height - 1) + 1);
-    const int in_rows = std::max(1, rows_.num == 1 ? strip_rows * rows_.den : strip_rows / rows_.num);
-    const int scratch_rows = rows_.base(in_rows) + 2 + halo + 1;  // one spare, always zero
-    const int region = scratch_rows * wide | 1;  // odd: blocks do not fall on the same lines of a cache
-    const size_t scratch_size = size_t(region) * blocks * width_;
-    if (ws.scratch.size() < scratch_size) ws.scratch.resize(scratch_size, 0.0f);
-    float* scratch = ws.scratch.data();
-    const int block_shift = run_shift(change), channel_blocks = (in.channels + (1 << block_shift) - 1) >> block_shift;
-    const int keys_x = in.width * channel_blocks;  // runs in a row of inputs
-    int32_t* bound = sized(ws.bound, size_t(in_rows) * keys_x + 1);
-    int32_t* spans = sized(ws.span, size_t(in_rows) * (in.width + 2));  // by row: count, then (from, to) pairs
-    const int batch = out.width * scratch_rows;
-    int32_t* at = sized(ws.at, size_t(batch));
-
-    // Only inputs that reach rows [first, last).
-    const auto low_of = [&](int y) { return rows_.base(y) + row_low_; };
-    const auto high_of = [&](int y) { return rows_.base(y) + row_high_; };
-    int y0 = 0;
-    while (y0 < in.height && high_of(y0) < first) ++y0;
-    int y_end = in.height;
-    while (y_end > y0 && low_of(y_end - 1) >= last) --y_end;
-
-    const int shift = change.shape.shift();
-    const uint32_t channel_mask = (1u << shift) - 1;
-    const auto event_of_row = [&](int y) {
-        return std::lower_bound(change.place, change.place + change.events, uint32_t(uint64_t(y) * in.width << shift)) - change.place;
-    };
-    int64_t event = y0 < in.height ? event_of_row(y0) : change.events;
-    bool carried = false;  // scratch holds sums of rows not finished yet
-    int32_t slots[MAX_SLOTS];
-    int top = 0;    // output row of the scratch's first row
-    int taken = 0;  // of list
-    const auto finish_before = [&](int row, bool sums) {
-        while (taken < count && list[taken] < row * out.width) {
-            const int32_t* from = list + taken;
-            int n = 0;
-            while (n < batch && taken < count && list[taken] < row * out.width) {
-                const int y = list[taken] / out.width, end = std::min((y + 1) * out.width, row * out.width);
-                // A residual may touch outputs that no event reaches: they find zeros in the spare last row.
-                const int r = sums && y >= top && y < top + scratch_rows ? y - top : scratch_rows - 1;
-                const int start = r * wide + left - y * out.width;
-                for (; n < batch && taken < count && list[taken] < end; ++taken) at[n++] = (start + list[taken]) * width_;
-            }
-            sink.pixels = n;
-            sink.pixel = from;
-            sink.at = at;
-            sink.sum = scratch;
-            sink.block = ptrdiff_t(region) * width_;
-            sink.clear = true;
-            k.encoders->finish(sink);
-        }
-    };
-    for (; y0 < y_end; y0 += in_rows) {
-        const int y1 = std::min(y0 + in_rows, y_end);
-        const int64_t event_end = y1 == in.height ? change.events : event_of_row(y1);
-        if (!carried) top = low_of(y0);
-        if (event_end > event) {
-            const uint32_t* place = change.place + event;
-            const int n = int(event_end - event);
-            const auto sums_of = [&](int y, int x) {
-                return int32_t(ptrdiff_t((rows_.base(y) - top) * wide + left + columns_.base(x)) * width_);
-            };
-            if (sliding_) {
-                // Where each run ends: the last event of a run leaves its place, runs without events take their neighbour's.
-                const int keys = (y1 - y0) * keys_x;
-                const uint32_t base = uint32_t(y0) * uint32_t(in.width);
-                std::memset(bound, 0, (size_t(keys) + 1) * sizeof(int32_t));
-                if (channel_blocks == 1)
-                    for (int e = 0; e < n; ++e) bound[(place[e] >> shift) - base + 1] = e + 1;
-                else
-                    for (int e = 0; e < n; ++e)
-                        bound[((place[e] >> shift) - base) * uint32_t(channel_blocks) + ((place[e] & channel_mask) >> block_shift) + 1] =
-                            e + 1;
-                for (int i = 0, end = 0; i <= keys; ++i) bound[i] = end = std::max(end, bound[i]);
-                for (int y = y0; y < y1; ++y) {
-                    const uint8_t* mask = change.mask + size_t(y) * in.width;
-                    int32_t* span = spans + size_t(y - y0) * (in.width + 2);
-                    int found = 0, end = -GAP - 1;
-                    for (int x = 0; x < in.width; ++x) {
-                        if (!mask[x]) continue;
-                        if (x - end > GAP) span[1 + 2 * found++] = x;
-                        end = x + 1;
-                        span[2 * found] = end;
-                    }
-                    span[0] = found;
-                }
-            } else {
-                for (std::vector<Run>& list : ws.runs) list.clear();
-                ws.runs.resize(std::max(ws.runs.size(), size_t(phases_y * phases_x * channel_blocks)));
-                Walk walk(in.width);
-                const int key_shift = std::min(shift, block_shift);
-                for (int e = 0, end; e < n; e = end) {
-                    for (end = e + 1; end < n && place[end] >> key_shift == place[e] >> key_shift;) ++end;
-                    const int p = int(place[e] >> shift);
-                    walk.to(p);
-                    const int x = p - walk.start, phase = walk.y % phases_y * phases_x + x % phases_x;
-                    const int block = int((place[e] & channel_mask) >> block_shift);
-                    ws.runs[size_t(phase * channel_blocks + block)].push_back({e, end, sums_of(walk.y, x)});
-                }
-            }
-            for (const Pass& p : passes_) {
-                for (int s = 0; s < p.slots; ++s)
-                    slots[s] = (p.row[s] * wide + p.column[s] + (p.first_block + s % p.vectors) * region) * width_;
-                for (int block = 0; block < channel_blocks; ++block) {
-                    if (!sliding_) {
-                        const std::vector<Run>& list = ws.runs[size_t(p.phase * channel_blocks + block)];
-                        k.runs({place, change.change + event, channel_mask, int(list.size()), list.data(), scatter_.data() + p.w, slots,
-                                p.slots, scratch});
-                        continue;
-                    }
-                    for (int y = y0; y < y1; ++y) {
-                        const int32_t* span = spans + size_t(y - y0) * (in.width + 2);
-                        for (int i = 0; i < span[0]; ++i) {
-                            const int from = span[1 + 2 * i];
-                            k.slide({place, change.change + event, channel_mask, span[2 + 2 * i] - from,
-                                     bound + (y - y0) * keys_x + from * channel_blocks + block, channel_blocks, scatter_.data() + p.w,
-                                     scratch + sums_of(y, from) + slots[8], ptrdiff_t(wide) * width_});
-                        }
-                    }
-                }
-            }
-            event = event_end;
-            carried = true;
-        }
-        // Rows that no later input reaches are complete.
-        const int complete = y1 == y_end ? last : low_of(y1);
-        finish_before(complete, carried);
-        if (!carried) continue;
-        // What fell outside the map or the rows asked for is dropped; sums of rows still open move to the top.
-        const int done = y1 == y_end ? scratch_rows : complete - top;
-        const int right = wide - left - out.width;
-        for (int b = 0; b < blocks; ++b) {
-            float* block = scratch + size_t(b) * region * width_;
-            for (int r = 0; r < done; ++r) {
-                float* row = block + size_t(r) * wide * width_;
-                const int y = top + r;
-                if (y < first || y >= last) std::memset(row, 0, size_t(wide) * width_ * sizeof(float));
-                else {
-                    if (left > 0) std::memset(row, 0, size_t(left) * width_ * sizeof(float));
-                    if (right > 0)
-                        std::memset(row + size_t(left + out.width) * width_, 0, size_t(right) * width_ * sizeof(float));
-                }
-            }
-            if (done > 0 && done < scratch_rows) {
-                const size_t length = size_t(wide) * width_;
-                for (int r = 0; r < halo; ++r) {
-                    std::memcpy(block + r * length, block + (r + done) * length, length * sizeof(float));
-                    std::memset(block + (r + done) * length, 0, length * sizeof(float));
-                }
-            }
-        }
-        top = complete;
-        carried = y1 < y_end && halo > 0;
-    }
-    finish_before(last, false);
 }
 
 PathTimes Conv::estimate(const Change& change, int touched) const {

@@ -19,6 +19,14 @@ namespace sparsetime {
 
 template <class T>
 constexpr T round_up(T x, int to) { return (x + to - 1) / to * to; }
+
+// Memory of a vector that is at least n long from now on.
+template <class V>
+typename V::value_type* sized(V& v, size_t n) {
+    if (v.size() < n) v.resize(n);
+    return v.data();
+}
+
 constexpr int stride_of(int channels) { return channels <= NARROW ? channels : round_up(channels, LANE); }
 
 // A channels-last map.
@@ -59,6 +67,18 @@ struct Axis {
     int base(int i) const { return num == 1 ? i / den : i * num; }
     int phase(int i) const { return num == 1 ? i % den : 0; }
     int phases() const { return num == 1 ? den : 1; }
+};
+
+// Rows and columns of ascending pixels, without a division for each.
+struct Walk {
+    int width, y = 0, start = 0, end = 0;
+    explicit Walk(int width_) : width(width_) {}
+    void to(int p) {
+        if (p < end && p >= start) return;
+        y = p / width;
+        start = y * width;
+        end = start + width;
+    }
 };
 
 // Buffers of one thread, reused by all layers.
@@ -132,12 +152,27 @@ class Conv {
         int first_block;
         std::vector<int> row, column;  // [slots]: output offset from the base
     };
+    struct Strip {         // rows of inputs whose events go into scratch together
+        const uint32_t* place;
+        const float* change;
+        int events;
+        const uint8_t* mask;  // of the map
+        int first, last;      // rows
+        int block_shift, blocks;  // of channels
+        float* scratch;
+        int top, left;        // row and column of outputs that its first sum is of, the column below 0
+        int wide, region;     // sums in a row, and in a vector of channels
+    };
     void pack(const float* weight, bool transposed);
     int chunk() const;  // outputs that are computed together
     void gather(const float* value, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
     bool writes(const FinishArgs& sink) const;
     bool compares(const FinishArgs& sink) const;
     int run_shift(const Change& in) const;
+    int32_t sums_of(const Strip& strip, int y, int x) const;
+    void slots_of(const Pass& pass, const Strip& strip, int32_t* slots) const;
+    void slide(const Strip& strip, Workspace& ws) const;
+    void scatter(const Strip& strip, Workspace& ws) const;
     void elements_fused(const Change& in, int first, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
     void gather_depthwise(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink,
                           Workspace& ws) const;

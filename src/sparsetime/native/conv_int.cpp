@@ -13,12 +13,6 @@ constexpr int CHUNK = 96;  // outputs whose input rows are looked up together
 constexpr size_t NEAR_BYTES = 128 * 1024;
 constexpr int FEW = 3;     // outputs: what they wait for is the memory, which comes by itself then
 
-template <class V>
-typename V::value_type* sized(V& v, size_t n) {
-    if (v.size() < n) v.resize(n);
-    return v.data();
-}
-
 }  // namespace
 
 IntConv::IntConv(Shape in_, Shape out_, Axis rows, Axis columns, int groups, bool transposed, const int8_t* weight, const float* scale,
