@@ -12,6 +12,7 @@ from tiny_plan import changed, tiny
 
 from sparsetime.convert.integers import quantised_plan
 from sparsetime.engine import FrameError, InputSpec, Op, Plan, StreamBusyError, StreamError
+from sparsetime.engine.flushes import Flushes
 from sparsetime.engine.frames import FrameReader
 from sparsetime.engine.stream import Stream
 
@@ -247,10 +248,55 @@ def test_a_cut_is_a_new_start(backend, precision):
         unflushed(frame)
         assert (stream.flushed, unflushed.flushed) == (cut, False), changes
         assert stream.op_density == (1 if cut else unflushed.op_density)
-        assert stream.snapshot().asked == (0 if cut else pytest.approx(changes / 40))
+        assert stream.snapshot().pace.asked == (0 if cut else pytest.approx(changes / 40))
         if cut:
             for name, array in fresh.snapshot().items():
                 np.testing.assert_array_equal(stream.snapshot()[name], array)
+
+
+def test_the_pace_of_flushes_by_hand():
+    """40 elements of the input cause all operations. A flush every two frames' worth, and after busy ones."""
+    plan = tiny()
+    flushes = Flushes(plan, 2.0)
+    busy, calm = (np.array([n, *[0] * (len(plan.ops) - 1)]) for n in (20, 10))
+    found = []
+    for events in (None, calm, busy, None, busy, None, None, busy, *[None] * 4, busy, *[None] * 8, busy, *[None] * 8):
+        found.append(flushes.pace)
+        assert flushes.due == (events is None and bool(found[1:])), found
+        flushes.flushed() if events is None else flushes.saw(events)
+    assert found[1:4] == [(0.0, 0, 1), (0.25, 0, 1), (0.75, 1, 2)]
+    assert found[5] == (0.5, 2, 4)
+    assert [pace.left for pace in found[-9:]] == [0, 8, 7, 6, 5, 4, 3, 2, 1]
+    flushes.saw(calm)
+    assert flushes.pace == (0.25, 0, 1)
+    for _ in range(7):
+        assert not flushes.due
+        flushes.saw(calm)
+    assert flushes.pace == (2.0, 0, 1)
+    assert flushes.due
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_while_much_moves_frames_are_flushes(backend, monkeypatch):
+    monkeypatch.setattr("sparsetime.engine.flushes.BUSY", 0.1)
+    stream, other, unflushed = (holding(backend=backend, flush=f) for f in (100.0, 100.0, 0.0))
+    moving = gentle(stream.plan, 16)  # from frame to frame 12 of 40 elements, but for those that move too little
+    clip = [*moving, *[moving[-1]] * 8]
+    flushed = []
+    for number, frame in enumerate(clip):
+        if number == 9:
+            other.restore(stream.snapshot())
+        output = stream(frame)
+        unflushed(frame)
+        assert not unflushed.flushed or not number
+        flushed.append(stream.flushed)
+        if number >= 9:
+            np.testing.assert_array_equal(other(frame), output)
+            assert other.flushed == stream.flushed
+            assert other.snapshot().pace == stream.snapshot().pace
+    assert sum(flushed[:16]) > 4
+    assert not any(flushed[-3:])  # a still picture is none, once the flushes that were due are over
+    assert not all(flushed[:16])
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -285,11 +331,11 @@ def test_a_frame_that_is_refused_does_not_flush(backend):
     stream(first)
     stream(second)
     before = stream.snapshot()
-    assert before.asked == pytest.approx(0.3)  # the next frame is a flush
+    assert before.pace.asked == pytest.approx(0.3)  # the next frame is a flush
     with pytest.raises(FrameError, match="NaN"):
         stream(np.full(stream.plan.input_shape, np.nan, np.float32))
     after = stream.snapshot()
-    assert (after.frames, after.asked, set(after)) == (2, before.asked, set(before))
+    assert (after.frames, after.pace.asked, set(after)) == (2, before.pace.asked, set(before))
     for name, expected in before.items():
         np.testing.assert_array_equal(after[name], expected)
 

@@ -3,7 +3,8 @@
 One safetensors file: the arrays of `Stream.snapshot` by the names of docs/plan.md, and in the metadata a header that
 binds them to their plan and to each other:
 
-    {"format": "sparsetime.state", "version": 1, "frames": n, "asked": x, "plan": SHA-256, "arrays": SHA-256}
+    {"format": "sparsetime.state", "version": 2, "frames": n, "pace": {"asked": x, "left": n, "next": n},
+     "plan": SHA-256, "arrays": SHA-256}
 
 The plan's digest covers what the state depends on: operations, shapes, steps and weights, the frame's normalisation.
 Names, producer and the packing of the outputs may differ.
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialised
 
+from sparsetime.engine.flushes import LONGEST, Pace
 from sparsetime.engine.plan import Plan
 from sparsetime.engine.planfile import header_of
 from sparsetime.engine.stream import Snapshot, Stream, StreamError
@@ -31,8 +33,8 @@ from sparsetime.files import write_whole
 __all__ = ["FORMAT", "VERSION", "load_state", "plan_digest", "save_state"]
 
 FORMAT = "sparsetime.state"
-VERSION = 1
-_KEYS = {"format", "version", "frames", "asked", "plan", "arrays"}
+VERSION = 2
+_KEYS = {"format", "version", "frames", "pace", "plan", "arrays"}
 _NO_MATTER = ("producer", "name", "structure", "outputs")  # entries of a plan's header that no state depends on
 
 
@@ -72,7 +74,7 @@ def save_state(stream: Stream, path: str | Path) -> None:
         "format": FORMAT,
         "version": VERSION,
         "frames": kept.frames,
-        "asked": kept.asked,
+        "pace": kept.pace._asdict(),
         "plan": plan_digest(stream.plan),
         "arrays": _digest("", kept),
     }
@@ -109,7 +111,7 @@ def load_state(stream: Stream, path: str | Path) -> None:
         raise StreamError(f"{path}: the file is damaged: its arrays are not those that were written")
     if bool(arrays) != bool(header["frames"]):
         raise StreamError(f"{path}: {len(arrays)} arrays after {header['frames']} frames cannot be")
-    stream.restore(Snapshot(arrays, header["frames"], header["asked"]))
+    stream.restore(Snapshot(arrays, header["frames"], Pace(**header["pace"])))
 
 
 def _header(text: str | None, path: Path) -> dict[str, Any]:
@@ -129,6 +131,12 @@ def _header(text: str | None, path: Path) -> dict[str, Any]:
         raise StreamError(f"{path}: expected the entries {sorted(_KEYS)}, got {sorted(header)[:8]}")
     if type(header["frames"]) is not int or header["frames"] < 0:
         raise StreamError(f"{path}: frames: expected a number, got {str(header['frames'])[:20]}")
-    if type(header["asked"]) is not float or not 0 <= header["asked"] < math.inf:
-        raise StreamError(f"{path}: asked: expected a number, got {str(header['asked'])[:20]}")
+    pace = header["pace"]
+    if not isinstance(pace, dict) or set(pace) != set(Pace._fields):
+        raise StreamError(f"{path}: pace: expected {sorted(Pace._fields)}, got {str(pace)[:40]}")
+    if type(pace["asked"]) is not float or not 0 <= pace["asked"] < math.inf:
+        raise StreamError(f"{path}: asked: expected a number, got {str(pace['asked'])[:20]}")
+    for name in ("left", "next"):
+        if type(pace[name]) is not int or not 0 <= pace[name] <= LONGEST:
+            raise StreamError(f"{path}: {name}: expected 0 to {LONGEST}, got {str(pace[name])[:20]}")
     return header

@@ -11,15 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsetime.engine.executor import Executor, OpStats
+from sparsetime.engine.flushes import CUT, Flushes, Pace
 from sparsetime.engine.frames import FrameReader, is_tensor, normalised
 from sparsetime.engine.plan import Op, Plan
 
 __all__ = ["Snapshot", "Stream", "StreamBusyError", "StreamError", "nested"]
 
 Array = NDArray[Any]
-
-CUT = 0.3
-"""Share of the input's elements above which a flush costs about what the changes do (docs/results.md)."""
 
 
 class StreamError(ValueError):
@@ -35,12 +33,12 @@ class Snapshot(Mapping[str, Array]):
 
     Attributes:
         frames: that the stream has seen.
-        asked: operations that changes asked for since the last flush, in dense frames (0 in a stream without flushes).
+        pace: how near the next flush is.
     """
 
-    def __init__(self, arrays: Mapping[str, Array], frames: int, asked: float = 0.0) -> None:
+    def __init__(self, arrays: Mapping[str, Array], frames: int, pace: Pace = Pace()) -> None:  # noqa: B008 - a tuple
         self._arrays = {name: np.array(array) for name, array in arrays.items()}
-        self.frames, self.asked = frames, asked
+        self.frames, self.pace = frames, pace
         for array in self._arrays.values():
             array.flags.writeable = False
 
@@ -94,9 +92,9 @@ class Stream:
         refresh: 0, or every how many frames all sums are computed anew, which takes away rounding gathered in them.
         flush: 0, or after how much change the stream starts again, which takes away what `hold` and `residual` have
             kept back: a frame is the first of a new stream once the events since the last such frame have asked for
-            the operations of `flush` dense frames, or if it sends more than `CUT` of the input's elements, as behind a
-            scene cut: that costs about what its changes would. With 1 the other flushes cost at most as many
-            operations as the changes do, and a still picture is never flushed.
+            the operations of `flush` dense frames, and where a flush costs no more than the changes do: behind a scene
+            cut, and while most of the picture moves. With 1 the other flushes cost at most as many operations as the
+            changes do, and a still picture is never flushed. The rule is in `sparsetime.engine.flushes`.
 
     Raises:
         ValueError: an unknown backend, or numbers out of range.
@@ -118,8 +116,7 @@ class Stream:
             self._executor.set_cut(CUT)
         self._every, self._flush = refresh, flush
         self._flushed = False
-        self._asked = 0.0  # dense frames' worth of operations since the last flush; counted where `flush` is not 0
-        self._caused = plan.macs_per_event() / max(plan.dense_macs, 1) if flush else np.zeros(len(plan.ops))
+        self._flushes = Flushes(plan, flush)
         self._lock = threading.Lock()
 
     @contextmanager
@@ -146,8 +143,7 @@ class Stream:
         """
         with self._alone():
             x = self._read.checked(frame)
-            flush = 0 < self._flush <= self._asked
-            if flush:
+            if self._flushes.due:
                 if x.dtype.kind == "f":
                     normalised(x, None)  # a frame that is refused leaves the stream as it was
                 self._executor.reset()
@@ -155,8 +151,10 @@ class Stream:
                 self._executor.refresh()
             outputs: list[Any] = self._executor.run(x)
             self._flushed = self._executor.flushed
-            if self._flush:
-                self._asked = 0.0 if self._flushed else self._asked + self._asked_for()
+            if self._flush and self._flushed:
+                self._flushes.flushed()
+            elif self._flush:
+                self._flushes.saw(self._executor.events())
             self.frames += 1
         if is_tensor(frame):
             import torch
@@ -164,15 +162,11 @@ class Stream:
             outputs = [torch.from_numpy(output) for output in outputs]
         return nested(self.plan.structure, outputs)
 
-    def _asked_for(self) -> float:
-        """Operations that the events of the last frame ask for, over those of a dense one."""
-        return float(self._caused @ self._executor.events())
-
     def reset(self) -> None:
         """Start again: the next frame is the first."""
         with self._alone():
             self._executor.reset()
-            self.frames, self._asked, self._flushed = 0, 0.0, False
+            self.frames, self._flushes.pace, self._flushed = 0, Pace(), False
 
     @property
     def flushed(self) -> bool:
@@ -191,7 +185,7 @@ class Stream:
         paths that the frames before took, which the state does not say.
         """
         with self._alone():
-            snapshot = Snapshot(self._executor.state(), self.frames, self._asked)
+            snapshot = Snapshot(self._executor.state(), self.frames, self._flushes.pace)
             self._executor.restore(snapshot)
             return snapshot
 
@@ -211,7 +205,7 @@ class Stream:
                 raise StreamError(f"snapshot entry '{name}': expected {shape} {dtype}, got {array.shape} {array.dtype}")
         with self._alone():
             self._executor.restore(snapshot)
-            self.frames, self._asked, self._flushed = snapshot.frames, snapshot.asked, False
+            self.frames, self._flushes.pace, self._flushed = snapshot.frames, snapshot.pace, False
 
     def _expected(self) -> dict[str, tuple[tuple[int, ...], str]]:
         expected: dict[str, tuple[tuple[int, ...], str]] = {}
