@@ -768,7 +768,7 @@ void pixels(IntPixelArgs& all) {
     for (int i = 0; i < f.active_count; i += CHUNK) {
         const int n = f.active_count - i < CHUNK ? f.active_count - i : CHUNK;
         const int32_t* list = f.active + i;
-        int32_t far[CHUNK], sent[CHUNK], found = 0;
+        int32_t far[CHUNK], sent[CHUNK + 16], found = 0;
         int k = 0;
 #if defined(__AVX512BW__)
         // Pixels of four bytes side by side: squares of even bytes and of odd ones.
@@ -777,12 +777,16 @@ void pixels(IntPixelArgs& all) {
             const __m512i x = _mm512_loadu_si512(f.fresh + ptrdiff_t(list[k]) * 4), y = _mm512_loadu_si512(f.held + ptrdiff_t(list[k]) * 4);
             const __m512i d = _mm512_and_si512(channels, _mm512_or_si512(_mm512_subs_epu8(x, y), _mm512_subs_epu8(y, x)));
             const __m512i even = _mm512_and_si512(d, _mm512_set1_epi16(0xff)), odd = _mm512_srli_epi16(d, 8);
-            _mm512_storeu_si512(far + k, _mm512_add_epi32(_mm512_madd_epi16(even, even), _mm512_madd_epi16(odd, odd)));
+            const __m512i sum = _mm512_add_epi32(_mm512_madd_epi16(even, even), _mm512_madd_epi16(odd, odd));
+            const __mmask16 go = _mm512_cmpgt_epi32_mask(sum, _mm512_set1_epi32(int(f.limit < INT32_MAX ? f.limit : INT32_MAX)));
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(f.mask + list[k]), _mm_maskz_set1_epi8(go, 1));
+            _mm512_storeu_si512(sent + found, _mm512_maskz_compress_epi32(go, _mm512_loadu_si512(list + k)));
+            found += __builtin_popcount(go);
         }
 #endif
-        for (; k < n; ++k) far[k] = apart(f.fresh + ptrdiff_t(list[k]) * f.stride, f.held + ptrdiff_t(list[k]) * f.stride, f.channels);
         // Whether a pixel is sent nobody can foresee: first they are found, then they are copied.
-        for (k = 0; k < n; ++k) {
+        for (int j = k; j < n; ++j) far[j] = apart(f.fresh + ptrdiff_t(list[j]) * f.stride, f.held + ptrdiff_t(list[j]) * f.stride, f.channels);
+        for (; k < n; ++k) {
             const bool go = far[k] > f.limit;
             f.mask[list[k]] = go;
             sent[found] = list[k];
