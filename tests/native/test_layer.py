@@ -70,6 +70,8 @@ CASES = {
     "3x3": make((9, 11), 20, 24, 3),
     "3x3 wide": make((13, 70), 5, 70, 3),
     "3x3 large": make((61, 90), 5, 33, 3),
+    "3x3 deep": make((6, 7), 72, 20, 3),
+    "3x3 stride 2, deep": make((6, 7), 72, 20, 3, stride=(2, 2)),
     "3x3 stride 2": make((9, 11), 17, 33, 3, stride=(2, 2)),
     "3x3 stride 2, even, low": make((8, 12), 16, 16, 3, stride=(2, 2), padding=(0, 1, 0, 1)),
     "3x3 stride 3 1": make((11, 7), 8, 9, 3, stride=(3, 1)),
