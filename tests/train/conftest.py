@@ -69,25 +69,36 @@ def start_train(recipe: Path, out: Path, *arguments: str, program: str = "") -> 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HANGS": str(_hangs(out))},
     )
 
 
 HANGS_IN_THE_THIRD_EPOCH = """
-import time
+import os, time
+from pathlib import Path
 from sparsetime.train.progress import Progress
-Progress.batch = lambda self, epoch, done, total, loss: time.sleep(600) if epoch == 2 else None
+
+def batch(self, epoch, done, total, loss):
+    if epoch == 2:
+        Path(os.environ["HANGS"]).touch()
+        time.sleep(600)
+
+Progress.batch = batch
 """  # so that whoever waits for two epochs always comes in time, however busy the machine is
 
 
-def wait_for_epochs(process: subprocess.Popen[str], out: Path, count: int) -> None:
-    """Wait until metrics.csv has so many rows."""
-    metrics = out / "metrics.csv"
+def wait_for_third_epoch(process: subprocess.Popen[str], out: Path) -> None:
+    """Wait until a process hangs there: a signal before that may meet a library that catches whatever it gets."""
     end = time.monotonic() + 300
-    while not metrics.is_file() or len(metrics.read_text().splitlines()) < 1 + count:
+    while not _hangs(out).exists():
         if process.poll() is not None or time.monotonic() > end:
             raise AssertionError(f"the run ended too early: {process.communicate()}")
         time.sleep(0.02)
+    assert len((out / "metrics.csv").read_text().splitlines()) == 1 + 2
+
+
+def _hangs(out: Path) -> Path:
+    return out.with_suffix(".hangs")
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +117,7 @@ def killed_run(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A run directory whose process was killed in the third epoch. Copy it before use."""
     out = tmp_path_factory.mktemp("killed") / "run"
     process = start_train(recipe_file, out, program=HANGS_IN_THE_THIRD_EPOCH)
-    wait_for_epochs(process, out, 2)
+    wait_for_third_epoch(process, out)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL

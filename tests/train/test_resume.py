@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from sparsetime.train import CheckpointError, Machine, RunError, train
 
-from .conftest import HANGS_IN_THE_THIRD_EPOCH, small_recipe, start_train, wait_for_epochs
+from .conftest import HANGS_IN_THE_THIRD_EPOCH, small_recipe, start_train, wait_for_third_epoch
 
 MACHINE = Machine(accelerator="cpu", threads=1, workers=0)
 
@@ -57,7 +57,7 @@ def test_another_seed_gives_other_figures(clips: Path, whole_run: Path, tmp_path
 def test_ctrl_c_leaves_a_run_that_goes_on(clips: Path, recipe_file: Path, whole_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start_train(recipe_file, run, program=HANGS_IN_THE_THIRD_EPOCH)
-    wait_for_epochs(process, run, 2)
+    wait_for_third_epoch(process, run)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
