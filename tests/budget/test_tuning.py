@@ -199,7 +199,8 @@ def test_accuracy_within_a_budget(plan: Plan, folder: Path, tmp_path: Path) -> N
     assert figures["tuning"]["drop_frozen"] >= 0.25
     assert all(row["right"] for row in figures["tuning"]["clips"])
     assert figures["check"]["clips_counted"] == 2
-    assert figures["tuning"]["op_density"] < figures["tuning"]["as_compiled"]["op_density"]
+    # Times are what it makes smaller; operations nearly always follow, but need not.
+    assert figures["tuning"]["time_model_ms"] <= figures["tuning"]["as_compiled"]["time_model_ms"]
 
 
 def test_reads_labels(tmp_path: Path) -> None:
