@@ -4,9 +4,10 @@
     python benchmarks/tuning.py time --data ../shared/data --out runs/tuning --codec pixel
     python benchmarks/tuning.py table --out runs/tuning
 
-`tune`, for each network and video: `sparsetime.budget.tune` of a plan with `--codec`, and the curve of one relative
-threshold for all layers, theta_l = s * range_l, with the codecs `hold` and `pixel`, on the same clips, with the flushes
-of `sparsetime run`. Both are checked on the clips held back, the one threshold as coarse as the budget lets it be.
+`tune`, for each network and video: `sparsetime.budget.tune` of a plan with `--codec`, and the curve of one threshold
+for all layers, on the same clips, with the flushes of `sparsetime run`: the same share of each layer's range,
+theta_l = s * range_l, with the codecs `hold` and `pixel`, and the same number, theta_l = s, with `hold`. All are
+checked on the clips held back, the one threshold as coarse as the budget lets it be.
 
 `time` runs the tuned plan, the points of the curves on both sides of its drop, and the fastest dense runtime in turns
 of random order, frame by frame, and takes operations and CPU time, so that it bears a busy machine: means over the
@@ -77,7 +78,7 @@ EXPERIMENTS = (
     Experiment("deeplab-pedestrians", *DEEPLAB, "pedestrians_vtest.avi", 0.15, 16, 2, 10),
     Experiment("deeplab-bridge", *DEEPLAB, "traffic_bridge.mp4", 0.15, 16, 2, 10),
 )
-BASELINES = ("hold", "pixel")
+BASELINES = ("hold", "pixel", "number")
 _CALIBRATION = 16  # frames
 ROUNDS = 5
 DROPS = ("drop", "mean_drop")
@@ -97,15 +98,20 @@ def compiled(experiment: Experiment, data: Path, out: Path, codec: str) -> Plan:
     return Plan.load(file)
 
 
-def one_relative(plan: Plan) -> Plan:
-    """The plan with thresholds of range / levels, without regard to what an event costs."""
+def baseline(experiment: Experiment, data: Path, out: Path, kind: str) -> Plan:
+    """One threshold for all layers, without regard to what an event costs: a share of each range, or one number."""
+    plan = compiled(experiment, data, out, "hold" if kind == "number" else kind)
     factors = fan_out_factors(plan, [plan.ops[number].output for number in codecs(plan)])
     ops, tensors = list(plan.ops), dict(plan.tensors)
+    thresholds: dict[int, np.ndarray[Any, Any]] = {}
     for number in codecs(plan):
         op = ops[number]
         assert op.codec is not None
-        tensors[f"{number}.one"] = (tensors[op.codec["tensor"]] / factors[op.output]).astype(np.float32)
-        ops[number] = dataclasses.replace(op, codec={**op.codec, "tensor": f"{number}.one"})
+        thresholds[number] = (tensors[op.codec["tensor"]] / factors[op.output]).astype(np.float32)
+    number_for_all = np.exp(np.mean([np.log(own).mean() for own in thresholds.values()]))
+    for number, own in thresholds.items():
+        tensors[f"{number}.one"] = np.full_like(own, number_for_all) if kind == "number" else own
+        ops[number] = dataclasses.replace(ops[number], codec={**(ops[number].codec or {}), "tensor": f"{number}.one"})
     flat = dataclasses.replace(plan, structure=[{"output": k} for k in range(len(plan.outputs))])
     return with_ops(flat, ops, tensors)
 
@@ -173,7 +179,7 @@ def run(experiment: Experiment, data: Path, out: Path, codec: str) -> dict[str, 
         "tuned": found.figures,
     }
     for kind in BASELINES:
-        one = one_relative(compiled(experiment, data, out, kind))
+        one = baseline(experiment, data, out, kind)
         bench = Workbench(one, clips.tuning, clips.judge, 1, flush_of(one), None, progress)
         whole = (0,) * len(codecs(one))
         single = coarsest(bench, whole, experiment.max_drop * (1 - MARGIN), FINEST, COARSEST)

@@ -4,34 +4,27 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_modules import Function, clip
+from small_modules import Function, clip, error
 from torch import Tensor, nn
 
 from sparsetime.convert.compile import CompileError, compile
 from sparsetime.engine import Plan
 
 
-def error(got, expected: Tensor, exact: Tensor) -> None:
-    """At most twice what PyTorch itself makes in float32, with a floor of one rounding."""
-    scale = exact.abs().max().item()
-    own = (expected.double() - exact).abs().max().item()
-    bound = 2 * own + 4 * len(clip()) * np.finfo(np.float32).eps * scale
-    assert (torch.as_tensor(got).double() - exact).abs().max().item() <= bound
-
-
 def check(module: nn.Module, frames=None, **options) -> Plan:
-    """Compile without codecs' effect (thresholds of 0), run a clip, compare with the module on each frame."""
+    """Compile without codecs' effect (thresholds of 0), run a clip on both backends, compare with the module."""
     torch.manual_seed(0)
     frames = clip() if frames is None else frames
     module = module.eval()
     plan = compile(module, frames[0], codec="hold", steps=0.0, **options)
-    stream = plan.stream(backend="reference")
+    streams = [plan.stream(backend=backend) for backend in ("reference", "cpu")]
     with torch.no_grad():
         for frame in frames:
             expected = module(frame)
             exact = module.double()(frame.double())
             module.float()
-            error(stream(frame), expected, exact)
+            for stream in streams:
+                error(stream(frame), expected, exact)
     return plan
 
 
@@ -54,7 +47,10 @@ OPERATIONS = {
     "depthwise": (nn.Conv2d(6, 12, 3, groups=6, padding=1), ["conv2d"]),
     "conv_transpose": (nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1), ["conv_transpose2d"]),
     "conv_transpose_grouped": (nn.ConvTranspose2d(6, 4, (2, 3), (1, 2), groups=2, dilation=2), ["conv_transpose2d"]),
-    "linear": (nn.Linear(11, 5), ["linear"]),
+    "linear_map": (nn.Linear(11, 5), ["gather", "conv2d", "gather"]),
+    "linear_pixels": (Function(lambda m, x: m.fc(x.movedim(1, 3)).relu(), fc=nn.Linear(6, 5)), ["conv2d", "gather"]),
+    "scale_pixels": (Function(lambda m, x: x.permute(0, 2, 3, 1) * torch.arange(6.0)), ["affine", "gather"]),
+    "linear_windows": (Function(lambda m, x: m.fc(x.reshape(3, 2, 9, 11)), fc=nn.Linear(11, 5)), ["reshape", "linear"]),
     "linear_flat": (nn.Sequential(nn.Flatten(), nn.Linear(6 * 9 * 11, 5)), ["reshape", "linear"]),
     "batch_norm": (nn.BatchNorm2d(6), ["affine"]),
     "add_number": (Function(lambda m, x: x + 3), ["affine"]),
@@ -65,7 +61,7 @@ OPERATIONS = {
     "add_tensor": (Function(lambda m, x: x + torch.arange(11.0)), ["affine"]),
     "mul_channels": (Function(lambda m, x: x * torch.arange(6.0).view(6, 1, 1)), ["affine"]),
     "add_self": (Function(lambda m, x: x + x), ["add"]),
-    "sub_streams": (Function(lambda m, x: x - 2 * x.flip(1)), ["channels", "affine", "add"]),
+    "sub_streams": (Function(lambda m, x: x - 2 * x.flip(1)), ["affine", "channels", "add"]),
     "add_alpha": (Function(lambda m, x: torch.add(x, x.flip(3), alpha=0.5)), ["gather", "add"]),
     "add_broadcast": (Function(lambda m, x: x + x.mean((2, 3), keepdim=True)), ["avg_pool2d", "gather", "add"]),
     "cat": (Function(lambda m, x: torch.cat([x, x[:, :2]], 1)), ["channels", "cat"]),
@@ -222,6 +218,22 @@ def test_islands_with_several_outputs_and_other_types():
 
     plan = check(Function(top))
     assert plan.islands[0].attributes["types"] == ["float32", "int64"]
+
+
+def test_outputs_of_whole_numbers():
+    plan = check(Function(lambda m, x: x.argmax(1)))
+    frame, stream = clip()[0].numpy(), plan.stream()
+    places = stream(frame)
+    assert places.dtype == np.int64
+    assert np.array_equal(places, frame.argmax(1))
+    places[:] = 7  # the caller's own
+    assert np.array_equal(stream(frame), frame.argmax(1))
+
+
+def test_a_window_of_pixels_is_no_map():
+    module = Function(lambda m, x: m.norm(m.conv(x).reshape(3, 2, 9, 11)), conv=nn.Conv2d(6, 6, 1), norm=normed(2))
+    plan = check(module)
+    assert [op.attributes["target"] for op in plan.islands] == ["aten.batch_norm.default"]
 
 
 def test_outputs_keep_their_structure():

@@ -75,6 +75,10 @@ def test_tensors_of_a_plan_cannot_be_changed():
         ({"codec": {"kind": "sometimes", "tensor": "step"}}, "unknown codec"),
         ({"crossover": 2.0}, "density from 0 to 1"),
         ({"name": "input"}, "name is taken"),
+        (
+            {"kind": "linear", "attributes": {}, "tensors": {"weight": "weight"}},
+            r"\(1, 2, 4, 5\) is a map, whose last axis a 1x1 conv2d multiplies",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(parts, message):

@@ -18,7 +18,7 @@ from sparsetime.convert.draft import Draft, DraftCodec, DraftOp
 from sparsetime.convert.integers import quantised_plan
 from sparsetime.convert.tables import adaptive_windows, pool_windows
 from sparsetime.engine import Plan
-from sparsetime.engine.plan import channel_axis
+from sparsetime.engine.shapes import channel_axis
 
 Array = NDArray[Any]
 

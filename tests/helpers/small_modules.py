@@ -1,5 +1,6 @@
 """Modules in a line, and clips to run them on."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,3 +27,11 @@ def clip(shape=(1, 6, 9, 11), count=4) -> list[Tensor]:
         changed = torch.rand(shape, generator=generator) < 0.3
         frame = torch.where(changed, torch.randn(shape, generator=generator) * 3, frame)
     return result
+
+
+def error(got, expected: Tensor, exact: Tensor) -> None:
+    """At most twice what PyTorch itself makes in float32, with a floor of one rounding."""
+    scale = exact.abs().max().item()
+    own = (expected.double() - exact).abs().max().item()
+    bound = 2 * own + 4 * len(clip()) * np.finfo(np.float32).eps * scale
+    assert (torch.as_tensor(got).double() - exact).abs().max().item() <= bound

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsetime.engine import OpStats, Plan, Stream
-from sparsetime.engine.plan import channel_axis
+from sparsetime.engine.shapes import channel_axis
 
 __all__ = ["op_density", "run_clip", "with_density", "with_thresholds"]
 

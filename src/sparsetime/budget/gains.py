@@ -32,8 +32,9 @@ from sparsetime.budget.setting import OCTAVE, POWER, Setting, codecs, with_ops
 from sparsetime.budget.signature import Signature
 from sparsetime.engine.frames import FrameReader
 from sparsetime.engine.islands import run_island
-from sparsetime.engine.plan import Plan, channel_axis
+from sparsetime.engine.plan import Plan
 from sparsetime.engine.reference import activate
+from sparsetime.engine.shapes import channel_axis
 from sparsetime.run.dense import without_codecs
 from sparsetime.run.module import PlanModule
 

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from sparsetime.convert.draft import CompileError, Draft, DraftCodec, DraftOp
 from sparsetime.convert.tables import adaptive_windows, pool_windows, resize_taps
+from sparsetime.engine.shapes import channel_axis, is_map
 
 __all__ = ["lower"]
 
@@ -152,6 +153,13 @@ class _Lowering:
         )
         return _Wire(self.draft.add(op))
 
+    def numbers(self, x: _Stream) -> Tensor:
+        """The numbers of a stream's elements in the value that it is made of, in the shape of the stream."""
+        if isinstance(x, _Moved):
+            return x.index
+        shape = self.draft.shapes[x.value]
+        return torch.arange(prod(shape), dtype=torch.float64).reshape(shape)
+
     def value(self, x: Any) -> int:
         """The number of a value that holds x, after the moves that are due."""
         if isinstance(x, _Wire):
@@ -196,24 +204,59 @@ class _Lowering:
             return array.reshape(1)
         if np.broadcast_shapes(array.shape, shape) != shape or not shape or shape[0] != 1:
             return None
-        axis = 1 if len(shape) in (2, 4) else len(shape) - 1
+        axis = channel_axis(shape)
         full = array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
         if full.shape == tuple(n if k == axis else 1 for k, n in enumerate(shape)):
             return full.reshape(-1)
         return np.ascontiguousarray(np.broadcast_to(full, shape)[0])
 
-    def affine(self, x: _Stream, scale: Array | None, shift: Array | None) -> _Wire:
-        tensors = {role: a for role, a in (("scale", scale), ("shift", shift)) if a is not None}
+    def elementwise(
+        self,
+        kind: str,
+        x: _Stream,
+        tensors: dict[str, Array] | None = None,
+        activation: Mapping[str, Any] | None = None,
+    ) -> _Stream:
+        """An operation on each element by itself; constants as `constant` gives them.
+
+        Where x is all of a value in another order, it is computed on the value and ordered then: a convolution whose
+        output is permuted has its activation and its scale behind it, and permuting back costs nothing.
+        """
+        tensors = tensors or {}
+        if isinstance(x, _Moved) and self._reordered(x):
+            there = {role: self._constant_there(array, x) for role, array in tensors.items()}
+            wire = self.emit(kind, [x.value], self.draft.shapes[x.value], {}, there, activation)
+            return _Moved(wire.value, x.index)
         value = self.value(x)
-        return self.emit("affine", [value], self.draft.shapes[value], {}, tensors)
+        return self.emit(kind, [value], self.draft.shapes[value], {}, tensors, activation)
+
+    def _reordered(self, x: _Moved) -> bool:
+        """Whether x is all elements of a value, each once, in another order."""
+        shape, count = self.draft.shapes[x.value], x.index.numel()
+        if shape[0] != 1 or count != prod(shape):
+            return False
+        return bool((x.index.ravel().sort().values == torch.arange(count)).all())
+
+    def _constant_there(self, array: Array, x: _Moved) -> Array:
+        """A constant that meets x, for the value that x is made of."""
+        shape = self.draft.shapes[x.value]
+        if array.size == 1:
+            return array
+        full = array if array.ndim > 1 else array.reshape(-1, *(1,) * (x.index.dim() - 1 - channel_axis(x.index.shape)))
+        there = np.empty(prod(shape), np.float32)
+        there[x.index.to(torch.int64).numpy().ravel()] = np.broadcast_to(full, x.index.shape).ravel()
+        channels = np.moveaxis(there.reshape(shape), channel_axis(shape), -1).reshape(-1, shape[channel_axis(shape)])
+        return channels[0].copy() if (channels == channels[0]).all() else there.reshape(shape[1:])
+
+    def affine(self, x: _Stream, scale: Array | None, shift: Array | None) -> _Stream:
+        return self.elementwise("affine", x, {r: a for r, a in (("scale", scale), ("shift", shift)) if a is not None})
 
     def broadcast(self, x: _Stream, shape: tuple[int, ...]) -> int:
         """x in a larger shape: its elements repeated."""
         if self.shape(x) == shape:
             return self.value(x)
-        value = self.value(x)
-        numbers = torch.arange(prod(self.draft.shapes[value]), dtype=torch.float64).reshape(self.draft.shapes[value])
-        return self.value(_Moved(value, numbers.expand(shape)))
+        whole = _Wire(self.value(x))
+        return self.value(_Moved(whole.value, self.numbers(whole).expand(shape)))
 
     # -- the walk ----------------------------------------------------------------------------------------------------
 
@@ -231,7 +274,8 @@ class _Lowering:
             if isinstance(spec.arg, ConstantArgument):
                 self.env[nodes[spec.arg.name]] = spec.arg.value
                 continue
-            assert isinstance(spec.arg, TensorArgument)
+            if not isinstance(spec.arg, TensorArgument):
+                raise CompileError(f"{self.draft.name} holds {spec.arg.name}, which is no tensor, so no plan can")
             node = nodes[spec.arg.name]
             if spec.kind == InputKind.USER_INPUT:
                 frames += 1
@@ -310,10 +354,7 @@ class _Lowering:
             if not isinstance(x, _Stream):
                 return x
             found.append(x)
-            if isinstance(x, _Moved):
-                return x.index
-            shape = self.draft.shapes[x.value]
-            return torch.arange(prod(shape), dtype=torch.float64).reshape(shape)
+            return self.numbers(x)
 
         target = self.node.target
         assert isinstance(target, torch._ops.OpOverload)
@@ -447,17 +488,13 @@ def _weights(at: _Lowering, weight: Any, bias: Any) -> dict[str, Array] | None:
     return tensors
 
 
-def _is_map(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 4 and shape[0] == 1
-
-
 def _output_shape(at: _Lowering) -> tuple[int, ...]:
     return tuple(at.node.meta["val"].shape)
 
 
 @_handles("conv2d", "convolution", "conv_transpose2d")
 def _convolution(at: _Lowering, a: _Arguments) -> _Wire | None:
-    if not isinstance(a["input"], _Stream) or not _is_map(at.shape(a["input"])):
+    if not isinstance(a["input"], _Stream) or not is_map(at.shape(a["input"])):
         return None
     tensors = _weights(at, a["weight"], a["bias"])
     if tensors is None:
@@ -479,11 +516,23 @@ def _convolution(at: _Lowering, a: _Arguments) -> _Wire | None:
 
 
 @_handles("linear")
-def _linear(at: _Lowering, a: _Arguments) -> _Wire | None:
+def _linear(at: _Lowering, a: _Arguments) -> _Stream | None:
     tensors = _weights(at, a["weight"], a["bias"])
     if tensors is None or not isinstance(a["input"], _Stream) or len(at.shape(a["input"])) < 2:
         return None
-    return at.emit("linear", [at.value(a["input"])], _output_shape(at), {}, tensors)
+    return _product(at, a["input"], tensors)
+
+
+def _product(at: _Lowering, x: _Stream, tensors: dict[str, Array]) -> _Stream:
+    """The last axis times a weight (O, F); of (1, H, W, F), which is a map to a plan, by a convolution of pixels."""
+    shape = _output_shape(at)
+    if not is_map(shape):
+        return at.emit("linear", [at.value(x)], shape, {}, tensors)
+    tensors["weight"] = tensors["weight"][:, :, None, None]
+    attributes = {"stride": [1, 1], "padding": [0] * 4, "dilation": [1, 1], "groups": 1}
+    pixels = _Moved(x.value, at.numbers(x).movedim(-1, 1))
+    wire = at.emit("conv2d", [at.value(pixels)], (1, shape[-1], *shape[1:-1]), attributes, tensors)
+    return _Moved(wire.value, at.numbers(wire).movedim(1, -1))
 
 
 @_handles("addmm")
@@ -502,11 +551,11 @@ def _addmm(at: _Lowering, a: _Arguments) -> _Wire | None:
 
 
 @_handles("mm", "matmul")
-def _matmul(at: _Lowering, a: _Arguments) -> _Wire | None:
+def _matmul(at: _Lowering, a: _Arguments) -> _Stream | None:
     x, weight = list(a.values())[:2]
     if not isinstance(x, _Stream) or not isinstance(weight, Tensor) or weight.dim() != 2 or len(at.shape(x)) < 2:
         return None
-    return at.emit("linear", [at.value(x)], _output_shape(at), {}, {"weight": _array(weight.T)})
+    return _product(at, x, {"weight": _array(weight.T)})
 
 
 @_handles("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "cudnn_batch_norm")
@@ -521,14 +570,17 @@ def _batch_norm(at: _Lowering, a: _Arguments) -> Any:
     shift = -mean.double() * scale
     if a["bias"] is not None:
         shift = shift + a["bias"].double()
-    if len(at.shape(x)) not in (2, 4):
+    shape = at.shape(x)
+    along = (-1, *(1,) * (len(shape) - 2))
+    factor, offset = at.constant(scale.reshape(along), shape), at.constant(shift.reshape(along), shape)
+    if factor is None or offset is None:
         return None
-    wire = at.affine(x, _array(scale), _array(shift))
+    wire = at.affine(x, factor, offset)
     several = isinstance(at.node.meta["val"], tuple | list)
     return [wire] if several else wire
 
 
-def _sum(at: _Lowering, x: Any, y: Any, first: float, second: float) -> _Wire | None:
+def _sum(at: _Lowering, x: Any, y: Any, first: float, second: float) -> _Stream | None:
     """first x + second y, where either may be a constant."""
     if isinstance(x, _Stream) and isinstance(y, _Stream):
         shape = _output_shape(at)
@@ -546,30 +598,30 @@ def _sum(at: _Lowering, x: Any, y: Any, first: float, second: float) -> _Wire | 
 
 
 @_handles("add")
-def _add(at: _Lowering, a: _Arguments) -> _Wire | None:
+def _add(at: _Lowering, a: _Arguments) -> _Stream | None:
     return _sum(at, a["self"], a["other"], 1, a.get("alpha", 1))
 
 
 @_handles("sub")
-def _sub(at: _Lowering, a: _Arguments) -> _Wire | None:
+def _sub(at: _Lowering, a: _Arguments) -> _Stream | None:
     return _sum(at, a["self"], a["other"], 1, -a.get("alpha", 1))
 
 
 @_handles("rsub")
-def _rsub(at: _Lowering, a: _Arguments) -> _Wire | None:
+def _rsub(at: _Lowering, a: _Arguments) -> _Stream | None:
     return _sum(at, a["self"], a["other"], -a.get("alpha", 1), 1)
 
 
 @_handles("neg")
-def _neg(at: _Lowering, a: _Arguments) -> _Wire | None:
+def _neg(at: _Lowering, a: _Arguments) -> _Stream | None:
     return at.affine(a["self"], np.asarray([-1], np.float32), None)
 
 
 @_handles("mul")
-def _mul(at: _Lowering, a: _Arguments) -> _Wire | None:
+def _mul(at: _Lowering, a: _Arguments) -> _Stream | None:
     x, y, shape = a["self"], a["other"], _output_shape(at)
     if isinstance(x, _Stream) and isinstance(y, _Stream):
-        gate = (1, shape[1], 1, 1) if _is_map(shape) else shape
+        gate = (1, shape[1], 1, 1) if is_map(shape) else shape
         if at.shape(x) == gate and at.shape(y) == shape:
             x, y = y, x
         second = at.value(y) if at.shape(x) == shape and at.shape(y) == gate else at.broadcast(y, shape)
@@ -583,7 +635,7 @@ def _mul(at: _Lowering, a: _Arguments) -> _Wire | None:
 
 
 @_handles("div")
-def _div(at: _Lowering, a: _Arguments) -> _Wire | None:
+def _div(at: _Lowering, a: _Arguments) -> _Stream | None:
     x, y = a["self"], a["other"]
     if not isinstance(x, _Stream) or isinstance(y, _Stream) or a.get("rounding_mode") is not None:
         return None
@@ -595,9 +647,8 @@ def _div(at: _Lowering, a: _Arguments) -> _Wire | None:
     return at.affine(x, (1 / scale.astype(np.float64)).astype(np.float32), None)
 
 
-def _activation(at: _Lowering, x: Any, activation: Mapping[str, Any]) -> _Wire:
-    value = at.value(x)
-    return at.emit("identity", [value], at.draft.shapes[value], activation=activation)
+def _activation(at: _Lowering, x: Any, activation: Mapping[str, Any]) -> _Stream:
+    return at.elementwise("identity", x, activation=activation)
 
 
 for _plain in ("relu", "hardswish", "hardsigmoid", "silu", "sigmoid", "tanh"):
@@ -605,22 +656,22 @@ for _plain in ("relu", "hardswish", "hardsigmoid", "silu", "sigmoid", "tanh"):
 
 
 @_handles("gelu")
-def _gelu(at: _Lowering, a: _Arguments) -> _Wire:
+def _gelu(at: _Lowering, a: _Arguments) -> _Stream:
     return _activation(at, a["self"], {"kind": "gelu", "approximate": a["approximate"]})
 
 
 @_handles("leaky_relu")
-def _leaky_relu(at: _Lowering, a: _Arguments) -> _Wire:
+def _leaky_relu(at: _Lowering, a: _Arguments) -> _Stream:
     return _activation(at, a["self"], {"kind": "leaky_relu", "slope": float(a["negative_slope"])})
 
 
 @_handles("relu6")
-def _relu6(at: _Lowering, a: _Arguments) -> _Wire:
+def _relu6(at: _Lowering, a: _Arguments) -> _Stream:
     return _activation(at, a["self"], {"kind": "clamp", "min": 0.0, "max": 6.0})
 
 
 @_handles("clamp", "hardtanh", "clamp_min", "clamp_max")
-def _clamp(at: _Lowering, a: _Arguments) -> _Wire | None:
+def _clamp(at: _Lowering, a: _Arguments) -> _Stream | None:
     bounds = {}
     for key in ("min", "max"):
         x = a.get(key, a.get(f"{key}_val"))
@@ -664,8 +715,7 @@ def _stack(at: _Lowering, a: _Arguments) -> _Wire | None:
 
 
 def _reshaped(at: _Lowering, x: _Stream, shape: tuple[int, ...]) -> _Moved:
-    index = x.index if isinstance(x, _Moved) else torch.arange(prod(at.shape(x)), dtype=torch.float64)
-    return _Moved(x.value, index.reshape(shape))
+    return _Moved(x.value, at.numbers(x).reshape(shape))
 
 
 @_handles("pad", "constant_pad_nd")
@@ -677,14 +727,13 @@ def _pad(at: _Lowering, a: _Arguments) -> Any:
     x, shape = a["self"], at.shape(a["self"])
     value = 0.0 if a["value"] is None else float(a["value"])
     left, right, top, bottom, *further = (*pads, 0, 0, 0, 0)[: max(len(pads), 4)]
-    if _is_map(shape) and not any(further) and min(pads) >= 0:
+    if is_map(shape) and not any(further) and min(pads) >= 0:
         attributes = {"padding": [top, bottom, left, right], "value": value}
         return at.emit("pad", [at.value(x)], _output_shape(at), attributes) if any(pads) else x
     if value != 0:
         return None
     # Zeros in other places, or a crop: a move, in which -1 is the number of a zero.
-    index = x.index if isinstance(x, _Moved) else torch.arange(prod(shape), dtype=torch.float64).reshape(shape)
-    return _Moved(x.value, torch.constant_pad_nd(index, pads, -1))
+    return _Moved(x.value, torch.constant_pad_nd(at.numbers(x), pads, -1))
 
 
 def _pool(at: _Lowering, x: _Stream, rows: Array, columns: Array, divisor: Array) -> _Wire:
@@ -697,7 +746,7 @@ def _pool(at: _Lowering, x: _Stream, rows: Array, columns: Array, divisor: Array
 @_handles("avg_pool2d")
 def _avg_pool2d(at: _Lowering, a: _Arguments) -> _Wire | None:
     shape = at.shape(a["self"])
-    if not _is_map(shape):
+    if not is_map(shape):
         return None
     kernel, padding = _pair(a["kernel_size"]), _pair(a["padding"])
     stride = _pair(a["stride"]) if a["stride"] else kernel
@@ -715,7 +764,7 @@ def _avg_pool2d(at: _Lowering, a: _Arguments) -> _Wire | None:
 @_handles("adaptive_avg_pool2d", "_adaptive_avg_pool2d")
 def _adaptive_avg_pool2d(at: _Lowering, a: _Arguments) -> _Wire | None:
     shape = at.shape(a["self"])
-    if not _is_map(shape):
+    if not is_map(shape):
         return None
     rows, columns = (adaptive_windows(shape[2 + k], _output_shape(at)[2 + k]) for k in (0, 1))
     return _pool(at, a["self"], rows, columns, (rows[:, 1] - rows[:, 0])[:, None] * (columns[:, 1] - columns[:, 0]))
@@ -741,12 +790,11 @@ def _mean(at: _Lowering, a: _Arguments) -> Any:
     if shape[0] != 1 or not axes:
         return None
     kept = [k for k in range(1, len(shape)) if k not in axes]
-    index = x.index if isinstance(x, _Moved) else torch.arange(prod(shape), dtype=torch.float64).reshape(shape)
     area = prod(shape[k] for k in axes)
-    if _is_map(shape) and axes == [2, 3]:
+    if is_map(shape) and axes == [2, 3]:
         pooled: _Stream = x
     else:
-        pooled = _Moved(x.value, index.permute(0, *kept, *axes).reshape(1, -1, area, 1))
+        pooled = _Moved(x.value, at.numbers(x).permute(0, *kept, *axes).reshape(1, -1, area, 1))
     height, width = at.shape(pooled)[2:]
     divisor = np.full((1, 1), area if mean else 1)
     wire = _pool(at, pooled, np.asarray([[0, height]], np.int32), np.asarray([[0, width]], np.int32), divisor)
@@ -757,7 +805,7 @@ def _mean(at: _Lowering, a: _Arguments) -> Any:
 def _max_pool2d(at: _Lowering, a: _Arguments) -> Any:
     shape = at.shape(a["self"])
     several = isinstance(at.node.meta["val"], tuple | list)
-    if not _is_map(shape) or (several and _uses_indices(at.node)):
+    if not is_map(shape) or (several and _uses_indices(at.node)):
         return None
     kernel, padding, dilation = _pair(a["kernel_size"]), _pair(a["padding"]), _pair(a["dilation"])
     stride = _pair(a["stride"]) if a["stride"] else kernel
@@ -773,7 +821,7 @@ def _max_pool2d(at: _Lowering, a: _Arguments) -> Any:
 @_handles("adaptive_max_pool2d")
 def _adaptive_max_pool2d(at: _Lowering, a: _Arguments) -> Any:
     shape = at.shape(a["self"])
-    if not _is_map(shape) or _uses_indices(at.node):
+    if not is_map(shape) or _uses_indices(at.node):
         return None
     out = tuple(at.node.meta["val"][0].shape)
     rows, columns = (adaptive_windows(shape[2 + k], out[2 + k]) for k in (0, 1))
@@ -796,7 +844,7 @@ def _resized(name: str, size: list[int], corners: list[bool], scale: float | Non
 def _resize(at: _Lowering, a: _Arguments) -> _Wire | None:
     x = next(iter(a.values()))
     shape = at.shape(x)
-    if not _is_map(shape):
+    if not is_map(shape):
         return None
     out = _output_shape(at)
     factors = a.get("scale_factors") or [a.get("scales_h"), a.get("scales_w")]

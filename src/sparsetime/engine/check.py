@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sparsetime.engine.shapes import Shape, channel_axis, is_map
+
 if TYPE_CHECKING:
     from sparsetime.engine.plan import Coding, Op, Plan
 
@@ -30,8 +32,6 @@ MOST_CHANNELS = (2**31 - 1) // CODES**2  # whose squares of codes add up within 
 _MAX_EXTENT = 2**16  # of strides, paddings and dilations
 _TARGET = re.compile(r"aten\.[a-z_0-9]+\.[A-Za-z_0-9]+")
 _TYPES = ("float32", "int64", "bool")
-
-Shape = tuple[int, ...]
 
 
 def _fail(message: str) -> Any:
@@ -74,7 +74,7 @@ class _Context:
     def a_map(self, k: int) -> Shape:
         """Shape of input k, which must be (1, C, H, W)."""
         shape = self.shape(k)
-        self.expect(len(shape) == 4 and shape[0] == 1, f"expected an input (1, C, H, W), got {shape}")
+        self.expect(is_map(shape), f"expected an input (1, C, H, W), got {shape}")
         return shape
 
     def attribute(self, key: str) -> Any:
@@ -131,8 +131,6 @@ class _Context:
 
     def per_channel(self, name: Any, shape: Shape, role: str) -> Any:
         """A float32 tensor [1], [C] or one entry per element of a value."""
-        from sparsetime.engine.plan import channel_axis
-
         tensor = self.named(name, "float32", None, role)
         allowed: list[Shape] = [(1,)]
         if len(shape) >= 2:
@@ -275,6 +273,7 @@ def _linear(c: _Context) -> Shape:
     c.inputs(1, 2)
     shape = c.shape(0)
     c.expect(len(shape) >= 2, f"expected an input of rank 2 or more, got {shape}")
+    c.expect(not is_map(shape), f"{shape} is a map, whose last axis a 1x1 conv2d multiplies")
     weight = c.weight((None, shape[-1]), lambda w: w.shape[0])
     c.no_overflow(weight, (1,))
     c.bias(weight.shape[0])
@@ -529,8 +528,6 @@ def _check_codec(c: _Context, shape: Shape) -> None:
 
 
 def _check_code(c: _Context, codec: Mapping[str, Any], shape: Shape) -> None:
-    from sparsetime.engine.plan import channel_axis
-
     wanted = {"kind", "tensor", "zero", "threshold"}
     pixel = codec.get("pixel", False)
     c.expect(isinstance(pixel, bool), f"'pixel' must be true or false, got {_short(pixel)}")

@@ -86,6 +86,11 @@ def _call_weakly(method: Callable[[int], None]) -> Callable[[int], None]:
     return call
 
 
+def _opaque(plan: Plan) -> set[int]:
+    """Values of types that the native side does not keep: islands make them, and islands and the caller read them."""
+    return {v for op in plan.ops for k, v in enumerate(op.outputs) if plan.value_type(op, k) not in _KEPT}
+
+
 _programs: dict[int, Any] = {}
 
 
@@ -97,7 +102,7 @@ def _program(plan: Plan) -> Any:
         _programs[key] = _native.program(
             [list(shape) for shape in plan.values],
             [_entry(plan, op) for op in plan.ops],
-            list(plan.outputs),
+            [v for v in plan.outputs if v not in _opaque(plan)],
             tensors,
             integer=plan.precision != "float32",
         )
@@ -123,7 +128,7 @@ class Native:
         )
         if plan.input is not None:
             self._stream.set_camera(plan.input.mean, plan.input.std)
-        self._opaque: dict[int, Tensor] = {}  # values of other types than float32, which only islands read
+        self._opaque: dict[int, Tensor] = {}  # see _opaque; filled by the first frame
         self._coded = {
             v for op in plan.ops for k, v in enumerate(op.outputs) if plan.value_type(op, k) == "uint8"
         }  # values that are kept as codes
@@ -157,7 +162,8 @@ class Native:
         outputs = self._stream.run(frame if frame.ndim == 4 else np.ascontiguousarray(frame))
         if outputs is None:
             raise FrameError.not_finite()
-        return outputs
+        kept = iter(outputs)
+        return [self._opaque[v].numpy().copy() if v in self._opaque else next(kept) for v in self._plan.outputs]
 
     @property
     def flushed(self) -> bool:

@@ -27,8 +27,9 @@ from torch import Tensor
 from sparsetime.engine.executor import OpStats
 from sparsetime.engine.frames import normalised
 from sparsetime.engine.islands import run_island
-from sparsetime.engine.plan import Coding, Op, Plan, channel_axis
+from sparsetime.engine.plan import Coding, Op, Plan
 from sparsetime.engine.reference import Reference, activate, effective_macs
+from sparsetime.engine.shapes import channel_axis
 
 __all__ = ["IntegerReference", "decode", "encode", "quantised"]
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsetime.engine.shapes import Shape, channel_axis
 from sparsetime.fanout import LinearOp, dense_macs
 
 if TYPE_CHECKING:
     from sparsetime.engine.stream import Stream
 
-__all__ = ["LINEAR", "MOVES", "RECOMPUTED", "Coding", "InputSpec", "Op", "Plan", "PlanError", "channel_axis"]
+__all__ = ["LINEAR", "MOVES", "RECOMPUTED", "Coding", "InputSpec", "Op", "Plan", "PlanError"]
 
 LINEAR = frozenset(
     (
@@ -33,7 +34,6 @@ MOVES = frozenset(["cat", "channels", "gather", "reshape", "pad", "max_pool2d"])
 
 PRECISIONS = ("float32", "int8")
 
-Shape = tuple[int, ...]
 Array = NDArray[Any]
 
 
@@ -89,11 +89,6 @@ class Op:
     def sends_changes(self) -> bool:
         """Whether the delta is a difference of values (True), or the linear operation of the inputs' deltas."""
         return self.kind not in LINEAR or self.has_accumulator or self.precision != "float32"
-
-
-def channel_axis(shape: Shape) -> int:
-    """The axis that steps, scales and weights count as channels: 1 for (1, C, H, W) and (1, F), else the last."""
-    return 1 if len(shape) in (2, 4) else len(shape) - 1
 
 
 @dataclass(frozen=True)

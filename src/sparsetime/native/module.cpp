@@ -209,7 +209,7 @@ nb::object run_stream(BoundStream& s, const FrameArray& array) {
     if (array.dtype() == nb::dtype<float>()) frame.floats = static_cast<const float*>(array.data());
     else if (array.dtype() == nb::dtype<uint8_t>()) frame.bytes = static_cast<const uint8_t*>(array.data());
     else throw std::invalid_argument("expected a frame of float32 or uint8");
-    if (v.shape.size() == 4) {
+    if (v.is_map()) {
         frame.channel = array.stride(1);
         frame.row = array.stride(2);
         frame.column = array.stride(3);

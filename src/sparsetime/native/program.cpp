@@ -16,10 +16,9 @@ constexpr int CHEAP_TERMS = 36;
 }
 
 Shape map_of(const std::vector<int64_t>& shape) {
-    if (shape.size() == 4) return {int(shape[2]), int(shape[3]), int(shape[1])};
-    const int channels = int(shape.back());
-    const int pixels = shape.size() == 1 ? 1 : int(product(shape) / channels);
-    return {1, pixels, channels};
+    if (is_map(shape)) return {int(shape[2]), int(shape[3]), int(shape[1])};
+    const int channels = shape.empty() ? 1 : int(shape.back());
+    return {1, int(product(shape) / channels), channels};
 }
 
 // [1], [C] or per element, as rows (map) or one row; padding holds `fill`.
@@ -79,7 +78,7 @@ Axis axis_of(bool transposed, int in, int out, int taps, int stride, int before,
 Program::Program(const std::vector<std::vector<int64_t>>& shapes, const std::vector<OpSpec>& ops, std::vector<int> outputs_, bool integer_)
     : outputs(std::move(outputs_)), integer(integer_) {
     for (const auto& shape : shapes) {
-        if (shape.empty() || shape.size() > 6) throw std::invalid_argument("a value has rank 0 or more than 6");
+        if (shape.size() > 8) throw std::invalid_argument("a value has a rank of more than 8");
         for (int64_t s : shape)
             if (s < 1 || s > (int64_t(1) << 28)) throw std::invalid_argument("a value has an extent out of range");
         Value v;
@@ -107,7 +106,7 @@ void Program::spare() {
         const Value& y = values[size_t(n.outputs[0])];
         const bool plain = integer ? n.act == Act::none && !y.coded : n.encode == Encode::linear;
         if (n.kind == Kind::resize && plain) n.derived = y.consumers.empty();
-        if (n.kind != Kind::cat_channels || !n.carries || y.shape.size() != 4 || n.inputs.size() > size_t(MOST_JOINED)) continue;
+        if (n.kind != Kind::cat_channels || !n.carries || !y.is_map() || n.inputs.size() > size_t(MOST_JOINED)) continue;
         n.derived = true;
         for (int consumer : y.consumers) n.derived = n.derived && nodes[size_t(consumer)].kind == Kind::channels && nodes[size_t(consumer)].carries;
     }
@@ -213,14 +212,14 @@ void Program::add(const OpSpec& spec) {
         const Shape &x = in(0).map, &y = out.map;
         if (kind == "linear") {
             if (w.shape.size() != 2 || w.shape[0] != y.channels || w.shape[1] != x.channels || x.pixels() != y.pixels() ||
-                (in(0).shape.size() == 4) != (out.shape.size() == 4) || in(0).shape.size() == 4)
+                in(0).is_map() || out.is_map())
                 refuse(spec, "the weight does not fit");
             weigh(n, spec, x, y, axis_of(false, x.height, y.height, 1, 1, 0, 1), axis_of(false, x.width, y.width, 1, 1, 0, 1), 1, false);
         } else {
             const bool transposed = kind == "conv_transpose2d";
             const auto stride = integers(spec, "stride", 2), padding = integers(spec, "padding", 4), dilation = integers(spec, "dilation", 2);
             const int groups = integers(spec, "groups", 1)[0];
-            if (w.shape.size() != 4 || in(0).shape.size() != 4 || out.shape.size() != 4) refuse(spec, "expected maps and a weight of rank 4");
+            if (w.shape.size() != 4 || !in(0).is_map() || !out.is_map()) refuse(spec, "expected maps and a weight of rank 4");
             const int64_t C = transposed ? w.shape[0] : w.shape[1] * groups, O = transposed ? w.shape[1] * groups : w.shape[0];
             if (groups < 1 || C != x.channels || O != y.channels || C % groups || O % groups || stride[0] < 1 || stride[1] < 1 ||
                 dilation[0] < 1 || dilation[1] < 1)
@@ -264,12 +263,12 @@ void Program::add(const OpSpec& spec) {
             total += in(k).shape[axis];
         }
         if (total != out.shape[axis]) refuse(spec, "the output has another shape");
-        if (axis == (rank == 4 || rank == 2 ? 1 : rank - 1)) {
+        if (axis == (out.is_map() ? 1 : rank - 1)) {
             n.kind = Kind::cat_channels;
         } else {
             n.kind = Kind::cat_pixels;
             // Extents of pixels, outermost first, and the axis among them.
-            const size_t first = rank == 4 ? 2 : 0, end = rank == 4 ? 4 : rank - 1;
+            const size_t first = out.is_map() ? 2 : 0, end = out.is_map() ? 4 : rank - 1;
             for (int p = 0; p < out.map.pixels(); ++p) {
                 std::vector<int64_t> at(rank, 0);
                 int64_t rest = p;
@@ -285,7 +284,7 @@ void Program::add(const OpSpec& spec) {
     } else if (kind == "channels") {
         n.kind = Kind::channels;
         inputs_are(1, 1);
-        if (in(0).shape.size() != 4 || in(0).map.height != out.map.height || in(0).map.width != out.map.width) refuse(spec, "shapes differ");
+        if (!in(0).is_map() || in(0).map.height != out.map.height || in(0).map.width != out.map.width) refuse(spec, "shapes differ");
         n.index = table(spec, "index", out.map.channels, -1, in(0).map.channels);
     } else if (kind == "gather" || kind == "reshape") {
         n.kind = Kind::gather;
@@ -330,7 +329,7 @@ void Program::add(const OpSpec& spec) {
         inputs_are(1, 1);
         const auto padding = integers(spec, "padding", 4);
         const Shape &x = in(0).map, &y = out.map;
-        if (in(0).shape.size() != 4 || out.shape.size() != 4 || x.channels != y.channels || *std::min_element(padding.begin(), padding.end()) < 0 ||
+        if (!in(0).is_map() || !out.is_map() || x.channels != y.channels || *std::min_element(padding.begin(), padding.end()) < 0 ||
             x.height + padding[0] + padding[1] != y.height || x.width + padding[2] + padding[3] != y.width)
             refuse(spec, "the output has another shape");
         const auto found = spec.numbers.find("value");
@@ -345,7 +344,7 @@ void Program::add(const OpSpec& spec) {
         n.linear = kind == "avg_pool2d";
         inputs_are(1, 1);
         const Shape &x = in(0).map, &y = out.map;
-        if (in(0).shape.size() != 4 || out.shape.size() != 4 || x.channels != y.channels) refuse(spec, "shapes differ");
+        if (!in(0).is_map() || !out.is_map() || x.channels != y.channels) refuse(spec, "shapes differ");
         n.rows = table(spec, "rows", 2 * int64_t(y.height), 0, int64_t(x.height) + 1);
         n.columns = table(spec, "columns", 2 * int64_t(y.width), 0, int64_t(x.width) + 1);
         for (const auto* t : {&n.rows, &n.columns})
@@ -365,7 +364,7 @@ void Program::add(const OpSpec& spec) {
         n.kind = Kind::resize;
         inputs_are(1, 1);
         const Shape &x = in(0).map, &y = out.map;
-        if (in(0).shape.size() != 4 || out.shape.size() != 4 || x.channels != y.channels) refuse(spec, "shapes differ");
+        if (!in(0).is_map() || !out.is_map() || x.channels != y.channels) refuse(spec, "shapes differ");
         const TensorView &rw = need(spec, "row_weights"), &cw = need(spec, "column_weights");
         if (rw.size() % y.height || cw.size() % y.width || rw.size() == 0 || cw.size() == 0) refuse(spec, "the taps do not fit");
         n.row_taps = int(rw.size() / y.height);
@@ -384,7 +383,7 @@ void Program::add(const OpSpec& spec) {
         n.linear = false;
         inputs_are(2, 2);
         same(in(0), out);
-        if (in(1).shape != out.shape && !(out.shape.size() == 4 && in(1).shape.size() == 4 && in(1).map.pixels() == 1 && in(1).map.channels == out.map.channels))
+        if (in(1).shape != out.shape && !(out.is_map() && in(1).is_map() && in(1).map.pixels() == 1 && in(1).map.channels == out.map.channels))
             refuse(spec, "shapes differ");
     } else if (kind == "input") {
         n.kind = Kind::input;

@@ -50,6 +50,9 @@ enum class Kind {
     input, conv, affine, add, cat_channels, cat_pixels, channels, gather, pad, avg_pool, resize, identity, mul, max_pool, island
 };
 
+// (1, C, H, W): channels first. Of all other shapes the last axis counts as channels.
+inline bool is_map(const std::vector<int64_t>& shape) { return shape.size() == 4 && shape[0] == 1; }
+
 struct Value {
     std::vector<int64_t> shape;
     Shape map;
@@ -60,6 +63,7 @@ struct Value {
     bool coded = false, floats = true;  // kept as codes; kept as floats (codes too, where operations on floats read them)
     float step = 1;
     int zero = 0;
+    bool is_map() const { return sparsetime::is_map(shape); }
 };
 
 inline int64_t product(const std::vector<int64_t>& shape) {
@@ -73,7 +77,7 @@ struct Layout {
     bool planar;
     int pixels, channels, stride;
     explicit Layout(const Value& v)
-        : planar(v.shape.size() == 4), pixels(v.map.pixels()), channels(v.map.channels), stride(v.map.stride()) {}
+        : planar(v.is_map()), pixels(v.map.pixels()), channels(v.map.channels), stride(v.map.stride()) {}
     int pixel(int64_t i) const { return int(planar ? i % pixels : i / channels); }
     int channel(int64_t i) const { return int(planar ? i / pixels : i % channels); }
     size_t operator()(int64_t i) const { return size_t(pixel(i)) * stride + channel(i); }
