@@ -7,7 +7,7 @@
 `tune`, for each network and video: `sparsetime.budget.tune` of a plan with `--codec`, and the curve of one threshold
 for all layers, on the same clips, with the flushes of `sparsetime run`: the same share of each layer's range,
 theta_l = s * range_l, with the codecs `hold` and `pixel`, and the same number, theta_l = s, with `hold`. All are
-checked on the clips held back, the one threshold as coarse as the budget lets it be.
+proven as `tune` does it and checked on the clips held back, the one threshold as coarse as the budget lets it be.
 
 `time` runs the tuned plan, the points of the curves on both sides of its drop, and the fastest dense runtime in turns
 of random order, frame by frame, and takes operations and CPU time, so that it bears a busy machine: means over the
@@ -45,7 +45,7 @@ from sparsetime.budget.judge import Judge
 from sparsetime.budget.measure import Measured
 from sparsetime.budget.search import COARSEST, FINEST, coarsest, shifted
 from sparsetime.budget.setting import OCTAVE, apply, codecs, with_ops
-from sparsetime.budget.tuning import MARGIN, Sources, lively
+from sparsetime.budget.tuning import MARGIN, Sources, apart, lively, proven
 from sparsetime.budget.workbench import Workbench
 from sparsetime.convert.steps import fan_out_factors
 from sparsetime.engine import Plan
@@ -73,10 +73,10 @@ class Experiment:
 FASTESTDET = ("fastestdet", "detection/fastestdet_coco.pth")
 DEEPLAB = ("deeplabv3_mobilenet_v2", "segmentation/deeplabv3_mnv2_dm05_pascal_quant.npz")
 EXPERIMENTS = (
-    Experiment("fastestdet-pedestrians", *FASTESTDET, "pedestrians_vtest.avi", 0.10, 24, 4, 12),
-    Experiment("fastestdet-bridge", *FASTESTDET, "traffic_bridge.mp4", 0.10, 24, 4, 12),
-    Experiment("deeplab-pedestrians", *DEEPLAB, "pedestrians_vtest.avi", 0.15, 16, 2, 10),
-    Experiment("deeplab-bridge", *DEEPLAB, "traffic_bridge.mp4", 0.15, 16, 2, 10),
+    Experiment("fastestdet-pedestrians", *FASTESTDET, "pedestrians_vtest.avi", 0.10, 24, 8, 12),
+    Experiment("fastestdet-bridge", *FASTESTDET, "traffic_bridge.mp4", 0.10, 24, 8, 12),
+    Experiment("deeplab-pedestrians", *DEEPLAB, "pedestrians_vtest.avi", 0.15, 16, 8, 10),
+    Experiment("deeplab-bridge", *DEEPLAB, "traffic_bridge.mp4", 0.15, 16, 8, 10),
 )
 BASELINES = ("hold", "pixel", "number")
 _CALIBRATION = 16  # frames
@@ -149,7 +149,7 @@ class Clips:
         self.videos = [str(data / "static_videos" / experiment.video)]
         self.sources = Sources(plan, self.judge, self.videos, None, experiment.clip_frames, 1)
         found = self.sources.tuning(experiment.tune_clips, lambda: None)
-        self.tuning, _ = lively(self.judge, found, experiment.max_drop)
+        self.tuning, self.proof = apart(lively(self.judge, found, experiment.max_drop)[0], labelled=False)
 
 
 def run(experiment: Experiment, data: Path, out: Path, codec: str) -> dict[str, Any]:
@@ -182,8 +182,10 @@ def run(experiment: Experiment, data: Path, out: Path, codec: str) -> dict[str, 
         one = baseline(experiment, data, out, kind)
         bench = Workbench(one, clips.tuning, clips.judge, 1, flush_of(one), None, progress)
         whole = (0,) * len(codecs(one))
-        single = coarsest(bench, whole, experiment.max_drop * (1 - MARGIN), FINEST, COARSEST)
+        limit = experiment.max_drop * (1 - MARGIN)
+        single = coarsest(bench, whole, limit, FINEST, COARSEST)
         assert single is not None
+        single = proven(bench, single, clips.proof, limit)
         by_shift = {by: bench(shifted(single, by)) for by in range(-OCTAVE, OCTAVE + 1)}
         curve = [point_of(found) for found in by_shift.values()]
         on_held = bench.of(apply(one, single), held)

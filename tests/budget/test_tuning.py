@@ -17,7 +17,10 @@ from sparsetime.budget.cost import FLUSH, Layout
 from sparsetime.budget.gains import balanced, gains, shaped
 from sparsetime.budget.judge import Judge, drop_of
 from sparsetime.budget.measure import _usual, accuracy_drop, measure
-from sparsetime.budget.tuning import MARGIN
+from sparsetime.budget.search import shifted
+from sparsetime.budget.setting import codecs
+from sparsetime.budget.tuning import MARGIN, apart, proven
+from sparsetime.budget.workbench import Workbench
 from sparsetime.codec import Codec
 from sparsetime.engine import Plan
 from sparsetime.run.dense import native_dense
@@ -70,6 +73,13 @@ def test_keeps_the_budget_and_saves(each_plan: Plan, folder: Path, tmp_path: Pat
     assert tuning["op_density"] < 1
     kinds = {op.codec["kind"] for op in plan.ops if op.codec is not None}
     assert {row["codec"] for row in figures["layers"]} == kinds
+    # Clips that the search has not seen are within the budget too.
+    names = [clip["clip"] for clip in tuning["clips"]] + figures["proof"]["clips"]
+    assert (len(tuning["clips"]), len(set(names))) == (4, 6)
+    for name in figures["proof"]["clips"]:
+        video, _, span = name.rpartition(" frames ")
+        start, end = map(int, span.split("-"))
+        assert drops(found.plan, video, start, end - start + 1, 1.0) <= BUDGET * (1 - MARGIN) + 1e-5
     # The figures belong to the plan that was written, flushed as `run` does it.
     assert figures["flush"] == 1
     saved = Plan.load(out)
@@ -148,6 +158,33 @@ def test_a_still_video_is_refused_by_name(plan: Plan, folder: Path) -> None:
     # And a budget so large that frozen keeps it makes every clip too still.
     with pytest.raises(BudgetError, match="too still"):
         tune(plan, [str(folder / "walk0.mkv")], max_drop=1.0, clip_frames=8)
+
+
+def test_every_third_clip_is_for_the_proof(folder: Path) -> None:
+    clips = read_clips(str(folder / "walk0.mkv"), (24, 32), 4, 6, (0.0, 1.0))
+    assert [clips.index(clip) for clip in apart(clips, labelled=False)[1]] == [1, 4]
+    assert apart(clips, labelled=False)[0] == [clips[k] for k in (0, 2, 3, 5)]
+    assert apart(clips, labelled=True) == (clips, [])
+    assert apart(clips[:2], labelled=False) == (clips[:2], [])
+
+
+def test_what_the_proof_does_not_bear_is_made_finer(plan: Plan, folder: Path) -> None:
+    judge = Judge(plan)
+    clips = read_clips(str(folder / "walk1.mkv"), (24, 32), 8, 2, (0.0, 1.0))
+    answered(clips, native_dense(plan, 1), judge, lambda: None)
+    work = Workbench(plan, clips, judge, 1, 1.0, None, lambda stage, count: None)
+    coarse = (12,) * len(codecs(plan))
+    limit = work(shifted(coarse, -9)).drop
+    assert work(coarse).drop > limit
+    found = proven(work, coarse, clips, limit)
+    shift = found[0] - coarse[0]
+    assert found == shifted(coarse, shift)
+    assert -9 <= shift < 0
+    assert all(work(shifted(coarse, by)).drop > limit for by in range(shift + 1, 1))
+    assert work(found).drop <= limit
+    assert proven(work, coarse, [], limit) == coarse
+    with pytest.raises(BudgetError, match=r"walk1.*over the budget with the finest"):
+        proven(work, coarse, clips, -1.0)
 
 
 def test_one_video_is_divided_by_its_frames(plan: Plan, folder: Path) -> None:

@@ -26,7 +26,7 @@ from sparsetime.budget.errors import BudgetError
 from sparsetime.budget.measure import Measured
 from sparsetime.budget.setting import OCTAVE, POWER, Setting
 
-__all__ = ["Found", "coarsest", "search", "shifted"]
+__all__ = ["COARSEST", "FINEST", "Found", "coarsest", "passes", "search", "shifted"]
 
 Measure = Callable[[Setting], Measured]
 
@@ -54,11 +54,11 @@ def coarsest(measure: Measure, setting: Setting, limit: float, low: int, high: i
 
     Bisection: where drops do not rise all the way, a coarser one may pass too.
     """
-    if not _passes(measure(shifted(setting, low)), limit):
+    if not passes(measure(shifted(setting, low)), limit):
         return None
     while low < high:
         middle = (low + high + 1) // 2
-        if _passes(measure(shifted(setting, middle)), limit):
+        if passes(measure(shifted(setting, middle)), limit):
             low = middle
         else:
             high = middle - 1
@@ -103,7 +103,7 @@ def search(measure: Measure, starts: list[Setting], limit: float, say: Callable[
     return Found(shifts, _greedy(measure, best, limit, gains, say))
 
 
-def _passes(measured: Measured, limit: float) -> bool:
+def passes(measured: Measured, limit: float) -> bool:
     """Whether the worst clip is within the limit; a drop that is not known is not."""
     return measured.drop <= limit
 
@@ -169,7 +169,7 @@ def _greedy(
             continue
         coarser = _with(setting, place, OCTAVE // 2)
         measured = measure(coarser)
-        if _passes(measured, limit) and measured.time_ns < measure(setting).time_ns:
+        if passes(measured, limit) and measured.time_ns < measure(setting).time_ns:
             setting = coarser
     return setting
 

@@ -20,14 +20,14 @@ from sparsetime.budget.gains import balanced, gains, shaped
 from sparsetime.budget.judge import MEASURES, Judge
 from sparsetime.budget.measure import Control, Measured, frozen, skipping
 from sparsetime.budget.memo import Memo
-from sparsetime.budget.search import search, shifted
+from sparsetime.budget.search import FINEST, passes, search, shifted
 from sparsetime.budget.setting import OCTAVE, Setting, apply, codecs
 from sparsetime.budget.workbench import Say, Workbench, one, or_none
 from sparsetime.engine import Plan
 from sparsetime.run.dense import Dense, dense_network
 from sparsetime.run.flush import flush_of
 
-__all__ = ["MARGIN", "Sources", "Tuned", "lively", "tune"]
+__all__ = ["MARGIN", "Sources", "Tuned", "apart", "lively", "proven", "tune"]
 
 MARGIN = 0.25
 """Share of the budget that is left unused on the tuning clips, for what other clips will need."""
@@ -59,9 +59,10 @@ def tune(
 ) -> Tuned:
     """Find a step or threshold for each codec of a plan such that it takes the least time within a budget of quality.
 
-    Every third of the videos is held back, of a single one the last third. The search sees the others, and leaves
-    `MARGIN` of the budget unused there; what it finds is then checked on what was held back. A clip on which the answer
-    to its first frame is good enough for all of it is neither tuned on nor counted.
+    Every third of the videos is held back, of a single one the last third. Of the clips of the others the search sees
+    two thirds, and leaves `MARGIN` of the budget unused there; what it finds is made finer until it does so on the last
+    third, too, the proof, and is then checked on what was held back. A clip on which the answer to its first frame is
+    good enough for all of it is neither tuned on nor counted.
 
     Args:
         plan: to tune, or a file with one, or the directory of a training run, which is compiled first.
@@ -103,6 +104,7 @@ def tune(
     sources = Sources(plan, judge, names, known, clip_frames, threads)
     clips = sources.tuning(tune_clips, lambda: say("dense network", 0))
     clips, still = lively(judge, clips, max_drop)
+    clips, proof = apart(clips, known is not None)
 
     memo_file = None if out is None else Path(f"{out}.tune.json")
     identity = {"plan": _identity(plan), "clips": digest(clips), "threads": threads, "flush": flush}
@@ -120,13 +122,15 @@ def tune(
         balance = tuple(None if k is None else own for k, own in zip(start, balance, strict=True))
         limit = max_drop * (1 - MARGIN)
         found = search(work, [start, balance], limit, lambda stage: say(stage, work.count))
-        for by in (-2 * OCTAVE, -OCTAVE, OCTAVE, 2 * OCTAVE):
+        say("proof", work.count)
+        best = proven(work, found.best, proof, limit)
+        for by in (-2 * OCTAVE, -OCTAVE, 0, OCTAVE, 2 * OCTAVE):
             say("Pareto curve", work.count)
-            work(shifted(found.best, by))
+            work(shifted(best, by))
     finally:
         work.save()
 
-    tuned = dataclasses.replace(apply(work.plan, found.best), structure=plan.structure)
+    tuned = dataclasses.replace(apply(work.plan, best), structure=plan.structure)
     say("checking", work.count)
     held = sources.held(check_clips, lambda: say("checking", work.count))
 
@@ -143,18 +147,49 @@ def tune(
         "flush": flush,
         "settings_measured": work.count,
         "state_bytes": tuned.state_bytes,
-        "tuning": _figures(judge, clips, work(found.best), max_drop)
+        "proof": {"clips": [clip.name for clip in proof], "finer": _octaves(found.best, best)},
+        "tuning": _figures(judge, clips, work(best), max_drop)
         | {
             "too_still": [clip.name for clip in still],
             "as_compiled": one(work.of(compiled, clips)),
         },
-        "check": check(apply(work.plan, found.best)) | {"as_compiled": check(compiled)},
+        "check": check(apply(work.plan, best)) | {"as_compiled": check(compiled)},
         "pareto": work.pareto(),
-        "layers": work.layers(found.best),
+        "layers": work.layers(best),
     }
     if out is not None:
         tuned.save(out)
     return Tuned(tuned, figures)
+
+
+def apart(clips: list[Clip], labelled: bool) -> tuple[list[Clip], list[Clip]]:
+    """Clips for the search, and for the proof: every third. With labels, whose budget is one of all clips, none."""
+    proof = [] if labelled or len(clips) < 3 else clips[1::3]
+    return [clip for clip in clips if clip not in proof], proof
+
+
+def proven(work: Workbench, setting: Setting, clips: list[Clip], limit: float) -> Setting:
+    """A setting, all codecs as much finer as it takes on clips that the search has not seen.
+
+    Raises:
+        BudgetError: the finest of all is over the budget there.
+    """
+    if not clips:
+        return setting
+    for by in range(0, FINEST - 1, -1):
+        finer = shifted(setting, by)
+        if passes(work.of(apply(work.plan, finer), clips), limit):
+            return finer
+    raise BudgetError(
+        f"{', '.join(clip.name for clip in clips)}: over the budget with the finest thresholds of all, though the "
+        f"other clips are not; allow a --max-drop larger than {limit / (1 - MARGIN):.2%}"
+    )
+
+
+def _octaves(found: Setting, best: Setting) -> float:
+    """How much finer the one is that was proven."""
+    shifts = [(a - b) / OCTAVE for a, b in zip(found, best, strict=True) if a is not None and b is not None]
+    return max(shifts, default=0.0)
 
 
 def _loaded(plan: Plan | Path | str) -> tuple[Plan, tuple[str, ...]]:
