@@ -357,6 +357,22 @@ def test_a_noisy_camera_is_sent_as_the_reference_sends_it(isa, channels, color):
     assert 0.05 < sent / (60 * frame.size) < 0.9  # or the thresholds were not at work
 
 
+@pytest.mark.parametrize("codec", [None, "hold", "pixel"])
+@pytest.mark.parametrize("layout", ["pixels", "planes", "floats"])
+def test_frames_that_differ_everywhere_and_then_hardly(layout, codec):
+    """For a while frames are not compared with the one before; nothing must be compared with an older one then."""
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (3, 20, 37, 3), dtype=np.uint8)
+    plan = camera_plan(3, "rgb", codec)
+    native, reference = plan.stream(), plan.stream("reference")
+    for number in (0, 1, *(2, 0) * 3, 2, 1, 1, 1, 0, *(2, 0) * 3, 2, 0, 0, 0) * 2:
+        frame = pictures[number].copy()
+        y, x = rng.integers(0, 20), rng.integers(0, 37)
+        frame[y, x] = 255 - frame[y, x] if number == 1 else frame[y, x]
+        np.testing.assert_array_equal(native(LAYOUTS[layout](frame)), reference(LAYOUTS[layout](frame)))
+        assert native.stats["input"].events == reference.stats["input"].events
+
+
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("layout", ["floats", "float pixels", "part of a larger frame"])
 def test_a_frame_that_is_not_finite_leaves_the_stream_as_it_was(isa, wrong, layout):
@@ -369,7 +385,11 @@ def test_a_frame_that_is_not_finite_leaves_the_stream_as_it_was(isa, wrong, layo
     with pytest.raises(FrameError, match="NaN or infinity"):
         stream(LAYOUTS[layout](bad))
     np.testing.assert_array_equal(stream.snapshot()["0.value"], first)
-    np.testing.assert_array_equal(stream(LAYOUTS[layout](frame + 2)), frame.transpose(2, 0, 1)[None] + 2)
+    for added in range(2, 7):  # a frame that differs everywhere is not compared with the one before
+        np.testing.assert_array_equal(stream(LAYOUTS[layout](frame + added)), frame.transpose(2, 0, 1)[None] + added)
+        with pytest.raises(FrameError, match="NaN or infinity"):
+            stream(LAYOUTS[layout](bad))
+        np.testing.assert_array_equal(stream.snapshot()["0.value"], frame.transpose(2, 0, 1)[None] + added)
 
 
 @pytest.mark.parametrize("codec", ["hold", "pixel"])

@@ -167,11 +167,12 @@ class Stream {
     };
     std::vector<Stretched> stretched_;  // by node
     std::vector<float*> arrays_;        // of the frame that runs
-    // The frame before, as it came: what is the same needs no second look.
+    // The frame before, as it came: what is the same needs no second look. While `blind`, frames are not kept.
     struct Seen {
         std::vector<uint8_t> bytes;
         Frame layout{};
         bool valid = false;
+        int blind = 0;
     } seen_;
     Camera camera_;
     std::vector<int32_t> spans_;     // by row: pixels [from, to) that may have changed

@@ -11,6 +11,8 @@ namespace sparsetime {
 
 namespace {
 
+constexpr int BLIND = 7;  // frames that are not compared with the one before, after one that differed nearly everywhere
+
 // How the elements of a row lie in memory.
 enum class Order { planes, pixels, other };
 
@@ -73,10 +75,12 @@ bool Stream::look(const Frame& frame) {
     const size_t length = size_t(map.width) * wide * element;
     const auto piece = [&](int y, int k) { return base + (y * frame.row + k * (planar ? frame.channel : 0) + lowest) * int64_t(element); };
     const auto kept = [&](int y, int k) { return seen_.bytes.data() + (size_t(y) * pieces + k) * length; };
+    if (flush_) seen_.blind = 0;
     // A step of `residual` may leave a rest of a whole step by rounding, which is sent when the same frame comes again.
-    const bool compare = seen_.valid && !flush_ && node.encode != Encode::residual && seen_.layout.column == frame.column &&
-                         seen_.layout.channel == frame.channel && !seen_.layout.floats == !frame.floats;
-    seen_.bytes.resize(length * pieces * size_t(map.height));
+    const bool keep = node.encode != Encode::residual && seen_.blind == 0;
+    const bool compare = keep && seen_.valid && !flush_ && seen_.layout.column == frame.column && seen_.layout.channel == frame.channel &&
+                         !seen_.layout.floats == !frame.floats;
+    if (keep) seen_.bytes.resize(length * pieces * size_t(map.height));
     const size_t pixel = size_t(wide) * element;
     std::atomic<bool> finite{true};
     each_band(false, [&](int, int top, int bottom) {
@@ -97,12 +101,20 @@ bool Stream::look(const Frame& frame) {
             for (int k = 0; k < pieces && end > first; ++k) {
                 const uint8_t* now = piece(y, k) + size_t(first) * pixel;
                 if (frame.floats && !kernel.finite(reinterpret_cast<const float*>(now), (end - first) * wide)) finite = false;
-                std::memcpy(kept(y, k) + size_t(first) * pixel, now, size_t(end - first) * pixel);
+                if (keep) std::memcpy(kept(y, k) + size_t(first) * pixel, now, size_t(end - first) * pixel);
             }
         }
     });
     seen_.layout = frame;
-    seen_.valid = finite;  // of a frame that is refused only a part was kept
+    seen_.valid = keep && finite;  // of a frame that is refused only a part was kept
+    if (compare) {
+        // Where a camera's noise is everywhere there is nothing to be found, and a copy of the frame is not for nothing.
+        int64_t open = 0;
+        for (int y = 0; y < map.height; ++y) open += spans_[2 * size_t(y) + 1] - spans_[2 * size_t(y)];
+        if (4 * open > int64_t(3) * map.pixels()) seen_.blind = BLIND;
+    } else if (seen_.blind > 0) {
+        --seen_.blind;
+    }
     return finite;
 }
 
