@@ -169,6 +169,7 @@ def test_damage_is_refused(state, tmp_path):
         ({"pace": {"asked": 1, "left": 0, "next": 1}}, "asked"),
         ({"pace": {"asked": 0.5, "left": 9, "next": 1}}, "left"),
         ({"pace": {"asked": 0.5, "left": 0, "next": True}}, "next"),
+        ({"pace": {"asked": 0.5, "left": 0, "next": 0}}, "next"),
         ({"pace": {"asked": 0.5}}, "pace"),
         ({"pace": 0.5}, "pace"),
         ({"more": 1}, "expected the entries"),

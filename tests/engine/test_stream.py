@@ -263,15 +263,15 @@ def test_the_pace_of_flushes_by_hand():
     for events in (None, calm, busy, None, busy, None, None, busy, *[None] * 4, busy, *[None] * 8, busy, *[None] * 8):
         found.append(flushes.pace)
         assert flushes.due == (events is None and bool(found[1:])), found
-        flushes.flushed() if events is None else flushes.saw(events)
+        flushes.after(events is None, lambda events=events: events)
     assert found[1:4] == [(0.0, 0, 1), (0.25, 0, 1), (0.75, 1, 2)]
     assert found[5] == (0.5, 2, 4)
     assert [pace.left for pace in found[-9:]] == [0, 8, 7, 6, 5, 4, 3, 2, 1]
-    flushes.saw(calm)
+    flushes.after(False, lambda: calm)
     assert flushes.pace == (0.25, 0, 1)
     for _ in range(7):
         assert not flushes.due
-        flushes.saw(calm)
+        flushes.after(False, lambda: calm)
     assert flushes.pace == (2.0, 0, 1)
     assert flushes.due
 
@@ -376,6 +376,9 @@ def test_two_threads_at_once_are_refused(stream):
             entered.set()
             go.wait(10)
             return [np.zeros((1, 3, 2, 3), np.float32)]
+
+        def events(self):
+            raise AssertionError("only streams that are flushed count")
 
     stream._executor = Slow()
     frame = clip(1)[0]

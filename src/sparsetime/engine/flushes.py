@@ -17,6 +17,7 @@ A frame is a flush, the first of a new stream,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -68,13 +69,14 @@ class Flushes:
         """Whether the next frame is a flush, whatever is in it."""
         return self.pace.left > 0 or 0 < self._flush <= self.pace.asked
 
-    def flushed(self) -> None:
-        """The last frame was one."""
-        self.pace = self.pace._replace(asked=0.0, left=max(0, self.pace.left - 1))
-
-    def saw(self, events: NDArray[np.int64]) -> None:
-        """The last frame was none, and sent so many events by operation."""
-        asked, _, following = self.pace
-        new = float(self._caused @ events)
+    def after(self, flushed: bool, events: Callable[[], NDArray[np.int64]]) -> None:
+        """The last frame was a flush, or sent so many events by operation, which are counted if it matters."""
+        if not self._flush:
+            return
+        asked, left, following = self.pace
+        if flushed:
+            self.pace = Pace(0.0, max(0, left - 1), following)
+            return
+        new = float(self._caused @ events())
         busy = new > BUSY
         self.pace = Pace(asked + new, following if busy else 0, min(2 * following, LONGEST) if busy else 1)

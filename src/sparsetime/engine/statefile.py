@@ -136,7 +136,7 @@ def _header(text: str | None, path: Path) -> dict[str, Any]:
         raise StreamError(f"{path}: pace: expected {sorted(Pace._fields)}, got {str(pace)[:40]}")
     if type(pace["asked"]) is not float or not 0 <= pace["asked"] < math.inf:
         raise StreamError(f"{path}: asked: expected a number, got {str(pace['asked'])[:20]}")
-    for name in ("left", "next"):
-        if type(pace[name]) is not int or not 0 <= pace[name] <= LONGEST:
-            raise StreamError(f"{path}: {name}: expected 0 to {LONGEST}, got {str(pace[name])[:20]}")
+    for name, least in (("left", 0), ("next", 1)):
+        if type(pace[name]) is not int or not least <= pace[name] <= LONGEST:
+            raise StreamError(f"{path}: {name}: expected {least} to {LONGEST}, got {str(pace[name])[:20]}")
     return header

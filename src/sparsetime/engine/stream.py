@@ -114,7 +114,7 @@ class Stream:
         self._executor = _executor(plan, backend, threads)
         if flush:
             self._executor.set_cut(CUT)
-        self._every, self._flush = refresh, flush
+        self._every = refresh
         self._flushed = False
         self._flushes = Flushes(plan, flush)
         self._lock = threading.Lock()
@@ -151,10 +151,7 @@ class Stream:
                 self._executor.refresh()
             outputs: list[Any] = self._executor.run(x)
             self._flushed = self._executor.flushed
-            if self._flush and self._flushed:
-                self._flushes.flushed()
-            elif self._flush:
-                self._flushes.saw(self._executor.events())
+            self._flushes.after(self._flushed, self._executor.events)
             self.frames += 1
         if is_tensor(frame):
             import torch
