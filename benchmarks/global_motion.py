@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from hard_conditions import MOVING
 from real_streams import NETWORKS, compiled, frames, size_of
 from sparsetime.engine import Plan, Snapshot
-from sparsetime.engine.plan import LINEAR
+from sparsetime.engine.ops import LINEAR
 from sparsetime.engine.reference import Reference
 
 Array = NDArray[Any]

@@ -37,7 +37,7 @@ import sparsetime
 from sparsetime import networks
 from sparsetime.engine import Plan, Snapshot, Stream
 from sparsetime.engine.frames import FrameReader
-from sparsetime.engine.plan import LINEAR
+from sparsetime.engine.ops import LINEAR
 from sparsetime.engine.reference import Reference
 from sparsetime.report.svg import Axis, element, linear_axis, log_axis, short, text
 from sparsetime.video.reader import read_frames

@@ -22,7 +22,7 @@ from torch import nn
 import sparsetime
 from sparsetime import networks
 from sparsetime.engine import Plan, Snapshot
-from sparsetime.engine.plan import LINEAR
+from sparsetime.engine.ops import LINEAR
 from sparsetime.engine.reference import Reference, activate, encode
 from sparsetime.neighbours import ExportError
 from sparsetime.video.generate import GeneratedClips

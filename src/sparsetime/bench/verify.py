@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from sparsetime.bench.opponents import DisagreementError, distance
 from sparsetime.codec import LEAST_THRESHOLD
 from sparsetime.engine import Op, Plan, Stream
-from sparsetime.engine.plan import LINEAR
+from sparsetime.engine.ops import LINEAR
 from sparsetime.engine.reference import Reference, activate, encode
 from sparsetime.engine.shapes import channel_axis
 

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsetime.budget.errors import BudgetError
-from sparsetime.engine.plan import LINEAR, Op, Plan
+from sparsetime.engine.ops import LINEAR, Op
+from sparsetime.engine.plan import Plan
 from sparsetime.engine.sums import kept_sums
 
 __all__ = [

@@ -20,7 +20,8 @@ from sparsetime.convert.lower import lower
 from sparsetime.convert.place import Placement, place
 from sparsetime.convert.steps import LEVELS, fan_out_factors, ranges
 from sparsetime.engine.frames import FrameReader
-from sparsetime.engine.plan import PRECISIONS, InputSpec, Plan
+from sparsetime.engine.ops import PRECISIONS, InputSpec
+from sparsetime.engine.plan import Plan
 
 __all__ = ["CompileError", "compile"]
 

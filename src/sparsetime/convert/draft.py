@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsetime.engine.plan import LINEAR, InputSpec, Op, Plan
+from sparsetime.engine.ops import LINEAR, InputSpec, Op
+from sparsetime.engine.plan import Plan
 
 __all__ = ["CompileError", "Draft", "DraftCodec", "DraftOp"]
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from sparsetime.convert.steps import samples
 from sparsetime.engine.check import CODES, LARGEST_STEP, LEAST_STEP
-from sparsetime.engine.plan import MOVES, Coding, Op, Plan
+from sparsetime.engine.ops import MOVES, Coding, Op
+from sparsetime.engine.plan import Plan
 from sparsetime.engine.shapes import channel_axis
 
 __all__ = ["quantised_plan", "quantised_weights"]

@@ -5,7 +5,8 @@ Needs numpy and safetensors; PyTorch is imported by the reference backend and by
 
 from sparsetime.engine.executor import OpStats
 from sparsetime.engine.frames import FrameError
-from sparsetime.engine.plan import InputSpec, Op, Plan, PlanError
+from sparsetime.engine.ops import InputSpec, Op, PlanError
+from sparsetime.engine.plan import Plan
 from sparsetime.engine.stream import Snapshot, Stream, StreamBusyError, StreamError
 
 __all__ = [

@@ -13,20 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sparsetime.engine.ops import MOVES, PRECISIONS, Coding, Op, PlanError
 from sparsetime.engine.shapes import Shape, channel_axis, is_map
 
 if TYPE_CHECKING:
-    from sparsetime.engine.plan import Coding, Op, Plan
+    from sparsetime.engine.plan import Plan
 
 __all__ = ["MAX_ELEMENTS", "MAX_RANK", "check_plan"]
 
 MAX_ELEMENTS = 2**28
 MAX_RANK = 8
 _LARGEST = 1e30  # in magnitude: a factor beyond that only overflows float32
-LEAST_STEP, LARGEST_STEP = (
-    1e-12,
-    1e12,
-)  # of codes and of weights of int8: products with sums are finite, and normal numbers
+LEAST_STEP, LARGEST_STEP = 1e-12, 1e12  # of codes and of weights of int8: products with sums are normal numbers
 CODES = 255  # the largest code
 MOST_CHANNELS = (2**31 - 1) // CODES**2  # whose squares of codes add up within 32 bits
 _MAX_EXTENT = 2**16  # of strides, paddings and dilations
@@ -35,8 +33,6 @@ _TYPES = ("float32", "int64", "bool")
 
 
 def _fail(message: str) -> Any:
-    from sparsetime.engine.plan import PlanError
-
     raise PlanError(message)
 
 
@@ -562,8 +558,6 @@ def _check_code(c: _Context, codec: Mapping[str, Any], shape: Shape) -> None:
 
 def _coding(c: _Context) -> Coding | None:
     """How the first value of a checked operation is coded, or None: by its codec, or kept by a bare move."""
-    from sparsetime.engine.plan import MOVES, Coding
-
     if c.op.precision == "float32":
         return None
     if c.op.codec is not None:
@@ -618,8 +612,6 @@ def check_plan(plan: Plan) -> dict[int, Coding]:
     Raises:
         PlanError: naming the operation and the entry, what was expected and what is there.
     """
-    from sparsetime.engine.plan import PRECISIONS
-
     if plan.precision not in PRECISIONS:
         _fail(f"precision: expected one of {PRECISIONS}, got {_short(plan.precision)}")
     _check_values(plan)

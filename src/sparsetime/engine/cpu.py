@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from sparsetime import _native
 from sparsetime.engine.executor import OpStats
 from sparsetime.engine.frames import FrameError, coloured
-from sparsetime.engine.plan import Op, Plan
+from sparsetime.engine.ops import Op
+from sparsetime.engine.plan import Plan
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from sparsetime import _native
-from sparsetime.engine.plan import Op, Plan
+from sparsetime.engine.ops import Op
+from sparsetime.engine.plan import Plan
 from sparsetime.engine.sums import kept_sums
 
 __all__ = ["measured"]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsetime.engine.plan import Op, Plan
+from sparsetime.engine.ops import Op
+from sparsetime.engine.plan import Plan
 from sparsetime.engine.shapes import channel_axis
 
 __all__ = ["float32_plan"]

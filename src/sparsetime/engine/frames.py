@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from sparsetime.engine.plan import InputSpec, Plan
+    from sparsetime.engine.ops import InputSpec
+    from sparsetime.engine.plan import Plan
 
 __all__ = ["FrameError", "FrameReader", "coloured", "is_tensor", "normalised"]
 

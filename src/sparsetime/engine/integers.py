@@ -27,7 +27,8 @@ from torch import Tensor
 from sparsetime.engine.executor import OpStats
 from sparsetime.engine.frames import normalised
 from sparsetime.engine.islands import run_island
-from sparsetime.engine.plan import Coding, Op, Plan
+from sparsetime.engine.ops import Coding, Op
+from sparsetime.engine.plan import Plan
 from sparsetime.engine.reference import Reference, activate, effective_macs
 from sparsetime.engine.shapes import channel_axis
 

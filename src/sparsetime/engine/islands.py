@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsetime.engine.plan import Op, PlanError
+from sparsetime.engine.ops import Op, PlanError
 
 __all__ = ["DTYPES", "operator", "run_island"]
 

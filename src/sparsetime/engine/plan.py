@@ -5,90 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsetime.engine.check import check_plan
+from sparsetime.engine.ops import Coding, InputSpec, Op
 from sparsetime.engine.shapes import Shape, channel_axis
 from sparsetime.fanout import LinearOp, dense_macs
 
 if TYPE_CHECKING:
     from sparsetime.engine.stream import Stream
 
-__all__ = ["LINEAR", "MOVES", "RECOMPUTED", "Coding", "InputSpec", "Op", "Plan", "PlanError"]
-
-LINEAR = frozenset(
-    (
-        *("conv2d", "conv_transpose2d", "linear", "affine", "add", "avg_pool2d", "resize2d"),
-        *("cat", "channels", "gather", "reshape", "pad"),
-    )
-)
-"""Kinds that act on deltas directly."""
-
-RECOMPUTED = frozenset(["identity", "mul", "max_pool2d"])
-"""Kinds whose touched outputs are computed anew from the values of their inputs."""
-
-MOVES = frozenset(["cat", "channels", "gather", "reshape", "pad", "max_pool2d"])
-"""Kinds that pass elements on as they are: bare ones keep codes that all their inputs share."""
-
-PRECISIONS = ("float32", "int8")
+__all__ = ["Plan"]
 
 Array = NDArray[Any]
-
-
-class Coding(NamedTuple):
-    """How bytes stand for numbers: value = step * (code - zero)."""
-
-    step: float
-    zero: int
-
-
-class PlanError(ValueError):
-    """A plan says something that cannot be: the message names the file, the operation and the entry."""
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """How a uint8 frame becomes the network's input: x = (frame - mean) / std per channel, in this colour order."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    color: str = "rgb"
-
-
-@dataclass(frozen=True)
-class Op:
-    """One operation: v = codec(activation(kind(inputs)))."""
-
-    kind: str
-    name: str
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-    tensors: Mapping[str, str] = field(default_factory=dict)
-    activation: Mapping[str, Any] | None = None
-    codec: Mapping[str, Any] | None = None
-    source: str | None = None
-    crossover: float | None = None
-    precision: str = "float32"
-
-    @property
-    def output(self) -> int:
-        """Number of the (first) value that this operation makes."""
-        return self.outputs[0]
-
-    @property
-    def has_accumulator(self) -> bool:
-        """Whether a sum is kept besides the value: linear in float32, with an activation or a codec behind."""
-        if self.precision != "float32":
-            return False
-        return self.kind in LINEAR and (self.activation is not None or self.codec is not None)
-
-    @property
-    def sends_changes(self) -> bool:
-        """Whether the delta is a difference of values (True), or the linear operation of the inputs' deltas."""
-        return self.kind not in LINEAR or self.has_accumulator or self.precision != "float32"
 
 
 @dataclass(frozen=True)
@@ -111,8 +43,6 @@ class Plan:
     codings: Mapping[int, Coding] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        from sparsetime.engine.check import check_plan  # check needs the classes above
-
         object.__setattr__(self, "codings", check_plan(self))
         for tensor in self.tensors.values():
             tensor.flags.writeable = False

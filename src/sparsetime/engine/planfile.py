@@ -10,7 +10,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialised
 
-from sparsetime.engine.plan import InputSpec, Op, Plan, PlanError
+from sparsetime.engine.ops import InputSpec, Op, PlanError
+from sparsetime.engine.plan import Plan
 from sparsetime.files import write_whole
 
 __all__ = ["FORMAT", "VERSION", "header_of", "load", "save"]

@@ -26,7 +26,8 @@ from sparsetime.codec import pixels_sent
 from sparsetime.engine.executor import OpStats
 from sparsetime.engine.frames import normalised
 from sparsetime.engine.islands import run_island
-from sparsetime.engine.plan import LINEAR, Op, Plan
+from sparsetime.engine.ops import LINEAR, Op
+from sparsetime.engine.plan import Plan
 from sparsetime.engine.shapes import channel_axis
 from sparsetime.fanout import position_fanout
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from sparsetime.engine.executor import Executor, OpStats
 from sparsetime.engine.flushes import CUT, Flushes, Pace
 from sparsetime.engine.frames import FrameReader, is_tensor, normalised
-from sparsetime.engine.plan import Op, Plan
+from sparsetime.engine.ops import Op
+from sparsetime.engine.plan import Plan
 
 __all__ = ["Snapshot", "Stream", "StreamBusyError", "StreamError", "nested"]
 

@@ -12,7 +12,8 @@ from math import prod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sparsetime.engine.plan import Op, Plan
+    from sparsetime.engine.ops import Op
+    from sparsetime.engine.plan import Plan
 
 __all__ = ["FEW_TERMS", "kept_sums"]
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsetime.engine import OpStats, Plan, Stream
-from sparsetime.engine.plan import Op
+from sparsetime.engine.ops import Op
 
 __all__ = ["Changes", "Layer", "layers_of"]
 

@@ -40,7 +40,7 @@ import torch
 from numpy.typing import NDArray
 
 from sparsetime.engine import Op, Plan
-from sparsetime.engine.plan import LINEAR
+from sparsetime.engine.ops import LINEAR
 from sparsetime.engine.reference import Reference, activate
 from sparsetime.files import write_whole
 from sparsetime.neighbours.errors import ExportError, need_float32

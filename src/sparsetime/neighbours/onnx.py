@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from sparsetime.codec import LEAST_THRESHOLD
 from sparsetime.engine import Op, Plan
-from sparsetime.engine.plan import LINEAR
+from sparsetime.engine.ops import LINEAR
 from sparsetime.engine.planfile import header_of
 from sparsetime.engine.shapes import channel_axis
 from sparsetime.files import write_whole

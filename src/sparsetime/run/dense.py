@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from sparsetime.engine.dequantise import float32_plan
 from sparsetime.engine.frames import FrameReader
-from sparsetime.engine.plan import Op, Plan
+from sparsetime.engine.ops import Op
+from sparsetime.engine.plan import Plan
 
 if TYPE_CHECKING:
     from sparsetime.bench.opponents import Opponent

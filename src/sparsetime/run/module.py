@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from sparsetime.convert.tables import pool_windows
 from sparsetime.engine.islands import run_island
-from sparsetime.engine.plan import Op, Plan
+from sparsetime.engine.ops import Op
+from sparsetime.engine.plan import Plan
 from sparsetime.engine.reference import Reference, activate
 
 __all__ = ["PlanModule"]

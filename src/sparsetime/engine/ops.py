@@ -1,0 +1,79 @@
+"""What a plan is made of: operations and their kinds, how bytes stand for numbers, and the error they raise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+__all__ = ["LINEAR", "MOVES", "PRECISIONS", "RECOMPUTED", "Coding", "InputSpec", "Op", "PlanError"]
+
+LINEAR = frozenset(
+    (
+        *("conv2d", "conv_transpose2d", "linear", "affine", "add", "avg_pool2d", "resize2d"),
+        *("cat", "channels", "gather", "reshape", "pad"),
+    )
+)
+"""Kinds that act on deltas directly."""
+
+RECOMPUTED = frozenset(["identity", "mul", "max_pool2d"])
+"""Kinds whose touched outputs are computed anew from the values of their inputs."""
+
+MOVES = frozenset(["cat", "channels", "gather", "reshape", "pad", "max_pool2d"])
+"""Kinds that pass elements on as they are: bare ones keep codes that all their inputs share."""
+
+PRECISIONS = ("float32", "int8")
+
+
+class Coding(NamedTuple):
+    """How bytes stand for numbers: value = step * (code - zero)."""
+
+    step: float
+    zero: int
+
+
+class PlanError(ValueError):
+    """A plan says something that cannot be: the message names the file, the operation and the entry."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How a uint8 frame becomes the network's input: x = (frame - mean) / std per channel, in this colour order."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    color: str = "rgb"
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation: v = codec(activation(kind(inputs)))."""
+
+    kind: str
+    name: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    activation: Mapping[str, Any] | None = None
+    codec: Mapping[str, Any] | None = None
+    source: str | None = None
+    crossover: float | None = None
+    precision: str = "float32"
+
+    @property
+    def output(self) -> int:
+        """Number of the (first) value that this operation makes."""
+        return self.outputs[0]
+
+    @property
+    def has_accumulator(self) -> bool:
+        """Whether a sum is kept besides the value: linear in float32, with an activation or a codec behind."""
+        if self.precision != "float32":
+            return False
+        return self.kind in LINEAR and (self.activation is not None or self.codec is not None)
+
+    @property
+    def sends_changes(self) -> bool:
+        """Whether the delta is a difference of values (True), or the linear operation of the inputs' deltas."""
+        return self.kind not in LINEAR or self.has_accumulator or self.precision != "float32"
