@@ -29,7 +29,7 @@ Command = tuple[Literal["play", "pause", "step", "reset", "layer"], int]
 
 FindDense = Callable[[Plan, NDArray[Any], int], Dense]
 
-_RECENT = 60  # frames that the medians of the times are of
+_RECENT = 60  # frames that the mean time is of
 _DENSE_EVERY, _RECENT_DENSE = 10, 12
 _PATIENCE_S = 0.2
 _FINE = 8  # pixels of the input to a place of a map
@@ -290,8 +290,7 @@ class Player:
                 self._finding.start()
             return
         self._dense_due = self._frames + _DENSE_EVERY
-        self._dense.run(frame)  # its weights into the caches, which the stream has just filled with its own
-        start = time.perf_counter_ns()
+        start = time.perf_counter_ns()  # as it comes, behind what else the page does, like the stream's frames
         self._dense.run(frame)
         self._dense_ms.append((time.perf_counter_ns() - start) / 1e6)
 
@@ -321,5 +320,5 @@ class Player:
 
 
 def _rate(times_ms: deque[float]) -> float | None:
-    """Frames a second, of the median time."""
-    return 1e3 / statistics.median(times_ms) if times_ms else None
+    """Frames a second, of the mean time: a stream's flushes count."""
+    return 1e3 / statistics.fmean(times_ms) if times_ms else None
