@@ -28,7 +28,7 @@ from sparsetime.engine.plan import Plan
 __all__ = ["BUSY", "CUT", "LONGEST", "Flushes", "Pace"]
 
 CUT = 0.3
-"""Share of the input's elements above which a flush costs about what the changes do (docs/results.md)."""
+"""Share of the input's elements above which a flush costs about what the changes do (docs/experiments.md)."""
 
 BUSY = 0.4
 """Share of a dense frame's operations above which a flush costs no more than the changes that ask for them (there)."""
