@@ -20,7 +20,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 MODULES = ("_native", "_quantize")
-TESTS = ("tests/native", "tests/engine/test_cpu.py", "tests/engine/test_int8.py", "tests/nn/test_fused.py")
+TESTS = (
+    *("tests/native", "tests/engine/test_cpu.py", "tests/engine/test_int8.py", "tests/nn/test_fused.py"),
+    "tests/convert/test_random_modules.py",  # values of any rank
+)
 # Under a sanitizer every process of these tests would start slowly, and none loads the modules that are watched.
 LEFT_OUT = "not by_environment and not parallel_runtime and not pytorchs_own and not forked"
 OPTIONS = {
