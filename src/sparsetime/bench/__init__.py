@@ -1,1 +1,1 @@
-"""Benchmarks against the fastest dense runtimes. What is measured, and how, stands in docs/results.md."""
+"""Benchmarks against the fastest dense runtimes. What is measured, and how, stands in docs/benchmarks.md."""

@@ -60,9 +60,9 @@ def tune(
     """Find a step or threshold for each codec of a plan such that it takes the least time within a budget of quality.
 
     Every third of the videos is held back, of a single one the last third. Of the clips of the others the search sees
-    two thirds, and leaves `MARGIN` of the budget unused there; what it finds is made finer until it does so on the last
-    third, too, the proof, and is then checked on what was held back. A clip on which the answer to its first frame is
-    good enough for all of it is neither tuned on nor counted.
+    two thirds (with labels all), and leaves `MARGIN` of the budget unused there; what it finds is made finer until it
+    does so on the last third, too, the proof, and is then checked on what was held back. A clip on which the answer to
+    its first frame is good enough for all of it is neither tuned on nor counted.
 
     Args:
         plan: to tune, or a file with one, or the directory of a training run, which is compiled first.
@@ -176,7 +176,7 @@ def proven(work: Workbench, setting: Setting, clips: list[Clip], limit: float) -
     """
     if not clips:
         return setting
-    for by in range(0, FINEST - 1, -1):
+    for by in range(0, FINEST - 1, -1):  # step by step: few are needed, and drops do not rise all the way
         finer = shifted(setting, by)
         if passes(work.of(apply(work.plan, finer), clips), limit):
             return finer

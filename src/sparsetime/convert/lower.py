@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from sparsetime.convert.draft import CompileError, Draft, DraftCodec, DraftOp
 from sparsetime.convert.tables import adaptive_windows, pool_windows, resize_taps
+from sparsetime.engine.plan import Plan
 from sparsetime.engine.shapes import channel_axis, is_map
 
 __all__ = ["lower"]
@@ -176,7 +177,7 @@ class _Lowering:
         before, after = self.draft.shapes[value], index.shape
         if index.size == prod(before) and np.array_equal(index.ravel(), np.arange(index.size)):
             return value if before == after else self.emit("reshape", [value], after, suffix=".reshape").value
-        if len(before) == len(after) == 4 and before[0] == after[0] == 1 and before[2:] == after[2:]:
+        if is_map(before) and is_map(after) and before[2:] == after[2:]:
             area = before[2] * before[3]
             channels = index[0, :, 0, 0] // area  # -1, a zero, stays -1
             place = np.where(channels[:, None, None] < 0, -1, np.arange(area).reshape(before[2:]))
@@ -242,9 +243,9 @@ class _Lowering:
         shape = self.draft.shapes[x.value]
         if array.size == 1:
             return array
-        full = array if array.ndim > 1 else array.reshape(-1, *(1,) * (x.index.dim() - 1 - channel_axis(x.index.shape)))
         there = np.empty(prod(shape), np.float32)
-        there[x.index.to(torch.int64).numpy().ravel()] = np.broadcast_to(full, x.index.shape).ravel()
+        full = np.broadcast_to(Plan.expand(array, tuple(x.index.shape)), x.index.shape)
+        there[x.index.to(torch.int64).numpy().ravel()] = full.ravel()
         channels = np.moveaxis(there.reshape(shape), channel_axis(shape), -1).reshape(-1, shape[channel_axis(shape)])
         return channels[0].copy() if (channels == channels[0]).all() else there.reshape(shape[1:])
 
@@ -528,11 +529,16 @@ def _product(at: _Lowering, x: _Stream, tensors: dict[str, Array]) -> _Stream:
     shape = _output_shape(at)
     if not is_map(shape):
         return at.emit("linear", [at.value(x)], shape, {}, tensors)
-    tensors["weight"] = tensors["weight"][:, :, None, None]
-    attributes = {"stride": [1, 1], "padding": [0] * 4, "dilation": [1, 1], "groups": 1}
-    pixels = _Moved(x.value, at.numbers(x).movedim(-1, 1))
-    wire = at.emit("conv2d", [at.value(pixels)], (1, shape[-1], *shape[1:-1]), attributes, tensors)
+    wire = _by_pixel(at, _Moved(x.value, at.numbers(x).movedim(-1, 1)), tensors)
     return _Moved(wire.value, at.numbers(wire).movedim(1, -1))
+
+
+def _by_pixel(at: _Lowering, x: _Stream, tensors: dict[str, Array]) -> _Wire:
+    """A convolution of single pixels of a map, with a weight (O, C)."""
+    weight = tensors["weight"]
+    attributes = {"stride": [1, 1], "padding": [0] * 4, "dilation": [1, 1], "groups": 1}
+    tensors = {**tensors, "weight": weight[:, :, None, None]}
+    return at.emit("conv2d", [at.value(x)], (1, len(weight), *at.shape(x)[2:]), attributes, tensors)
 
 
 @_handles("addmm")
@@ -780,11 +786,9 @@ def _mean(at: _Lowering, a: _Arguments) -> Any:
         return None
     mean = "mean" in str(at.node.target)
     axes = [k for k in axes if k > 0]
-    if len(shape) == 4 and shape[0] == 1 and axes == [1]:
+    if is_map(shape) and axes == [1]:
         entry = 1 / shape[1] if mean else 1.0
-        tensors = {"weight": np.full((1, shape[1], 1, 1), entry, np.float32)}
-        attributes = {"stride": [1, 1], "padding": [0] * 4, "dilation": [1, 1], "groups": 1}
-        wire = at.emit("conv2d", [at.value(x)], (1, 1, *shape[2:]), attributes, tensors)
+        wire = _by_pixel(at, x, {"weight": np.full((1, shape[1]), entry, np.float32)})
         return _reshaped(at, wire, _output_shape(at))
     # Any other choice of axes: bring the ones that go to the end, as rows of a map, and pool over them.
     if shape[0] != 1 or not axes:

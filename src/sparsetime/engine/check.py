@@ -394,7 +394,7 @@ def _identity(c: _Context) -> Shape:
 def _mul(c: _Context) -> Shape:
     c.inputs(2, 2)
     a, b = c.shape(0), c.shape(1)
-    gate = len(a) == 4 and a[0] == 1 and b == (1, a[1], 1, 1)
+    gate = is_map(a) and b == (1, a[1], 1, 1)
     c.expect(a == b or gate, f"cannot multiply {a} by {b}: expected one shape, or (1, C, H, W) by (1, C, 1, 1)")
     return a
 

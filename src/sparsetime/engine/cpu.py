@@ -52,7 +52,7 @@ def _numbers(op: Op) -> dict[str, list[float]]:
     return numbers
 
 
-def _entry(plan: Plan, op: Op) -> dict[str, Any]:
+def _entry(plan: Plan, op: Op, opaque: set[int]) -> dict[str, Any]:
     codec, coding = op.codec, plan.codings.get(op.output)
     return {
         "kind": op.kind,
@@ -66,7 +66,7 @@ def _entry(plan: Plan, op: Op) -> dict[str, Any]:
         if codec is None or plan.precision != "float32"
         else (codec["kind"], codec["tensor"], codec.get("low", -_INFINITY), codec.get("high", _INFINITY)),
         "crossover": -1.0 if op.crossover is None else op.crossover,
-        "opaque": [plan.value_type(op, k) not in _KEPT for k in range(len(op.outputs))],
+        "opaque": [v in opaque for v in op.outputs],
         "code": None if coding is None else (*coding, *((None, False) if codec is None else _threshold(codec))),
     }
 
@@ -99,11 +99,11 @@ def _program(plan: Plan) -> Any:
     """The plan as the native side keeps it, weights packed: made once, shared by all streams of the plan."""
     key = id(plan)
     if key not in _programs:
-        tensors = {name: np.ascontiguousarray(array) for name, array in plan.tensors.items()}
+        tensors, opaque = {name: np.ascontiguousarray(array) for name, array in plan.tensors.items()}, _opaque(plan)
         _programs[key] = _native.program(
             [list(shape) for shape in plan.values],
-            [_entry(plan, op) for op in plan.ops],
-            [v for v in plan.outputs if v not in _opaque(plan)],
+            [_entry(plan, op, opaque) for op in plan.ops],
+            [v for v in plan.outputs if v not in opaque],
             tensors,
             integer=plan.precision != "float32",
         )

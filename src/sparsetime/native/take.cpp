@@ -108,7 +108,7 @@ bool Stream::look(const Frame& frame) {
     seen_.layout = frame;
     seen_.valid = keep && finite;  // of a frame that is refused only a part was kept
     if (compare) {
-        // Where a camera's noise is everywhere there is nothing to be found, and a copy of the frame is not for nothing.
+        // Where a camera's noise is everywhere there is nothing to be found, and comparing and copying have a price.
         int64_t open = 0;
         for (int y = 0; y < map.height; ++y) open += spans_[2 * size_t(y) + 1] - spans_[2 * size_t(y)];
         if (4 * open > int64_t(3) * map.pixels()) seen_.blind = BLIND;
