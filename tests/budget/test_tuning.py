@@ -182,6 +182,7 @@ def test_what_the_proof_does_not_bear_is_made_finer(plan: Plan, folder: Path) ->
     assert -9 <= shift < 0
     assert all(work(shifted(coarse, by)).drop > limit for by in range(shift + 1, 1))
     assert work(found).drop <= limit
+    assert proven(work, coarse, clips, 1.0) == coarse  # what passes stays
     assert proven(work, coarse, [], limit) == coarse
     with pytest.raises(BudgetError, match=r"walk1.*over the budget with the finest"):
         proven(work, coarse, clips, -1.0)
