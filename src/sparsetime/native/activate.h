@@ -14,8 +14,10 @@ inline Int bits(Vec v) { return reinterpret_cast<Int>(v); }
 
 // ---- activations --------------------------------------------------------------------------------------------------------
 
-inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
-inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
+template <class T>
+inline T max(T a, T b) { return a > b ? a : b; }
+template <class T>
+inline T min(T a, T b) { return a < b ? a : b; }
 
 inline Vec round_even(Vec x) {
 #if defined(__AVX512F__)

@@ -109,12 +109,13 @@ void Conv::pack(const float* weight, bool transposed) {
     const int blocks = (O + width_ - 1) / width_;
     const int panels = (blocks + k.tile_vectors - 1) / k.tile_vectors;  // of nearly one size: thin ones waste registers
     for (int p = 0, b = 0; p < panels; ++p) {
-        const int vectors = blocks * (p + 1) / panels - b;
-        panels_.push_back(vectors);
+        const int vectors = blocks * (p + 1) / panels - b, from = b * width_, half = width_ / 2;
+        b += vectors;
+        const int wide = vectors * width_ - (k.halves && b * width_ - half >= O ? half : 0);
+        panels_.push_back(wide);
         for (int t = 0; t < taps; ++t)
             for (int c = 0; c < C; ++c)
-                for (int j = 0; j < vectors * width_; ++j) tile_.push_back(at(b * width_ + j, c, t));
-        b += vectors;
+                for (int j = 0; j < wide; ++j) tile_.push_back(at(from + j, c, t));
     }
 
     // Maps of few channels have no padding for whole vectors.
@@ -182,76 +183,73 @@ int Conv::touched(const Change& change, uint8_t* mask, int32_t* list, Workspace&
     return touched_outputs(rows_, columns_, in, out, pointwise_, change, mask, list, ws);
 }
 
-int list_marks(const uint8_t* mark, int n, int32_t first, int32_t* list) {
-    int found = 0, i = 0;
-    const auto one = [&](int k) {  // without a branch: which are set cannot be foreseen
-        list[found] = first + k;
-        found += mark[k];
-    };
-    for (uint64_t word; i + 8 <= n; i += 8) {
-        std::memcpy(&word, mark + i, sizeof word);
-        if (word)
-            for (int k = i; k < i + 8; ++k) one(k);
+// What m outputs that share a register tile read: segment s of output i starts at from[s * m + i] and goes with the weights of tap[s] on.
+// Returns how many segments there are. `patches`, where a segment is a row of the kernel and not one tap: memory for m outputs' inputs.
+int Conv::look_up(const float* value, const int32_t* pixel, int m, Walk& walk, float* patches, const float** from, int32_t* tap) const {
+    const int kh = rows_.taps, kw = columns_.taps, C = in.channels;
+    if (pointwise_ && C > NARROW) {
+        for (int i = 0; i < m; ++i) from[i] = value + ptrdiff_t(pixel[i]) * in.stride();
+        tap[0] = 0;
+        return 1;
     }
-    for (; i < n; ++i) one(i);
-    return found;
-}
-
-int touched_outputs(const Axis& rows_, const Axis& columns_, const Shape& in, const Shape& out, bool pointwise_, const Change& change,
-                    uint8_t* mask, int32_t* list, Workspace& ws) {
-    const int n = out.pixels();
-    if (change.active_count == 0) {
-        std::memset(mask, 0, size_t(n));
-        return 0;
-    }
+    const auto input = [&](int y, int x) { return value + (ptrdiff_t(y) * in.width + x) * in.stride(); };
     int found = 0;
-    if (pointwise_) {
-        std::memcpy(mask, change.mask, size_t(n));
-        std::memcpy(list, change.active, size_t(change.active_count) * sizeof(int32_t));
-        return change.active_count;
-    }
-    std::memset(mask, 0, size_t(n));
-    uint8_t* any = sized(ws.bytes, size_t(in.height + in.width));
-    uint8_t* line = any + in.height;
-    for (int y = 0; y < in.height; ++y) any[y] = std::memchr(change.mask + size_t(y) * in.width, 1, size_t(in.width)) != nullptr;
-    for (int y = 0; y < out.height; ++y) {
-        const int32_t* source = &rows_.source[size_t(y) * rows_.taps];
-        bool hit = false;
-        for (int k = 0; k < rows_.taps; ++k) {
-            if (source[k] < 0 || !any[source[k]]) continue;
-            const uint8_t* from = change.mask + size_t(source[k]) * in.width;
-            if (hit)
-                for (int x = 0; x < in.width; ++x) line[x] |= from[x];
-            else
-                std::memcpy(line, from, size_t(in.width));
-            hit = true;
+    // Most are neighbours in a row, away from the borders: what they read lies evenly spaced.
+    walk.to(pixel[0]);
+    if (const int last = pixel[m - 1]; last - pixel[0] == m - 1 && last < walk.end && rows_.num == 1 && columns_.num == 1) {
+        const int32_t *y = &rows_.source[size_t(walk.y) * kh], *x = &columns_.source[size_t(pixel[0] - walk.start) * kw];
+        const int32_t* x_last = x + (m - 1) * kw;
+        if ((y[0] | y[kh - 1] | x[0] | x[kw - 1] | x_last[0] | x_last[kw - 1]) >= 0 &&
+            (!patches || x[kw - 1] == x[0] + kw - 1)) {
+            const ptrdiff_t step = columns_.den * in.stride();
+            for (int ky = 0; ky < kh; ++ky)
+                for (int kx = 0; kx < kw; kx += patches ? kw : 1) {
+                    const float* first = input(y[ky], x[kx]);
+                    for (int i = 0; i < m; ++i, first += step) *from++ = first;
+                    tap[found++] = ky * kw + kx;
+                }
+            return found;
         }
-        if (!hit) continue;
-        uint8_t* to = mask + size_t(y) * out.width;
-        for (int k = 0; k < columns_.taps; ++k) {
-            const int shift = columns_.shift[k];
-            if (columns_.num == 1 && columns_.den == 1) {
-                const int low = std::max(0, shift), high = std::min(out.width, in.width + shift);
-                const uint8_t* from = line - shift;
-                for (int x = low; x < high; ++x) to[x] |= from[x];
-            } else if (columns_.num == 1) {
-                const int step = columns_.den;
-                if (in.width - 1 + shift < 0) continue;  // this tap lies outside for every output
-                const int low = std::max(0, (shift + step - 1) / step), high = std::min(out.width, (in.width - 1 + shift) / step + 1);
-                const uint8_t* from = line + (low * step - shift);
-                if (step == 2)
-                    for (int x = low; x < high; ++x, from += 2) to[x] |= *from;
-                else
-                    for (int x = low; x < high; ++x, from += step) to[x] |= *from;
-            } else {
-                for (int x = 0; x < out.width; ++x) {
-                    const int i = columns_.source[size_t(x) * columns_.taps + k];
-                    if (i >= 0) to[x] |= line[i];
+    }
+    const int32_t* ry[MAX_TILE];
+    const int32_t* rx[MAX_TILE];
+    for (int i = 0; i < m; ++i) {
+        const int p = pixel[i];
+        walk.to(p);
+        ry[i] = &rows_.source[size_t(walk.y) * kh];
+        rx[i] = &columns_.source[size_t(p - walk.start) * kw];
+    }
+    if (patches) {
+        for (int ky = 0; ky < kh; ++ky) {
+            for (int i = 0; i < m; ++i, patches += kw * C) {
+                const int y = ry[i][ky];
+                if (y >= 0 && rx[i][0] >= 0 && rx[i][kw - 1] == rx[i][0] + kw - 1) {
+                    from[ky * m + i] = input(y, rx[i][0]);
+                    continue;
+                }
+                from[ky * m + i] = patches;
+                for (int kx = 0; kx < kw; ++kx) {
+                    const float* x = (y | rx[i][kx]) >= 0 ? input(y, rx[i][kx]) : nullptr;
+                    for (int c = 0; c < C; ++c) patches[kx * C + c] = x ? x[c] : 0.0f;
                 }
             }
+            tap[ky] = ky * kw;
         }
-        found += list_marks(to, out.width, y * out.width, list + found);
+        return kh;
     }
+    for (int ky = 0; ky < kh; ++ky)
+        for (int kx = 0; kx < kw; ++kx) {
+            const float* inputs[MAX_TILE];
+            bool any = false;
+            for (int i = 0; i < m; ++i) {
+                const bool live = (ry[i][ky] | rx[i][kx]) >= 0;
+                inputs[i] = live ? input(ry[i][ky], rx[i][kx]) : zeros_.data();
+                any |= live;
+            }
+            if (!any) continue;
+            for (int i = 0; i < m; ++i) from[found * m + i] = inputs[i];
+            tap[found++] = ky * kw + kx;
+        }
     return found;
 }
 
@@ -261,95 +259,33 @@ void Conv::sums(const float* value, const int32_t* pixel, int n, int first, int 
                 const FinishArgs* sink, float* far) const {
     const Kernels& k = *kernels_;
     const bool at_once = sink && (far || writes(*sink));
-    const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw, C = in.channels, limit = k.tile_pixels;
+    const int taps = rows_.taps * columns_.taps, C = in.channels, limit = k.tile_pixels;
     const int row = round_up(out.channels, LANE);
     const int max_groups = n / limit + 1;
     const float** pointers = sized(ws.pointers, size_t(max_groups) * taps * limit);
     int32_t* segments = sized(ws.segments, size_t(max_groups) * (taps + 2));
     const float** weights = sized(ws.weights, size_t(taps));
-    const float* zeros = zeros_.data();
-    const float* inputs[MAX_TILE];
     int32_t at[MAX_TILE];
     for (int i = 0; i < MAX_TILE; ++i) at[i] = i * row;
     // Few channels: a row of the kernel is one segment, since its pixels lie side by side; where some lie outside, of a copy.
     const bool patches = C <= NARROW && taps > 1;
-    const int patch = taps * C;
-    float* patched = patches ? sized(ws.patches, size_t(n) * patch) : nullptr;
-    const int terms = patches ? kw * C : C;  // of a segment
+    float* patched = patches ? sized(ws.patches, size_t(n) * taps * C) : nullptr;
+    const int terms = patches ? columns_.taps * C : C;  // of a segment
     const int depth_chunk = std::min(terms, MAX_DEPTH);
     Walk walk(out.width);
     const int groups = (n + limit - 1) / limit;
     int32_t* start = sized(ws.bound, size_t(groups) + 1);
-    for (int g = 0; g <= groups; ++g) start[g] = int32_t(int64_t(n) * g / groups);
+    start[0] = 0;
     for (int g = 0; g < groups; ++g) {
-        const int from = start[g], m = start[g + 1] - from;
-        int32_t* seg = segments + size_t(g) * (taps + 1);
-        const float** ptr = pointers + size_t(g) * taps * limit;
-        int found = 0;
-        if (pointwise_ && C > NARROW) {
-            for (int i = 0; i < m; ++i) {
-                const int p = pixel[from + i];
-                ptr[i] = value + ptrdiff_t(p) * in.stride();
-            }
-            seg[0] = 1;
-            seg[1] = 0;
-            continue;
-        }
-        const int32_t* ry[MAX_TILE];
-        const int32_t* rx[MAX_TILE];
-        for (int i = 0; i < m; ++i) {
-            const int p = pixel[from + i];
-            walk.to(p);
-            ry[i] = &rows_.source[size_t(walk.y) * kh];
-            rx[i] = &columns_.source[size_t(p - walk.start) * kw];
-        }
-        if (patches) {
-            for (int i = 0; i < m; ++i) {
-                float* to = patched + size_t(from + i) * patch;
-                const bool beside = rx[i][0] >= 0 && rx[i][kw - 1] == rx[i][0] + kw - 1;
-                if (beside && ry[i][0] >= 0 && ry[i][kh - 1] == ry[i][0] + kh - 1) {
-                    const float* x = value + (ptrdiff_t(ry[i][0]) * in.width + rx[i][0]) * C;
-                    for (int ky = 0; ky < kh; ++ky, x += ptrdiff_t(in.width) * C) ptr[ky * m + i] = x;
-                    continue;
-                }
-                for (int ky = 0; ky < kh; ++ky, to += kw * C) {
-                    const int y = ry[i][ky];
-                    if (y >= 0 && beside) {
-                        ptr[ky * m + i] = value + (ptrdiff_t(y) * in.width + rx[i][0]) * C;
-                        continue;
-                    }
-                    ptr[ky * m + i] = to;
-                    for (int kx = 0; kx < kw; ++kx) {
-                        const ptrdiff_t p = ptrdiff_t(y) * in.width + rx[i][kx];
-                        const bool live = (y | rx[i][kx]) >= 0;
-                        for (int c = 0; c < C; ++c) to[kx * C + c] = live ? value[p * C + c] : 0.0f;
-                    }
-                }
-            }
-            seg[0] = kh;
-            for (int ky = 0; ky < kh; ++ky) seg[1 + ky] = ky * kw;
-            continue;
-        }
-        for (int ky = 0; ky < kh; ++ky)
-            for (int kx = 0; kx < kw; ++kx) {
-                bool any = false;
-                for (int i = 0; i < m; ++i) {
-                    const int y = ry[i][ky], x = rx[i][kx];
-                    const ptrdiff_t p = ptrdiff_t(y) * in.width + x;
-                    const bool live = (y | x) >= 0;
-                    inputs[i] = live ? value + p * in.stride() : zeros;
-                    any |= live;
-                }
-                if (!any) continue;
-                for (int i = 0; i < m; ++i) ptr[found * m + i] = inputs[i];
-                seg[1 + found++] = ky * kw + kx;
-            }
-        seg[0] = found;
+        start[g + 1] = start[g] + n / groups + (g < n % groups);
+        int32_t* segment = segments + size_t(g) * (taps + 1);
+        segment[0] = look_up(value, pixel + start[g], start[g + 1] - start[g], walk, patches ? patched + size_t(start[g]) * taps * C : nullptr,
+                             pointers + size_t(g) * taps * limit, segment + 1);
     }
     const float* panel = tile_.data();
     int column = 0;
     for (int p = 0; p < last; ++p) {
-        const int vectors = panels_[size_t(p)], wide = vectors * width_;
+        const int wide = panels_[size_t(p)];
         if (p < first) {
             panel += size_t(taps) * C * wide;
             column += wide;
@@ -364,12 +300,12 @@ void Conv::sums(const float* value, const int32_t* pixel, int n, int first, int 
                 const bool complete = at_once && c + depth == terms && t + tap_step >= taps;
                 for (int g = 0; g < groups; ++g) {
                     const int from = start[g], m = start[g + 1] - from;
-                    const int32_t* seg = segments + size_t(g) * (taps + 1);
+                    const int32_t* segment = segments + size_t(g) * (taps + 1);
+                    const int32_t found = segment[0], *tap = segment + 1;
                     int s = 0;
-                    while (s < seg[0] && seg[1 + s] < t) ++s;
+                    while (s < found && tap[s] < t) ++s;
                     int e = s;
-                    for (; e < seg[0] && seg[1 + e] < t + tap_step; ++e)
-                        weights[e - s] = panel + (size_t(seg[1 + e]) * C + c) * wide;
+                    for (; e < found && tap[e] < t + tap_step; ++e) weights[e - s] = panel + (size_t(tap[e]) * C + c) * wide;
                     if (e == s && accumulate && !complete) continue;
                     TileArgs args{e - s, pointers + size_t(g) * taps * limit + size_t(s) * m, weights, depth,
                                   sum + size_t(from) * row + column, at, c, accumulate, nullptr};
@@ -380,7 +316,7 @@ void Conv::sums(const float* value, const int32_t* pixel, int n, int first, int 
                     }
                     if (sink && !accumulate && (far || !complete))
                         for (; asked < std::min(n, from + m + LATER); ++asked) fetch(*sink, pixel[asked], column, column + wide);
-                    k.tile(m, vectors, args);
+                    k.tile(m, wide, args);
                 }
                 accumulate = true;
             }
@@ -433,16 +369,16 @@ void Conv::sums_of_changes(const Change& change, const int32_t* pixel, int n, in
     const float* panel = tile_.data();
     int column = 0;
     for (int p = 0; p < last; ++p) {
-        const int vectors = panels_[size_t(p)], wide = vectors * width_;
+        const int wide = panels_[size_t(p)];
         if (p >= first) {
-            for (int i = 0; i < n; ++i) std::memset(sum + size_t(i) * row + column, 0, size_t(wide) * sizeof(float));
+            for (int i = 0; i < n; ++i) std::memset(sum + size_t(i) * row + column, 0, size_t(round_up(wide, width_)) * sizeof(float));
             for (int t = 0; t < taps; ++t) {
                 const int groups = (found[t] + k.tile_pixels - 1) / k.tile_pixels;
                 for (int c = 0; c < C; c += depth_chunk) {
                     const float* w = panel + (size_t(t) * C + c) * wide;
                     for (int g = 0; g < groups; ++g) {
                         const size_t at = size_t(found[t]) * g / groups, end = size_t(found[t]) * (g + 1) / groups;
-                        k.tile(int(end - at), vectors, {1, from + t * most + at, &w, std::min(depth_chunk, C - c), sum + column,
+                        k.tile(int(end - at), wide, {1, from + t * most + at, &w, std::min(depth_chunk, C - c), sum + column,
                                                         to + t * most + at, c, true, nullptr});
                     }
                 }

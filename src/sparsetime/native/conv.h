@@ -165,6 +165,7 @@ class Conv {
     };
     void pack(const float* weight, bool transposed);
     int chunk() const;  // outputs that are computed together
+    int look_up(const float* value, const int32_t* pixel, int m, Walk& walk, float* patches, const float** from, int32_t* tap) const;
     void gather(const float* value, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
     bool writes(const FinishArgs& sink) const;
     bool compares(const FinishArgs& sink) const;
@@ -185,7 +186,7 @@ class Conv {
     std::vector<int32_t> fan_rows_, fan_columns_;  // outputs inside the map that an input row or column reaches
     int width_;                  // vector width that the weights are packed for
     Floats tile_;    // [panel][tap][channel][panel width]
-    std::vector<int> panels_;    // vectors in each panel
+    std::vector<int> panels_;    // output channels in each panel
     Floats scatter_;
     Floats fused_;   // [group of vectors][channel][vectors], 1x1 only and then instead of scatter_
     std::vector<Pass> passes_;

@@ -22,12 +22,13 @@ using namespace sparsetime;
 }
 
 // The same with `far`: the new value goes to `out`, and its squared distance from the one that was sent is returned.
-[[gnu::always_inline]] inline Vec compare(const WriteArgs& w, ptrdiff_t at, Vec bias, Vec inverse, Vec sum, float* out) {
-    if (w.extra) sum += load(w.extra + at);
+template <class T>
+[[gnu::always_inline]] inline T compare(const WriteArgs& w, ptrdiff_t at, T bias, T inverse, T sum, float* out) {
+    if (w.extra) sum += load_as<T>(w.extra + at);
     sum = bias + sum;
-    if (w.clamp) sum = min(max(sum, splat(w.low)), splat(w.high));
+    if (w.clamp) sum = min(max(sum, splat_as<T>(w.low)), splat_as<T>(w.high));
     store(out, sum);
-    const Vec scaled = (sum - load(w.value + at)) * inverse;
+    const T scaled = (sum - load_as<T>(w.value + at)) * inverse;
     return scaled * scaled;
 }
 
@@ -41,33 +42,42 @@ template <int... I, class Body>
 
 constexpr int AHEAD = 12;  // pixels between one that is written and one whose memory is asked for
 
-template <int M, int V>
+// M pixels by V vectors, the last of them half a one with HALF.
+template <int M, int V, bool HALF>
 void tile(const TileArgs& t) {
-    Vec acc[M][V];
+    using Last = std::conditional_t<HALF, Half, Vec>;
+    constexpr int WIDE = V * VL - (HALF ? VL / 2 : 0);
+    Vec whole[M][V];
+    Last last[M];  // in place of whole[.][V - 1]
+    const auto pixels = [&](const auto& body) __attribute__((always_inline)) { each(std::make_integer_sequence<int, M>{}, body); };
+    // Calls body(pixel, first channel, sums) for all.
     const auto all = [&](const auto& body) __attribute__((always_inline)) {
-        each(std::make_integer_sequence<int, M>{}, [&](auto i) __attribute__((always_inline)) {
-            each(std::make_integer_sequence<int, V>{}, [&](auto v) __attribute__((always_inline)) { body(i, v); });
+        pixels([&](auto i) __attribute__((always_inline)) {
+            each(std::make_integer_sequence<int, V - 1>{}, [&](auto v) __attribute__((always_inline)) { body(i, v * VL, whole[i][v]); });
+            body(i, (V - 1) * VL, last[i]);
         });
     };
     if (t.write && !t.write->far) {  // values come from afar: ask for those of later pixels now
         const WriteArgs& w = *t.write;
-        all([&](auto i, auto v) __attribute__((always_inline)) { __builtin_prefetch(w.value + (i + AHEAD) * w.stride + v * VL, 1); });
+        all([&](auto i, int c, auto&) __attribute__((always_inline)) { __builtin_prefetch(w.value + (i + AHEAD) * w.stride + c, 1); });
     }
     if (t.accumulate)
-        all([&](auto i, auto v) __attribute__((always_inline)) { acc[i][v] = load(t.out + t.at[i] + v * VL); });
+        all([&](auto i, int c, auto& sum) __attribute__((always_inline)) { sum = load_as<std::decay_t<decltype(sum)>>(t.out + t.at[i] + c); });
     else
-        all([&](auto i, auto v) __attribute__((always_inline)) { acc[i][v] = Vec{}; });
+        all([&](auto, int, auto& sum) __attribute__((always_inline)) { sum = std::decay_t<decltype(sum)>{}; });
     for (int s = 0; s < t.segments; ++s) {
         const float* a[M];
         for (int i = 0; i < M; ++i) a[i] = t.a[s * M + i] + t.offset;
         const float* w = t.w[s];
         const int depth = t.depth;
-        for (int k = 0; k < depth; ++k, w += V * VL) {
+        for (int k = 0; k < depth; ++k, w += WIDE) {
             Vec b[V];
-            each(std::make_integer_sequence<int, V>{}, [&](auto v) __attribute__((always_inline)) { b[v] = load(w + v * VL); });
-            each(std::make_integer_sequence<int, M>{}, [&](auto i) __attribute__((always_inline)) {
+            each(std::make_integer_sequence<int, V - 1>{}, [&](auto v) __attribute__((always_inline)) { b[v] = load(w + v * VL); });
+            const Last end = load_as<Last>(w + (V - 1) * VL);
+            pixels([&](auto i) __attribute__((always_inline)) {
                 const Vec x = splat(a[i][k]);
-                each(std::make_integer_sequence<int, V>{}, [&](auto v) __attribute__((always_inline)) { acc[i][v] += x * b[v]; });
+                each(std::make_integer_sequence<int, V - 1>{}, [&](auto v) __attribute__((always_inline)) { whole[i][v] += x * b[v]; });
+                last[i] += splat_as<Last>(a[i][k]) * end;
             });
         }
     }
@@ -75,53 +85,65 @@ void tile(const TileArgs& t) {
         // What `write` does, one choice for all vectors instead of three for each.
         const WriteArgs w = *t.write;  // a copy that no store can alias
         if (w.far) {
-            each(std::make_integer_sequence<int, M>{}, [&](auto i) __attribute__((always_inline)) {
+            pixels([&](auto i) __attribute__((always_inline)) {
+                const ptrdiff_t sent = w.pixel[i] * w.stride;
+                float* out = t.out + t.at[i];
+                const auto distance = [&](int c, auto& sum) __attribute__((always_inline)) {
+                    using T = std::decay_t<decltype(sum)>;
+                    return compare<T>(w, sent + c, load_as<T>(w.bias + c), load_as<T>(w.inverse + c), sum, out + c);
+                };
                 Vec far{};
-                each(std::make_integer_sequence<int, V>{}, [&](auto v) __attribute__((always_inline)) {
-                    far += compare(w, w.pixel[i] * w.stride + v * VL, load(w.bias + v * VL), load(w.inverse + v * VL), acc[i][v],
-                                   t.out + t.at[i] + v * VL);
-                });
-                w.far[i] += ::sum(far);
+                each(std::make_integer_sequence<int, V - 1>{}, [&](auto v) __attribute__((always_inline)) { far += distance(v * VL, whole[i][v]); });
+                const Last rest = distance((V - 1) * VL, last[i]);
+                if constexpr (HALF) w.far[i] += ::sum(far) + ::sum(rest);
+                else w.far[i] += ::sum(far + rest);
             });
             return;
         }
         if (w.extra)
-            all([&](auto i, auto v) __attribute__((always_inline)) { acc[i][v] += load(w.extra + i * w.stride + v * VL); });
-        all([&](auto i, auto v) __attribute__((always_inline)) { acc[i][v] = load(w.bias + v * VL) + acc[i][v]; });
-        if (w.z)
-            all([&](auto i, auto v) __attribute__((always_inline)) { store(w.z + i * w.stride + v * VL, acc[i][v]); });
-        if (w.clamp) {
-            const Vec low = splat(w.low), high = splat(w.high);
-            all([&](auto i, auto v) __attribute__((always_inline)) { acc[i][v] = min(max(acc[i][v], low), high); });
-        }
-        all([&](auto i, auto v) __attribute__((always_inline)) { store(w.value + i * w.stride + v * VL, acc[i][v]); });
+            all([&](auto i, int c, auto& sum) __attribute__((always_inline)) { sum += load_as<std::decay_t<decltype(sum)>>(w.extra + i * w.stride + c); });
+        all([&](auto, int c, auto& sum) __attribute__((always_inline)) { sum = load_as<std::decay_t<decltype(sum)>>(w.bias + c) + sum; });
+        if (w.z) all([&](auto i, int c, auto& sum) __attribute__((always_inline)) { store(w.z + i * w.stride + c, sum); });
+        if (w.clamp)
+            all([&](auto, int, auto& sum) __attribute__((always_inline)) {
+                using T = std::decay_t<decltype(sum)>;
+                sum = min(max(sum, splat_as<T>(w.low)), splat_as<T>(w.high));
+            });
+        all([&](auto i, int c, auto& sum) __attribute__((always_inline)) { store(w.value + i * w.stride + c, sum); });
         return;
     }
-    all([&](auto i, auto v) __attribute__((always_inline)) { store(t.out + t.at[i] + v * VL, acc[i][v]); });
+    all([&](auto i, int c, auto& sum) __attribute__((always_inline)) { store(t.out + t.at[i] + c, sum); });
+    if constexpr (HALF) pixels([&](auto i) __attribute__((always_inline)) { store(t.out + t.at[i] + WIDE, Half{}); });  // what is padding stays zero
 }
 
-template <int V>
+template <int V, bool HALF = false>
 void tile_of(int pixels, const TileArgs& t) {
     switch (pixels) {
-        case 1: return tile<1, V>(t);
-        case 2: return tile<2, V>(t);
-        case 3: return tile<3, V>(t);
-        case 4: return tile<4, V>(t);
+        case 1: return tile<1, V, HALF>(t);
+        case 2: return tile<2, V, HALF>(t);
+        case 3: return tile<3, V, HALF>(t);
+        case 4: return tile<4, V, HALF>(t);
 #if !defined(__x86_64__) || defined(__AVX2__)
-        case 5: return tile<5, V>(t);
-        case 6: return tile<6, V>(t);
+        case 5: return tile<5, V, HALF>(t);
+        case 6: return tile<6, V, HALF>(t);
 #endif
         default: return;
     }
 }
 
-void tile_any(int pixels, int vectors, const TileArgs& t) {
-    switch (vectors) {
-        case 1: return tile_of<1>(pixels, t);
-        case 2: return tile_of<2>(pixels, t);
+void tile_any(int pixels, int wide, const TileArgs& t) {
+    switch (2 * wide / VL) {
+        case 2: return tile_of<1>(pixels, t);
+        case 4: return tile_of<2>(pixels, t);
 #if defined(__AVX512F__) || defined(__aarch64__)
-        case 3: return tile_of<3>(pixels, t);
-        case 4: return tile_of<4>(pixels, t);
+        case 6: return tile_of<3>(pixels, t);
+        case 8: return tile_of<4>(pixels, t);
+#endif
+#if defined(__AVX512F__)
+        case 1: return tile_of<1, HALVES>(pixels, t);
+        case 3: return tile_of<2, HALVES>(pixels, t);
+        case 5: return tile_of<3, HALVES>(pixels, t);
+        case 7: return tile_of<4, HALVES>(pixels, t);
 #endif
         default: return;
     }
@@ -353,7 +375,7 @@ extern const FrameKernels SPARSETIME_FRAMES;
 extern const RowKernels SPARSETIME_ROWS;
 extern const IntKernels SPARSETIME_INTEGERS;
 extern const Kernels SPARSETIME_TABLE;
-const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, GROUP, tile_any, runs, slide, depthwise, depthwise_row, &SPARSETIME_ENCODERS,
+const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, HALVES, GROUP, tile_any, runs, slide, depthwise, depthwise_row, &SPARSETIME_ENCODERS,
                                   &SPARSETIME_FRAMES,        &SPARSETIME_ROWS, &SPARSETIME_INTEGERS};
 
 }  // namespace sparsetime

@@ -45,12 +45,12 @@ struct WriteArgs {
     const int32_t* pixel;  // places of the pixels in the map, to which `value` and `extra` point then
 };
 
-// Sums for M pixels and V vectors of output channels, pixel i's at out[i] = out + at[i]:
+// Sums for some pixels and vectors of output channels, pixel i's at out[i] = out + at[i]:
 // out[i][:] = (accumulate ? out[i][:] : 0) + sum_s sum_k a[s][i][k] w[s][k][:].
 struct TileArgs {
     int segments;
     const float* const* a;     // [segments][pixels]: input rows, `depth` floats each
-    const float* const* w;     // [segments]: weights (depth, V vectors)
+    const float* const* w;     // [segments]: weights (depth, channels)
     int depth;
     float* out;
     const int32_t* at;         // [pixels]
@@ -221,6 +221,13 @@ struct Sent {
     float* change;
 };
 
+// Pixels of a map that lie evenly spaced, in lines, by their first channels.
+struct Window {
+    const float* first;
+    int lines, columns;
+    ptrdiff_t line, column;  // floats from one to the next
+};
+
 // On rows of n channels.
 struct RowKernels {
     void (*add)(const float* x, float w, float* sum, int n);  // sum += w x
@@ -228,7 +235,7 @@ struct RowKernels {
     void (*combine)(const float* x, float a, const float* y, float b, float* sum, int n);  // sum = a x + b y
     void (*multiply)(const float* x, const float* y, float* sum, int n);
     void (*divide)(float divisor, float* sum, int n);
-    void (*maximum)(const float* const* x, int rows, float* sum, int n);
+    void (*maximum)(const Window& window, float* most, int n);
     // value = x, of n channels. Returns how many changed, and says what changed as FinishArgs has it.
     int (*replace)(const float* x, int n, const Sent& to);
     // value = x[source][index] by `picks`, of n channels, at most LANE or a multiple; what comes of a source that is null stays as it is.
@@ -248,8 +255,9 @@ struct Kernels {
     int width;         // floats in a vector
     int tile_pixels;   // register tile: pixels ...
     int tile_vectors;  // ... by vectors
+    bool halves;       // whether the last of them may be half a one
     int group;         // most vectors in a group of `finish_events`
-    void (*tile)(int pixels, int vectors, const TileArgs&);
+    void (*tile)(int pixels, int channels, const TileArgs&);
     void (*runs)(const RunArgs&);
     void (*slide)(const SlideArgs&);
     void (*depthwise)(const DepthwiseArgs&);

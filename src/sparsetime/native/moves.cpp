@@ -7,106 +7,6 @@
 
 namespace sparsetime {
 
-// The marks of touch_ as list_.
-int Stream::listed(const Shape& map) { return list_marks(touch_.data(), map.pixels(), 0, list_.data()); }
-
-int Stream::union_of(const std::vector<int>& inputs) {
-    const Change& first = states_[size_t(inputs[0])].change;
-    const int pixels = first.shape.pixels();
-    bool only = true;
-    for (size_t k = 1; k < inputs.size(); ++k) only = only && states_[size_t(inputs[k])].change.active_count == 0;
-    if (only) {
-        std::memcpy(list_.data(), first.active, size_t(first.active_count) * sizeof(int32_t));
-        return first.active_count;
-    }
-    std::memcpy(touch_.data(), first.mask, size_t(pixels));
-    for (size_t k = 1; k < inputs.size(); ++k) {
-        const uint8_t* mask = states_[size_t(inputs[k])].change.mask;
-        for (int p = 0; p < pixels; ++p) touch_[size_t(p)] |= mask[p];
-    }
-    return listed(first.shape);
-}
-
-// Outputs that an event reaches, as list_; for all operations but convolutions.
-int Stream::touched(const Node& node) {
-    const Shape& out = program_->values[size_t(node.outputs[0])].map;
-    const Change& x = states_[size_t(node.inputs[0])].change;
-    bool none = true;
-    for (int v : node.inputs) none = none && states_[size_t(v)].change.active_count == 0;
-    if (none) return 0;
-    switch (node.kind) {
-        case Kind::mul:
-            if (program_->values[size_t(node.inputs[1])].map.pixels() != out.pixels()) {
-                if (states_[size_t(node.inputs[1])].change.active_count) {
-                    std::memcpy(list_.data(), all_.data(), size_t(out.pixels()) * sizeof(int32_t));
-                    return out.pixels();
-                }
-                return union_of({node.inputs[0]});
-            }
-            return union_of(node.inputs);
-        case Kind::affine:
-        case Kind::identity:
-        case Kind::channels:
-        case Kind::add:
-        case Kind::cat_channels: return union_of(node.inputs);
-        case Kind::cat_pixels:
-            for (int p = 0; p < out.pixels(); ++p)
-                touch_[size_t(p)] = states_[size_t(node.inputs[size_t(node.owner[size_t(p)])])].change.mask[node.index[size_t(p)]];
-            return listed(out);
-        case Kind::pad:
-            for (int p = 0; p < out.pixels(); ++p) touch_[size_t(p)] = node.index[size_t(p)] >= 0 && x.mask[node.index[size_t(p)]];
-            return listed(out);
-        case Kind::gather:
-            std::memset(touch_.data(), 0, size_t(out.pixels()));
-            for (int i = 0; i < x.active_count; ++i) {
-                const size_t p = size_t(x.active[i]);
-                for (int32_t j = node.reach_start[p]; j < node.reach_start[p + 1]; ++j) touch_[size_t(node.reach[size_t(j)])] = 1;
-            }
-            return listed(out);
-        default: break;
-    }
-    // Windows and taps: first over rows, then over columns.
-    std::memset(touch_.data(), 0, size_t(out.pixels()));
-    const int width = x.shape.width;
-    std::vector<uint8_t>& bytes = workspaces_[0].bytes;
-    if (bytes.size() < size_t(x.shape.height + 2 * width)) bytes.resize(size_t(x.shape.height + 2 * width));
-    uint8_t *line = bytes.data(), *wide = line + width, *any = wide + width;
-    for (int r = 0; r < x.shape.height; ++r) any[r] = std::memchr(x.mask + size_t(r) * size_t(width), 1, size_t(width)) != nullptr;
-    const bool taps = node.kind == Kind::resize;
-    for (int r = 0; r < out.height; ++r) {
-        bool hit = false;
-        const auto row = [&](int y) {
-            if (!any[y]) return;
-            const uint8_t* from = x.mask + size_t(y) * size_t(width);
-            if (!hit) std::memset(line, 0, size_t(width));
-            for (int c = 0; c < width; ++c) line[c] |= from[c];
-            hit = true;
-        };
-        if (taps)
-            for (int k = 0; k < node.row_taps; ++k) row(node.rows[size_t(r) * node.row_taps + k]);
-        else
-            for (int y = node.rows[2 * size_t(r)]; y < node.rows[2 * size_t(r) + 1]; y += node.row_step) row(y);
-        if (!hit) continue;
-        uint8_t* to = touch_.data() + size_t(r) * out.width;
-        if (taps) {
-            for (int c = 0; c < out.width; ++c)
-                for (int k = 0; k < node.column_taps; ++k) to[c] |= line[node.columns[size_t(c) * size_t(node.column_taps) + size_t(k)]];
-            continue;
-        }
-        // Whole windows by where they start, many at a time; the few that are cut off one by one.
-        std::memcpy(wide, line, size_t(width));
-        for (int k = node.column_step; k < node.widest * node.column_step; k += node.column_step)
-            for (int c = 0; c + k < width; ++c) wide[c] |= line[c + k];
-        for (int c = 0; c < out.width; ++c) {
-            const int start = node.columns[2 * size_t(c)], end = node.columns[2 * size_t(c) + 1];
-            if (end - start > (node.widest - 1) * node.column_step) to[c] = wide[start];
-            else
-                for (int i = start; i < end; i += node.column_step) to[c] |= line[i];
-        }
-    }
-    return listed(out);
-}
-
 // Linear operations other than convolutions: sums of the inputs' deltas, or on the dense path of their values.
 void Stream::move(const Node& node) {
     const int y = node.outputs[0];
@@ -282,29 +182,20 @@ void Stream::recompute(const Node& node) {
         });
     }
     return rows(node, y, list, n, true, [&](const int32_t* pixel, int count, float* sum, int stride) {
-        for (int i = 0; i < count; ++i, sum += stride) window_maximum(node, pixel[i], sum, N);
+        Walk walk(out.width);
+        for (int i = 0; i < count; ++i, sum += stride) kernel.maximum(window_of(node, pixel[i], walk), sum, N);
     });
 }
 
-// Maximum of the window of output pixel p.
-void Stream::window_maximum(const Node& node, int p, float* out, int n) {
-    const Shape& in = program_->values[size_t(node.inputs[0])].map;
-    const float* a = states_[size_t(node.inputs[0])].value.data();
-    const int width = program_->values[size_t(node.outputs[0])].map.width;
-    const size_t oy = size_t(p / width), ox = size_t(p % width);
-    constexpr int MOST = 16;
-    const float* window[MOST];
-    int found = 0;
-    for (int iy = node.rows[2 * oy]; iy < node.rows[2 * oy + 1]; iy += node.row_step)
-        for (int ix = node.columns[2 * ox]; ix < node.columns[2 * ox + 1]; ix += node.column_step) {
-            if (found == MOST) {  // the largest so far is one of the rows
-                kernels().rows->maximum(window, found, out, n);
-                window[0] = out;
-                found = 1;
-            }
-            window[found++] = a + (size_t(iy) * in.width + ix) * in.stride();
-        }
-    kernels().rows->maximum(window, found, out, n);
+// What an output of a pooling looks at; the next one asked for is most likely in the same row.
+Window Stream::window_of(const Node& node, int pixel, Walk& walk) const {
+    const State& input = states_[size_t(node.inputs[0])];
+    const Shape& map = input.change.shape;
+    walk.to(pixel);
+    const int32_t *rows = &node.rows[2 * size_t(walk.y)], *columns = &node.columns[2 * size_t(pixel - walk.start)];
+    return {input.value.data() + (size_t(rows[0]) * map.width + columns[0]) * map.stride(), (rows[1] - rows[0] + node.row_step - 1) / node.row_step,
+            (columns[1] - columns[0] + node.column_step - 1) / node.column_step, ptrdiff_t(node.row_step) * map.width * map.stride(),
+            ptrdiff_t(node.column_step) * map.stride()};
 }
 
 // Operations that hand on what their inputs hold: values are copied where an event touches, and compared as they are, which takes neither
@@ -332,13 +223,14 @@ void Stream::carry(const Node& node) {
                 for (int c = 0; c < sink.stride; c += LANE) __builtin_prefetch(value + c, 1);
             };
             constexpr int AHEAD = 8;
+            auto settle = body;  // what it keeps is this thread's own
             for (int i = from; i < to; ++i) {
                 if (i + AHEAD < to) fetch(list[i + AHEAD]);
                 const int p = list[i];
                 const size_t at = size_t(p) * size_t(sink.stride);
                 const Sent place{sink.value + at, sink.rows ? sink.rows + at : nullptr, uint32_t(p) << sink.shift,
                                   sink.place ? sink.place + sink.events : nullptr, sink.change + sink.events};
-                const int changed = body(p, place, ws.sum.data());
+                const int changed = settle(p, place, ws.sum.data());
                 sink.active[sink.active_count] = p;
                 sink.tally[sink.active_count] = changed;
                 sink.active_count += changed != 0;
@@ -382,8 +274,8 @@ void Stream::carry(const Node& node) {
             });
         }
         case Kind::max_pool:
-            return each([&](int p, const Sent& to, float* most) {
-                window_maximum(node, p, most, N);
+            return each([&, walk = Walk(out.width)](int p, const Sent& to, float* most) mutable {
+                kernel.maximum(window_of(node, p, walk), most, N);
                 return kernel.replace(most, N, to);
             });
         case Kind::affine: return each([&](int p, const Sent& to, float*) { return kernel.replace(row(0, p), N, to); });

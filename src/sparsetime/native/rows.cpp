@@ -1,5 +1,7 @@
 // Sums and maxima of rows of channels: what operations without weights are made of. Compiled once per instruction set.
 
+#include <type_traits>
+
 #include "kernels.h"
 #include "vec.h"
 
@@ -56,25 +58,32 @@ inline Vec larger(Vec a, Vec b) {
 #endif
 }
 
-void maximum(const float* const* x, int rows, float* out, int n) {
+void maximum(const Window& w, float* out, int n) {
     int i = 0;
-    for (; i + 2 * VL <= n; i += 2 * VL) {
-        Vec a = load(x[0] + i), b = load(x[0] + i + VL);
-        for (int k = 1; k < rows; ++k) {
-            a = larger(load(x[k] + i), a);
-            b = larger(load(x[k] + i + VL), b);
+    const auto some = [&](auto vectors) __attribute__((always_inline)) {
+        constexpr int V = decltype(vectors)::value;
+        for (; i + V * VL <= n; i += V * VL) {
+            Vec most[V];
+            for (int v = 0; v < V; ++v) most[v] = load(w.first + i + v * VL);
+            const float* line = w.first + i;
+            for (int y = 0; y < w.lines; ++y, line += w.line) {
+                const float* x = line;
+                for (int k = 0; k < w.columns; ++k, x += w.column)
+                    for (int v = 0; v < V; ++v) most[v] = larger(load(x + v * VL), most[v]);
+            }
+            for (int v = 0; v < V; ++v) store(out + i + v * VL, most[v]);
         }
-        store(out + i, a);
-        store(out + i + VL, b);
-    }
-    for (; i + VL <= n; i += VL) {
-        Vec a = load(x[0] + i);
-        for (int k = 1; k < rows; ++k) a = larger(load(x[k] + i), a);
-        store(out + i, a);
-    }
+    };
+    some(std::integral_constant<int, 4>{});
+    some(std::integral_constant<int, 2>{});
+    some(std::integral_constant<int, 1>{});
     for (; i < n; ++i) {
-        float most = x[0][i];
-        for (int k = 1; k < rows; ++k) most = x[k][i] > most ? x[k][i] : most;
+        float most = w.first[i];
+        for (int y = 0; y < w.lines; ++y)
+            for (int k = 0; k < w.columns; ++k) {
+                const float x = w.first[i + y * w.line + k * w.column];
+                most = x > most ? x : most;
+            }
         out[i] = most;
     }
 }
@@ -243,17 +252,37 @@ int blend_again(const float* const* x, const float* const* before, const float* 
     return blend_again_of<0>(x, before, w, rows, sum, n);
 }
 
-// Columns [0, channels) of `pixels` rows of `stride` floats as planes of `plane` floats each.
+// Four pixels by four channels change places at once.
+typedef float Four __attribute__((vector_size(16)));
+typedef float FourU __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int32_t Order __attribute__((vector_size(16)));
+
 void planes(const float* x, int pixels, int stride, int channels, int plane, float* out) {
     constexpr int BLOCK = 64;  // pixels whose rows stay in the first cache
     for (int p = 0; p < pixels; p += BLOCK) {
         const int n = pixels - p < BLOCK ? pixels - p : BLOCK;
-        for (int c = 0; c < channels; ++c) {
-            float* to = out + ptrdiff_t(c) * plane + p;
-            const float* from = x + ptrdiff_t(p) * stride + c;
-#pragma GCC unroll 4
-            for (int i = 0; i < n; ++i, from += stride) to[i] = *from;
+        const float* rows = x + ptrdiff_t(p) * stride;
+        float* to = out + p;
+        int c = 0;
+        for (; c + 4 <= channels; c += 4, to += 4 * ptrdiff_t(plane)) {
+            const float* from = rows + c;
+            int i = 0;
+            for (; i + 4 <= n; i += 4, from += 4 * ptrdiff_t(stride)) {
+                Four r[4];
+                for (int k = 0; k < 4; ++k) r[k] = *reinterpret_cast<const FourU*>(from + ptrdiff_t(k) * stride);
+                const Four low0 = __builtin_shuffle(r[0], r[1], Order{0, 4, 1, 5}), low1 = __builtin_shuffle(r[2], r[3], Order{0, 4, 1, 5});
+                const Four high0 = __builtin_shuffle(r[0], r[1], Order{2, 6, 3, 7}), high1 = __builtin_shuffle(r[2], r[3], Order{2, 6, 3, 7});
+                const auto put = [&](int k, Four v) { *reinterpret_cast<FourU*>(to + ptrdiff_t(k) * plane + i) = v; };
+                put(0, __builtin_shuffle(low0, low1, Order{0, 1, 4, 5}));
+                put(1, __builtin_shuffle(low0, low1, Order{2, 3, 6, 7}));
+                put(2, __builtin_shuffle(high0, high1, Order{0, 1, 4, 5}));
+                put(3, __builtin_shuffle(high0, high1, Order{2, 3, 6, 7}));
+            }
+            for (; i < n; ++i, from += stride)
+                for (int k = 0; k < 4; ++k) to[ptrdiff_t(k) * plane + i] = from[k];
         }
+        for (; c < channels; ++c, to += plane)
+            for (int i = 0; i < n; ++i) to[i] = rows[ptrdiff_t(i) * stride + c];
     }
 }
 

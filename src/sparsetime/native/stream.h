@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <limits>
 #include <memory>
@@ -94,7 +95,7 @@ class Stream {
     void move(const Node& node);
     void recompute(const Node& node);
     void carry(const Node& node);
-    void window_maximum(const Node& node, int p, float* out, int n);
+    Window window_of(const Node& node, int pixel, Walk& walk) const;
     // Values that are not kept, see Node::derived.
     void allocate_derived();
     float* array_of(int value) const;
@@ -131,6 +132,7 @@ class Stream {
     void fetch_pixels(const Frame& frame, int y, int from, int to, Fetched& line);
     void clear(int value);
     int touched(const Node& node);
+    int touched_by_window(const Node& node);
     int union_of(const std::vector<int>& inputs);
     int listed(const Shape& map);
     bool rows_of(int value);
@@ -183,6 +185,7 @@ class Stream {
     bool flush_ = true;  // this frame is the first
     bool dense_ = true;  // in this frame every operation is computed from scratch, everywhere
     int current_ = 0;    // node that runs
+    std::chrono::steady_clock::time_point clock_;  // when it started
 };
 
 }  // namespace sparsetime

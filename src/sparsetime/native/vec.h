@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
@@ -31,6 +32,25 @@ typedef int32_t Int __attribute__((vector_size(VL * 4)));
 
 inline Vec load(const float* p) { return *reinterpret_cast<const VecU*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<VecU*>(p) = v; }
+
+// Half a vector, where one is wide enough for that to be worth while.
+#if defined(__AVX512F__)
+constexpr bool HALVES = true;
+typedef float Half __attribute__((vector_size(VL * 2)));
+typedef float HalfU __attribute__((vector_size(VL * 2), aligned(4), may_alias));
+inline void store(float* p, Half v) { *reinterpret_cast<HalfU*>(p) = v; }
+#else
+constexpr bool HALVES = false;
+using Half = Vec;
+using HalfU = VecU;
+#endif
+template <class T>
+inline T load_as(const float* p) {
+    if constexpr (std::is_same_v<T, Vec>) return load(p);
+    else return *reinterpret_cast<const HalfU*>(p);
+}
+template <class T>
+inline T splat_as(float x) { return x - T{}; }
 inline Vec splat(float x) { return x - Vec{}; }
 
 // Compilers would load a vector again for each product that it is in.
@@ -66,5 +86,9 @@ inline float sum(Vec v) {
     return total;
 #endif
 }
+
+#if defined(__AVX512F__)
+inline float sum(Half v) { return _mm512_reduce_add_ps(_mm512_zextps256_ps512(v)); }
+#endif
 
 }  // namespace

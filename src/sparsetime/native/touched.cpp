@@ -1,0 +1,228 @@
+// Which outputs the changes of a map reach, by marks of one byte a pixel.
+
+#include <algorithm>
+#include <cstring>
+
+#include "stream.h"
+
+namespace sparsetime {
+
+namespace {
+
+// Columns [from, to) of a row, outside of which none is marked. Changes lie together: work on few columns is little work.
+struct Columns {
+    int32_t from, to;
+    bool empty() const { return from >= to; }
+    void join(Columns other) {
+        from = std::min(from, other.from);
+        to = std::max(to, other.to);
+    }
+};
+
+constexpr Columns NONE{1 << 30, 0};
+
+Columns marked(const uint8_t* row, int n) {
+    const void* first = std::memchr(row, 1, size_t(n));
+    if (!first) return NONE;
+    const int from = int(static_cast<const uint8_t*>(first) - row);
+    int to = n;
+    for (uint64_t word; to - from > int(sizeof word); to -= int(sizeof word)) {
+        std::memcpy(&word, row + to - sizeof word, sizeof word);
+        if (word) break;
+    }
+    while (!row[to - 1]) --to;
+    return {from, to};
+}
+
+// The marks of all rows of a map.
+const Columns* marked_rows(const Change& change, Workspace& ws) {
+    static_assert(sizeof(Columns) == 2 * sizeof(int32_t));
+    const Shape& map = change.shape;
+    Columns* marks = reinterpret_cast<Columns*>(sized(ws.span, 2 * size_t(map.height)));
+    for (int y = 0; y < map.height; ++y) marks[y] = marked(change.mask + size_t(y) * size_t(map.width), map.width);
+    return marks;
+}
+
+int ceil_div(int a, int b) { return a > 0 ? (a + b - 1) / b : -(-a / b); }
+
+}  // namespace
+
+int list_marks(const uint8_t* mark, int n, int32_t first, int32_t* list) {
+    int found = 0, i = 0;
+    const auto one = [&](int k) {  // without a branch: which are set cannot be foreseen
+        list[found] = first + k;
+        found += mark[k];
+    };
+    for (uint64_t word; i + 8 <= n; i += 8) {
+        std::memcpy(&word, mark + i, sizeof word);
+        if (word)
+            for (int k = i; k < i + 8; ++k) one(k);
+    }
+    for (; i < n; ++i) one(i);
+    return found;
+}
+
+int touched_outputs(const Axis& rows, const Axis& columns, const Shape& in, const Shape& out, bool pointwise, const Change& change,
+                    uint8_t* mask, int32_t* list, Workspace& ws) {
+    if (pointwise && change.active_count) {
+        std::memcpy(mask, change.mask, size_t(out.pixels()));
+        std::memcpy(list, change.active, size_t(change.active_count) * sizeof(int32_t));
+        return change.active_count;
+    }
+    std::memset(mask, 0, size_t(out.pixels()));
+    if (change.active_count == 0) return 0;
+    const Columns* marks = marked_rows(change, ws);
+    uint8_t* line = sized(ws.bytes, size_t(in.width));
+    int found = 0;
+    for (int y = 0; y < out.height; ++y) {
+        const int32_t* source = &rows.source[size_t(y) * rows.taps];
+        Columns here = NONE;
+        for (int k = 0; k < rows.taps; ++k)
+            if (source[k] >= 0) here.join(marks[source[k]]);
+        if (here.empty()) continue;
+        std::memset(line + here.from, 0, size_t(here.to - here.from));
+        for (int k = 0; k < rows.taps; ++k) {
+            if (source[k] < 0) continue;
+            const uint8_t* from = change.mask + size_t(source[k]) * in.width;
+            for (int x = marks[source[k]].from; x < marks[source[k]].to; ++x) line[x] |= from[x];
+        }
+        uint8_t* to = mask + size_t(y) * out.width;
+        Columns reached = NONE;
+        for (int k = 0; k < columns.taps; ++k) {
+            const int shift = columns.shift[k], step = columns.den;
+            if (columns.num > 1) {
+                reached = {0, out.width};
+                for (int x = 0; x < out.width; ++x) {
+                    const int i = columns.source[size_t(x) * columns.taps + k];
+                    if (i >= here.from && i < here.to) to[x] |= line[i];
+                }
+                continue;
+            }
+            // Outputs x whose input x * step - shift lies within the span.
+            const Columns by{std::max(0, ceil_div(here.from + shift, step)), std::min(out.width, ceil_div(here.to + shift, step))};
+            if (by.empty()) continue;
+            reached.join(by);
+            const uint8_t* from = line + (by.from * step - shift);
+            if (step == 1)
+                for (int x = by.from; x < by.to; ++x) to[x] |= *from++;
+            else if (step == 2)
+                for (int x = by.from; x < by.to; ++x, from += 2) to[x] |= *from;
+            else
+                for (int x = by.from; x < by.to; ++x, from += step) to[x] |= *from;
+        }
+        if (!reached.empty()) found += list_marks(to + reached.from, reached.to - reached.from, y * out.width + reached.from, list + found);
+    }
+    return found;
+}
+
+// The marks of touch_ as list_.
+int Stream::listed(const Shape& map) { return list_marks(touch_.data(), map.pixels(), 0, list_.data()); }
+
+int Stream::union_of(const std::vector<int>& inputs) {
+    const Change& first = states_[size_t(inputs[0])].change;
+    const int pixels = first.shape.pixels();
+    bool only = true;
+    for (size_t k = 1; k < inputs.size(); ++k) only = only && states_[size_t(inputs[k])].change.active_count == 0;
+    if (only) {
+        std::memcpy(list_.data(), first.active, size_t(first.active_count) * sizeof(int32_t));
+        return first.active_count;
+    }
+    std::memcpy(touch_.data(), first.mask, size_t(pixels));
+    for (size_t k = 1; k < inputs.size(); ++k) {
+        const uint8_t* mask = states_[size_t(inputs[k])].change.mask;
+        for (int p = 0; p < pixels; ++p) touch_[size_t(p)] |= mask[p];
+    }
+    return listed(first.shape);
+}
+
+// Outputs that an event reaches, as list_; for all operations but convolutions.
+int Stream::touched(const Node& node) {
+    const Shape& out = program_->values[size_t(node.outputs[0])].map;
+    const Change& x = states_[size_t(node.inputs[0])].change;
+    bool none = true;
+    for (int v : node.inputs) none = none && states_[size_t(v)].change.active_count == 0;
+    if (none) return 0;
+    switch (node.kind) {
+        case Kind::mul:
+            if (program_->values[size_t(node.inputs[1])].map.pixels() != out.pixels()) {
+                if (states_[size_t(node.inputs[1])].change.active_count) {
+                    std::memcpy(list_.data(), all_.data(), size_t(out.pixels()) * sizeof(int32_t));
+                    return out.pixels();
+                }
+                return union_of({node.inputs[0]});
+            }
+            return union_of(node.inputs);
+        case Kind::affine:
+        case Kind::identity:
+        case Kind::channels:
+        case Kind::add:
+        case Kind::cat_channels: return union_of(node.inputs);
+        case Kind::cat_pixels:
+            for (int p = 0; p < out.pixels(); ++p)
+                touch_[size_t(p)] = states_[size_t(node.inputs[size_t(node.owner[size_t(p)])])].change.mask[node.index[size_t(p)]];
+            return listed(out);
+        case Kind::pad:
+            for (int p = 0; p < out.pixels(); ++p) touch_[size_t(p)] = node.index[size_t(p)] >= 0 && x.mask[node.index[size_t(p)]];
+            return listed(out);
+        case Kind::gather:
+            std::memset(touch_.data(), 0, size_t(out.pixels()));
+            for (int i = 0; i < x.active_count; ++i) {
+                const size_t p = size_t(x.active[i]);
+                for (int32_t j = node.reach_start[p]; j < node.reach_start[p + 1]; ++j) touch_[size_t(node.reach[size_t(j)])] = 1;
+            }
+            return listed(out);
+        default: return touched_by_window(node);
+    }
+}
+
+// Of poolings and resizings: first over rows, then over columns.
+int Stream::touched_by_window(const Node& node) {
+    const Shape& out = program_->values[size_t(node.outputs[0])].map;
+    const Change& x = states_[size_t(node.inputs[0])].change;
+    std::memset(touch_.data(), 0, size_t(out.pixels()));
+    const int width = x.shape.width;
+    uint8_t *line = sized(workspaces_[0].bytes, 2 * size_t(width)), *wide = line + width;
+    const Columns* marks = marked_rows(x, workspaces_[0]);
+    const bool taps = node.kind == Kind::resize;
+    int found = 0;
+    for (int r = 0; r < out.height; ++r) {
+        Columns here = NONE;
+        const auto row = [&](int y) {
+            if (marks[y].empty()) return;
+            const uint8_t* from = x.mask + size_t(y) * size_t(width);
+            if (here.empty()) std::memset(line, 0, size_t(width));
+            for (int c = marks[y].from; c < marks[y].to; ++c) line[c] |= from[c];
+            here.join(marks[y]);
+        };
+        if (taps)
+            for (int k = 0; k < node.row_taps; ++k) row(node.rows[size_t(r) * node.row_taps + k]);
+        else
+            for (int y = node.rows[2 * size_t(r)]; y < node.rows[2 * size_t(r) + 1]; y += node.row_step) row(y);
+        if (here.empty()) continue;
+        uint8_t* to = touch_.data() + size_t(r) * out.width;
+        if (taps) {
+            for (int c = 0; c < out.width; ++c)
+                for (int k = 0; k < node.column_taps; ++k) to[c] |= line[node.columns[size_t(c) * size_t(node.column_taps) + size_t(k)]];
+            found += list_marks(to, out.width, r * out.width, list_.data() + found);
+            continue;
+        }
+        // Whole windows by where they start, many at a time; the few that are cut off one by one.
+        const int reach = (node.widest - 1) * node.column_step, low = std::max(0, here.from - reach);
+        std::memcpy(wide + low, line + low, size_t(here.to - low));
+        for (int k = node.column_step; k <= reach; k += node.column_step)
+            for (int c = low; c + k < here.to; ++c) wide[c] |= line[c + k];
+        Columns reached = NONE;
+        for (int c = 0; c < out.width; ++c) {
+            const int start = node.columns[2 * size_t(c)], end = node.columns[2 * size_t(c) + 1];
+            if (end <= here.from || start >= here.to) continue;
+            if (end - start <= reach)
+                for (int i = start; i < end; i += node.column_step) to[c] |= line[i];
+            else if (start >= low) to[c] = wide[start];
+            reached.join({c, c + 1});
+        }
+        if (!reached.empty()) found += list_marks(to + reached.from, reached.to - reached.from, r * out.width + reached.from, list_.data() + found);
+    }
+    return found;
+}
+
+}  // namespace sparsetime
