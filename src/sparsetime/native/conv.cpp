@@ -220,21 +220,28 @@ int Conv::look_up(const float* value, const int32_t* pixel, int m, Walk& walk, f
         rx[i] = &columns_.source[size_t(p - walk.start) * kw];
     }
     if (patches) {
-        for (int ky = 0; ky < kh; ++ky) {
-            for (int i = 0; i < m; ++i, patches += kw * C) {
+        for (int i = 0; i < m; ++i, patches += kh * kw * C) {
+            const bool adjoining = rx[i][0] >= 0 && rx[i][kw - 1] == rx[i][0] + kw - 1;
+            if (adjoining && ry[i][0] >= 0 && ry[i][kh - 1] == ry[i][0] + kh - 1) {
+                const float* x = input(ry[i][0], rx[i][0]);
+                for (int ky = 0; ky < kh; ++ky, x += ptrdiff_t(in.width) * C) from[ky * m + i] = x;
+                continue;
+            }
+            float* patch = patches;
+            for (int ky = 0; ky < kh; ++ky, patch += kw * C) {
                 const int y = ry[i][ky];
-                if (y >= 0 && rx[i][0] >= 0 && rx[i][kw - 1] == rx[i][0] + kw - 1) {
+                if (y >= 0 && adjoining) {
                     from[ky * m + i] = input(y, rx[i][0]);
                     continue;
                 }
-                from[ky * m + i] = patches;
+                from[ky * m + i] = patch;
                 for (int kx = 0; kx < kw; ++kx) {
                     const float* x = (y | rx[i][kx]) >= 0 ? input(y, rx[i][kx]) : nullptr;
-                    for (int c = 0; c < C; ++c) patches[kx * C + c] = x ? x[c] : 0.0f;
+                    for (int c = 0; c < C; ++c) patch[kx * C + c] = x ? x[c] : 0.0f;
                 }
             }
-            tap[ky] = ky * kw;
         }
+        for (int ky = 0; ky < kh; ++ky) tap[ky] = ky * kw;
         return kh;
     }
     for (int ky = 0; ky < kh; ++ky)

@@ -80,11 +80,14 @@ int touched_outputs(const Axis& rows, const Axis& columns, const Shape& in, cons
         for (int k = 0; k < rows.taps; ++k)
             if (source[k] >= 0) here.join(marks[source[k]]);
         if (here.empty()) continue;
-        std::memset(line + here.from, 0, size_t(here.to - here.from));
+        bool first = true;
         for (int k = 0; k < rows.taps; ++k) {
-            if (source[k] < 0) continue;
+            if (source[k] < 0 || marks[source[k]].empty()) continue;
             const uint8_t* from = change.mask + size_t(source[k]) * in.width;
-            for (int x = marks[source[k]].from; x < marks[source[k]].to; ++x) line[x] |= from[x];
+            if (first) std::memcpy(line + here.from, from + here.from, size_t(here.to - here.from));
+            else
+                for (int x = marks[source[k]].from; x < marks[source[k]].to; ++x) line[x] |= from[x];
+            first = false;
         }
         uint8_t* to = mask + size_t(y) * out.width;
         Columns reached = NONE;
