@@ -96,12 +96,8 @@ struct Workspace {
     std::vector<std::vector<Run>> runs;  // by phase and block of channels
 };
 
-// Appends to `list` the places of n marks, each 0 or 1, that are set; the first one's place is `first`. Returns how many. There must be
-// room for one entry more.
-int list_marks(const uint8_t* mark, int n, int32_t first, int32_t* list);
-
 // Marks the outputs of a convolution that the active pixels of `change` reach; `mask` is written whole. Returns how many, in `list`
-// ascending. `pointwise`: output p needs input p, no other.
+// ascending, which has room for LANE more. `pointwise`: output p needs input p, no other.
 int touched_outputs(const Axis& rows, const Axis& columns, const Shape& in, const Shape& out, bool pointwise, const Change& change,
                     uint8_t* mask, int32_t* list, Workspace& ws);
 

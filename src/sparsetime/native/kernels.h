@@ -244,6 +244,8 @@ struct RowKernels {
     void (*spread)(const float* x, const int32_t* index, const float* w, int taps, int n, float* out);
     // The same sum as blend; returns how many of n differ from that of `before`.
     int (*blend_again)(const float* const* x, const float* const* before, const float* w, int rows, float* sum, int n);
+    // Writes the places of n marks, each 0 or 1, that are set to `list`, which has room for LANE more; the first one's place is `first`. Returns how many.
+    int (*list)(const uint8_t* mark, int n, int32_t first, int32_t* list);
     // Rows of `stride` floats as planes, `plane` floats from one to the next.
     void (*planes)(const float* x, int pixels, int stride, int channels, int plane, float* out);
 };

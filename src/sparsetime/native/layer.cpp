@@ -29,7 +29,7 @@ Layer::Layer(std::shared_ptr<const Conv> conv_, const float* bias, Act act, floa
       encode_(encode),
       step_map_(step_map),
       touched_(size_t(conv->out.pixels())),
-      list_(size_t(conv->out.pixels()) + 1) {
+      list_(size_t(conv->out.pixels()) + LANE) {
     const Shape& out = conv->out;
     bias_.assign(size_t(out.stride()), 0.0f);
     if (bias) std::memcpy(bias_.data(), bias, size_t(out.channels) * sizeof(float));

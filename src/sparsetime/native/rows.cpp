@@ -9,6 +9,10 @@ namespace {
 
 using namespace sparsetime;
 
+#if defined(__AVX512F__)
+alignas(64) constexpr int32_t IOTA[LANE] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#endif
+
 void add(const float* x, float w, float* sum, int n) {
     int i = 0;
     for (; i + VL <= n; i += VL) store(sum + i, load(sum + i) + w * load(x + i));
@@ -124,8 +128,7 @@ inline void store_first(float* p, Vec v, int n) {
 // Appends the lanes of d that are set in `lanes` as events; writes whole vectors.
 inline void append(unsigned lanes, Vec d, uint32_t first, uint32_t* place, float* change) {
 #if defined(__AVX512F__)
-    alignas(64) static const int32_t iota[LANE] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const __m512i lane = _mm512_maskz_compress_epi32(__mmask16(lanes), _mm512_load_si512(iota));
+    const __m512i lane = _mm512_maskz_compress_epi32(__mmask16(lanes), _mm512_load_si512(IOTA));
     _mm512_storeu_si512(place, _mm512_add_epi32(lane, _mm512_set1_epi32(int(first))));
     _mm512_storeu_ps(change, _mm512_permutexvar_ps(lane, d));
 #else
@@ -252,6 +255,32 @@ int blend_again(const float* const* x, const float* const* before, const float* 
     return blend_again_of<0>(x, before, w, rows, sum, n);
 }
 
+int list(const uint8_t* mark, int n, int32_t first, int32_t* list) {
+    int found = 0, i = 0;
+#if defined(__AVX512F__)
+    for (; i < n; i += LANE) {
+        const __mmask16 some = n - i < LANE ? __mmask16((1u << (n - i)) - 1) : __mmask16(0xffff);
+        const __m128i bytes = _mm_maskz_loadu_epi8(some, mark + i);
+        const __mmask16 set = _mm_test_epi8_mask(bytes, bytes);
+        const __m512i places = _mm512_add_epi32(_mm512_load_si512(IOTA), _mm512_set1_epi32(first + i));
+        _mm512_storeu_si512(list + found, _mm512_maskz_compress_epi32(set, places));
+        found += __builtin_popcount(set);
+    }
+#else
+    const auto one = [&](int k) {  // without a branch: which are set cannot be foreseen
+        list[found] = first + k;
+        found += mark[k];
+    };
+    for (uint64_t word; i + 8 <= n; i += 8) {
+        __builtin_memcpy(&word, mark + i, sizeof word);
+        if (word)
+            for (int k = i; k < i + 8; ++k) one(k);
+    }
+    for (; i < n; ++i) one(i);
+#endif
+    return found;
+}
+
 // Four pixels by four channels change places at once.
 typedef float Four __attribute__((vector_size(16)));
 typedef float FourU __attribute__((vector_size(16), aligned(4), may_alias));
@@ -291,6 +320,6 @@ void planes(const float* x, int pixels, int stride, int channels, int plane, flo
 namespace sparsetime {
 
 extern const RowKernels SPARSETIME_ROWS;
-const RowKernels SPARSETIME_ROWS = {add, blend, combine, multiply, divide, maximum, replace, pick, spread, blend_again, planes};
+const RowKernels SPARSETIME_ROWS = {add, blend, combine, multiply, divide, maximum, replace, pick, spread, blend_again, list, planes};
 
 }  // namespace sparsetime

@@ -36,7 +36,7 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
         largest = std::max(largest, size_t(s.pixels()));
     }
     touch_.resize(largest);
-    list_.resize(largest + 1);
+    list_.resize(largest + LANE);
     all_.resize(largest);
     for (size_t i = 0; i < largest; ++i) all_[i] = int32_t(i);
     for (size_t i = 0; i < p.nodes.size(); ++i)

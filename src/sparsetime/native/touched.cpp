@@ -47,21 +47,6 @@ int ceil_div(int a, int b) { return a > 0 ? (a + b - 1) / b : -(-a / b); }
 
 }  // namespace
 
-int list_marks(const uint8_t* mark, int n, int32_t first, int32_t* list) {
-    int found = 0, i = 0;
-    const auto one = [&](int k) {  // without a branch: which are set cannot be foreseen
-        list[found] = first + k;
-        found += mark[k];
-    };
-    for (uint64_t word; i + 8 <= n; i += 8) {
-        std::memcpy(&word, mark + i, sizeof word);
-        if (word)
-            for (int k = i; k < i + 8; ++k) one(k);
-    }
-    for (; i < n; ++i) one(i);
-    return found;
-}
-
 int touched_outputs(const Axis& rows, const Axis& columns, const Shape& in, const Shape& out, bool pointwise, const Change& change,
                     uint8_t* mask, int32_t* list, Workspace& ws) {
     if (pointwise && change.active_count) {
@@ -113,13 +98,13 @@ int touched_outputs(const Axis& rows, const Axis& columns, const Shape& in, cons
             else
                 for (int x = by.from; x < by.to; ++x, from += step) to[x] |= *from;
         }
-        if (!reached.empty()) found += list_marks(to + reached.from, reached.to - reached.from, y * out.width + reached.from, list + found);
+        if (!reached.empty()) found += kernels().rows->list(to + reached.from, reached.to - reached.from, y * out.width + reached.from, list + found);
     }
     return found;
 }
 
 // The marks of touch_ as list_.
-int Stream::listed(const Shape& map) { return list_marks(touch_.data(), map.pixels(), 0, list_.data()); }
+int Stream::listed(const Shape& map) { return kernels().rows->list(touch_.data(), map.pixels(), 0, list_.data()); }
 
 int Stream::union_of(const std::vector<int>& inputs) {
     const Change& first = states_[size_t(inputs[0])].change;
@@ -206,7 +191,7 @@ int Stream::touched_by_window(const Node& node) {
         if (taps) {
             for (int c = 0; c < out.width; ++c)
                 for (int k = 0; k < node.column_taps; ++k) to[c] |= line[node.columns[size_t(c) * size_t(node.column_taps) + size_t(k)]];
-            found += list_marks(to, out.width, r * out.width, list_.data() + found);
+            found += kernels().rows->list(to, out.width, r * out.width, list_.data() + found);
             continue;
         }
         // Whole windows by where they start, many at a time; the few that are cut off one by one.
@@ -223,7 +208,7 @@ int Stream::touched_by_window(const Node& node) {
             else if (start >= low) to[c] = wide[start];
             reached.join({c, c + 1});
         }
-        if (!reached.empty()) found += list_marks(to + reached.from, reached.to - reached.from, r * out.width + reached.from, list_.data() + found);
+        if (!reached.empty()) found += kernels().rows->list(to + reached.from, reached.to - reached.from, r * out.width + reached.from, list_.data() + found);
     }
     return found;
 }
