@@ -81,6 +81,16 @@ struct Walk {
     }
 };
 
+// Columns [from, to) of a row, outside of which none is marked. Changes lie together: work on few columns is little work.
+struct Columns {
+    int32_t from, to;
+    bool empty() const { return from >= to; }
+    void join(Columns other) {
+        from = from < other.from ? from : other.from;
+        to = to > other.to ? to : other.to;
+    }
+};
+
 // Buffers of one thread, reused by all layers.
 struct Workspace {
     Floats sum;
@@ -93,6 +103,7 @@ struct Workspace {
     std::vector<int32_t> segments;
     std::vector<float*> outputs;
     std::vector<uint8_t> bytes;
+    std::vector<Columns> marks;  // of rows
     std::vector<std::vector<Run>> runs;  // by phase and block of channels
 };
 

@@ -9,16 +9,6 @@ namespace sparsetime {
 
 namespace {
 
-// Columns [from, to) of a row, outside of which none is marked. Changes lie together: work on few columns is little work.
-struct Columns {
-    int32_t from, to;
-    bool empty() const { return from >= to; }
-    void join(Columns other) {
-        from = std::min(from, other.from);
-        to = std::max(to, other.to);
-    }
-};
-
 constexpr Columns NONE{1 << 30, 0};
 
 Columns marked(const uint8_t* row, int n) {
@@ -36,9 +26,8 @@ Columns marked(const uint8_t* row, int n) {
 
 // The marks of all rows of a map.
 const Columns* marked_rows(const Change& change, Workspace& ws) {
-    static_assert(sizeof(Columns) == 2 * sizeof(int32_t));
     const Shape& map = change.shape;
-    Columns* marks = reinterpret_cast<Columns*>(sized(ws.span, 2 * size_t(map.height)));
+    Columns* marks = sized(ws.marks, size_t(map.height));
     for (int y = 0; y < map.height; ++y) marks[y] = marked(change.mask + size_t(y) * size_t(map.width), map.width);
     return marks;
 }
