@@ -5,6 +5,10 @@
 #include "kernels.h"
 #include "vec.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 using namespace sparsetime;
@@ -281,10 +285,20 @@ int list(const uint8_t* mark, int n, int32_t first, int32_t* list) {
     return found;
 }
 
-// Four pixels by four channels change places at once.
-typedef float Four __attribute__((vector_size(16)));
-typedef float FourU __attribute__((vector_size(16), aligned(4), may_alias));
-typedef int32_t Order __attribute__((vector_size(16)));
+// Four pixels by four channels change places: from rows of `stride` floats to planes, `plane` floats from one to the next.
+inline void planes_of_four(const float* x, ptrdiff_t stride, ptrdiff_t plane, float* out) {
+#if defined(__x86_64__)
+    __m128 a = _mm_loadu_ps(x), b = _mm_loadu_ps(x + stride), c = _mm_loadu_ps(x + 2 * stride), d = _mm_loadu_ps(x + 3 * stride);
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    _mm_storeu_ps(out, a);
+    _mm_storeu_ps(out + plane, b);
+    _mm_storeu_ps(out + 2 * plane, c);
+    _mm_storeu_ps(out + 3 * plane, d);
+#else
+    for (int c = 0; c < 4; ++c)
+        for (int i = 0; i < 4; ++i) out[c * plane + i] = x[i * stride + c];
+#endif
+}
 
 void planes(const float* x, int pixels, int stride, int channels, int plane, float* out) {
     constexpr int BLOCK = 64;  // pixels whose rows stay in the first cache
@@ -296,17 +310,7 @@ void planes(const float* x, int pixels, int stride, int channels, int plane, flo
         for (; c + 4 <= channels; c += 4, to += 4 * ptrdiff_t(plane)) {
             const float* from = rows + c;
             int i = 0;
-            for (; i + 4 <= n; i += 4, from += 4 * ptrdiff_t(stride)) {
-                Four r[4];
-                for (int k = 0; k < 4; ++k) r[k] = *reinterpret_cast<const FourU*>(from + ptrdiff_t(k) * stride);
-                const Four low0 = __builtin_shuffle(r[0], r[1], Order{0, 4, 1, 5}), low1 = __builtin_shuffle(r[2], r[3], Order{0, 4, 1, 5});
-                const Four high0 = __builtin_shuffle(r[0], r[1], Order{2, 6, 3, 7}), high1 = __builtin_shuffle(r[2], r[3], Order{2, 6, 3, 7});
-                const auto put = [&](int k, Four v) { *reinterpret_cast<FourU*>(to + ptrdiff_t(k) * plane + i) = v; };
-                put(0, __builtin_shuffle(low0, low1, Order{0, 1, 4, 5}));
-                put(1, __builtin_shuffle(low0, low1, Order{2, 3, 6, 7}));
-                put(2, __builtin_shuffle(high0, high1, Order{0, 1, 4, 5}));
-                put(3, __builtin_shuffle(high0, high1, Order{2, 3, 6, 7}));
-            }
+            for (; i + 4 <= n; i += 4, from += 4 * ptrdiff_t(stride)) planes_of_four(from, stride, plane, to + i);
             for (; i < n; ++i, from += stride)
                 for (int k = 0; k < 4; ++k) to[ptrdiff_t(k) * plane + i] = from[k];
         }
