@@ -32,6 +32,22 @@ const Columns* marked_rows(const Change& change, Workspace& ws) {
     return marks;
 }
 
+// The marks of several rows as one, `line`, and where it has any. each_row(f) calls f(y) for these rows.
+template <class EachRow>
+Columns merged(const Change& change, const Columns* marks, const EachRow& each_row, uint8_t* line) {
+    const size_t width = size_t(change.shape.width);
+    Columns here = NONE;
+    each_row([&](int y) {
+        if (marks[y].empty()) return;
+        const uint8_t* row = change.mask + size_t(y) * width;
+        if (here.empty()) std::memcpy(line, row, width);
+        else
+            for (int x = marks[y].from; x < marks[y].to; ++x) line[x] |= row[x];
+        here.join(marks[y]);
+    });
+    return here;
+}
+
 int ceil_div(int a, int b) { return a > 0 ? (a + b - 1) / b : -(-a / b); }
 
 }  // namespace
@@ -50,19 +66,12 @@ int touched_outputs(const Axis& rows, const Axis& columns, const Shape& in, cons
     int found = 0;
     for (int y = 0; y < out.height; ++y) {
         const int32_t* source = &rows.source[size_t(y) * rows.taps];
-        Columns here = NONE;
-        for (int k = 0; k < rows.taps; ++k)
-            if (source[k] >= 0) here.join(marks[source[k]]);
+        const auto each_row = [&](const auto& body) {
+            for (int k = 0; k < rows.taps; ++k)
+                if (source[k] >= 0) body(source[k]);
+        };
+        const Columns here = merged(change, marks, each_row, line);
         if (here.empty()) continue;
-        bool first = true;
-        for (int k = 0; k < rows.taps; ++k) {
-            if (source[k] < 0 || marks[source[k]].empty()) continue;
-            const uint8_t* from = change.mask + size_t(source[k]) * in.width;
-            if (first) std::memcpy(line + here.from, from + here.from, size_t(here.to - here.from));
-            else
-                for (int x = marks[source[k]].from; x < marks[source[k]].to; ++x) line[x] |= from[x];
-            first = false;
-        }
         uint8_t* to = mask + size_t(y) * out.width;
         Columns reached = NONE;
         for (int k = 0; k < columns.taps; ++k) {
@@ -163,18 +172,13 @@ int Stream::touched_by_window(const Node& node) {
     const bool taps = node.kind == Kind::resize;
     int found = 0;
     for (int r = 0; r < out.height; ++r) {
-        Columns here = NONE;
-        const auto row = [&](int y) {
-            if (marks[y].empty()) return;
-            const uint8_t* from = x.mask + size_t(y) * size_t(width);
-            if (here.empty()) std::memset(line, 0, size_t(width));
-            for (int c = marks[y].from; c < marks[y].to; ++c) line[c] |= from[c];
-            here.join(marks[y]);
+        const auto each_row = [&](const auto& body) {
+            if (taps)
+                for (int k = 0; k < node.row_taps; ++k) body(node.rows[size_t(r) * node.row_taps + k]);
+            else
+                for (int y = node.rows[2 * size_t(r)]; y < node.rows[2 * size_t(r) + 1]; y += node.row_step) body(y);
         };
-        if (taps)
-            for (int k = 0; k < node.row_taps; ++k) row(node.rows[size_t(r) * node.row_taps + k]);
-        else
-            for (int y = node.rows[2 * size_t(r)]; y < node.rows[2 * size_t(r) + 1]; y += node.row_step) row(y);
+        const Columns here = merged(x, marks, each_row, line);
         if (here.empty()) continue;
         uint8_t* to = touch_.data() + size_t(r) * out.width;
         if (taps) {
