@@ -21,9 +21,16 @@ from sparsetime.engine.cpu import Native
 from sparsetime.engine.reference import Reference
 
 
+def leave_traces(native: Native, plan: Plan, seed: int) -> None:
+    """Fill the memory that values share with what has no business there."""
+    native.run(10 + frames(plan, 1, seed + 1)[0], keep=False)
+    native.reset()
+
+
 def check_equal(plan: Plan, seed: int, threads: int = 1) -> None:
     """With numbers that float32 does not round, every accumulator, value and count agrees to the bit."""
     native, reference = Native(plan, threads), Reference(plan)
+    leave_traces(native, plan, seed)
     for t, frame in enumerate(frames(plan, 7, seed, dyadic=True)):
         for got, expected in zip(native.run(frame), reference.run(frame), strict=True):
             np.testing.assert_array_equal(got, expected)
@@ -60,6 +67,27 @@ def test_networks_equal_the_reference(plan, seed):
 @given(plans(dyadic=True), st.integers(0, 99))
 def test_threads_change_nothing(plan, seed):
     check_equal(plan, seed, threads=3)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_frame_that_leaves_no_state_has_the_same_outputs(isa, threads):
+    @examples(60)
+    @given(plans(), st.integers(0, 99))
+    def check(plan, seed):
+        native, fresh = Native(plan, threads), Native(plan, threads)
+        for number, frame in enumerate(frames(plan, 6, seed)):
+            if number != 4:
+                native.reset()
+                fresh.reset()
+            keep = number in (0, 3, 4)
+            for got, expected in zip(native.run(frame, keep), fresh.run(frame), strict=True):
+                np.testing.assert_array_equal(got, expected)
+            state = native.state()
+            assert bool(state) == keep
+            for name, array in state.items():
+                np.testing.assert_array_equal(array, fresh.state()[name], err_msg=name)
+
+    check()
 
 
 @examples(60)
@@ -268,6 +296,35 @@ def test_moves_of_channels_equal_the_reference(isa, channels, crossover):
     ops = tuple(replace(op, crossover=crossover) if op.kind == "conv2d" else op for op in plan.ops)
     for threads in (1, 3):
         check_equal(replace(plan, ops=ops), seed=2, threads=threads)
+
+
+class Joined(nn.Module):
+    """A convolution behind six channels that are joined, of which the first three are the input's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(6, 4, 3, padding=1), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.conv(torch.cat([x, x.relu()], 1))
+        return y, self.last(y.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("codec", ["exact", "hold"])
+def test_joined_channels_end_with_the_last_one(codec):
+    """Values share memory for deltas, and what another one left behind a row is no event."""
+    for seed in range(8):
+        torch.manual_seed(seed)
+        frame = torch.randn(1, 3, 12, 14)
+        plan = sparsetime.compile(Joined().eval(), frame, codec=codec, levels=16)
+        native, reference = plan.stream(), plan.stream(backend="reference")
+        for share in (0, 0.02, 0.5, 0.02, 0.3):
+            moved = torch.rand(frame.shape) < share
+            frame = torch.where(moved, torch.randn(frame.shape), frame)
+            for got, expected in zip(native(frame), reference(frame), strict=True):
+                np.testing.assert_allclose(got, expected, atol=1e-5)  # sums of 54 products of about 1
+            stats = native.stats
+            assert stats["cat"].events == stats["conv"].events_in == reference.stats["cat"].events
 
 
 def test_moves_of_channels_go_on_from_a_restored_state():

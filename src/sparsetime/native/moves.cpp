@@ -256,6 +256,7 @@ void Stream::carry(const Node& node) {
                     to.first += uint32_t(channels);
                     if (to.row) to.row += channels;
                 }
+                if (to.row) std::fill(to.row, to.row + (out.stride() - C), 0.0f);  // what was there is of another value
                 return all;
             });
         case Kind::channels: {
