@@ -15,7 +15,7 @@ from mutations import mutate, varied, varied_int8
 from random_plans import plans
 from tiny_plan import changed, tiny
 
-from sparsetime.engine import Plan, PlanError
+from sparsetime.engine import Op, Plan, PlanError
 from sparsetime.engine.planfile import header_of, parse
 
 VARIED = varied()
@@ -209,6 +209,26 @@ def test_an_island_that_cannot_run_says_so(arguments, message, backend):
     plan = dataclasses.replace(VARIED, ops=tuple(ops))
     with pytest.raises(PlanError, match=message):
         plan.stream(backend=backend)(np.ones(plan.input_shape, np.float32))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_frame_that_an_island_fails_on_leaves_nothing_behind(backend):
+    tensors = {"step": np.full(1, 0.1, np.float32), "weight": np.ones((1, 2), np.float32)}
+    inverse = {"target": "aten.linalg_inv.default", "arguments": [{"value": 1}], "keywords": {}, "types": ["float32"]}
+    ops = (
+        Op("input", "input", (), (0,), codec={"kind": "hold", "tensor": "step"}),
+        Op("reshape", "square", (0,), (1,)),
+        Op("island", "inverse", (1,), (2,), inverse),
+        Op("linear", "summed", (2,), (3,), {}, {"weight": "weight"}),
+    )
+    plan = Plan("inverse", ((1, 4), (2, 2), (2, 2), (2, 1)), ops, (3,), {"output": 0}, tensors)
+    stream, fresh = plan.stream(backend=backend), plan.stream(backend=backend)
+    good, singular, other = (np.array([x], np.float32) for x in ([1, 2, 3, 5], [1, 1, 1, 1], [1.05, 1, 0, 1]))
+    stream(good)
+    with pytest.raises(PlanError, match="inverse"):
+        stream(singular)
+    np.testing.assert_array_equal(stream(other), fresh(other))  # and not what `hold` would keep of the frames before
+    assert stream.flushed
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from sparsetime.convert.integers import quantised_plan
 from sparsetime.engine import FrameError, InputSpec, Op, Plan, StreamBusyError, StreamError
 from sparsetime.engine.flushes import Flushes
 from sparsetime.engine.frames import FrameReader
+from sparsetime.engine.statefile import load_state, save_state
 from sparsetime.engine.stream import Stream
 
 
@@ -260,12 +261,12 @@ def test_the_pace_of_flushes_by_hand():
     flushes = Flushes(plan, 2.0)
     busy, calm = (np.array([n, *[0] * (len(plan.ops) - 1)]) for n in (20, 10))
     found = []
-    for events in (None, calm, busy, None, busy, None, None, busy, *[None] * 4, busy, *[None] * 8, busy, *[None] * 8):
+    for events in (calm, busy, None, busy, None, None, busy, *[None] * 4, busy, *[None] * 8, busy, *[None] * 8):
         found.append(flushes.pace)
-        assert flushes.due == (events is None and bool(found[1:])), found
+        assert flushes.due == (events is None), found
         flushes.after(events is None, lambda events=events: events)
-    assert found[1:4] == [(0.0, 0, 1), (0.25, 0, 1), (0.75, 1, 2)]
-    assert found[5] == (0.5, 2, 4)
+    assert found[:3] == [(0.0, 0, 1), (0.25, 0, 1), (0.75, 1, 2)]
+    assert found[4] == (0.5, 2, 4)
     assert [pace.left for pace in found[-9:]] == [0, 8, 7, 6, 5, 4, 3, 2, 1]
     flushes.after(False, lambda: calm)
     assert flushes.pace == (0.25, 0, 1)
@@ -274,6 +275,26 @@ def test_the_pace_of_flushes_by_hand():
         flushes.after(False, lambda: calm)
     assert flushes.pace == (2.0, 0, 1)
     assert flushes.due
+
+
+def test_the_pace_behind_cuts_by_hand():
+    """One cut says nothing of the next frame, cuts behind each other do."""
+    plan = tiny()
+    flushes = Flushes(plan, 100.0)
+    calm = np.array([10, *[0] * (len(plan.ops) - 1)])
+    due, again = [], []
+    for _ in range(17):  # a camera that moves: each frame that is no flush is a cut
+        due.append(flushes.due)
+        again.append(flushes.again)
+        flushes.after(True, lambda: calm)
+    assert due == [False, False, True, False, True, True, True, False, *[True] * 7, False, True]
+    assert again == [False, False, False, False, True, True, False, False, *[True] * 6, False, False, True]
+    for _ in range(6):
+        flushes.after(True, lambda: calm)
+    assert flushes.pace == (0.0, 0, 8)
+    flushes.after(False, lambda: calm)
+    flushes.after(True, lambda: calm)
+    assert flushes.pace == (0.0, 0, 2)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -297,6 +318,59 @@ def test_while_much_moves_frames_are_flushes(backend, monkeypatch):
     assert sum(flushed[:16]) > 4
     assert not any(flushed[-3:])  # a still picture is none, once the flushes that were due are over
     assert not all(flushed[:16])
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_between_two_flushes_there_is_no_state(backend, precision, tmp_path):
+    plan = holding().plan
+    rng = np.random.default_rng(0)
+    moving = [rng.standard_normal(plan.input_shape).astype(np.float32) for _ in range(9)]  # cuts
+    if precision == "int8":
+        plan = quantised_plan(plan, moving)
+    stream, fresh = plan.stream(backend=backend, flush=100.0), plan.stream(backend=backend)
+    stateless = []
+    for number, frame in enumerate(moving):
+        fresh.reset()
+        np.testing.assert_array_equal(stream(frame), fresh(frame))
+        assert stream.flushed
+        if number % 2:  # asked for or not, the stream goes on in the same way
+            for value in range(len(plan.values)):
+                np.testing.assert_array_equal(stream.value(value), fresh.value(value))
+        snapshot = stream.snapshot()
+        if snapshot:
+            assert snapshot.keys() == fresh.snapshot().keys()
+        else:
+            stateless.append(number)
+    assert stateless == [6]  # of the flushes 3, 5, 6 and 7; the value of 5 was asked for
+
+    other = plan.stream(backend=backend, flush=100.0)
+    for frame in moving[:7]:
+        other(frame)
+    with pytest.raises(FrameError, match="shape"):
+        other(moving[0][..., :-1])
+    save_state(other, tmp_path / "state")
+    third = plan.stream(backend=backend, flush=100.0)
+    load_state(third, tmp_path / "state")
+    assert third.frames == 7
+    with pytest.raises(StreamError, match="seen a frame"):
+        third.value(0)
+    for frame in (moving[7], moving[8], moving[8]):
+        np.testing.assert_array_equal(third(frame), other(frame))
+        assert third.snapshot().pace == other.snapshot().pace
+        np.testing.assert_array_equal(third.value(1), other.value(1))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_refresh_that_was_asked_for_outlives_a_snapshot(backend):
+    stream = holding(backend=backend)
+    first, second = gentle(stream.plan, 2)
+    stream(first)
+    stream.refresh()
+    stream.snapshot()
+    stream(second)
+    assert stream.stats["conv"].path == "dense"
+    assert stream.op_density == 1
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -372,7 +446,7 @@ def test_two_threads_at_once_are_refused(stream):
     class Slow:
         flushed = False
 
-        def run(self, frame):
+        def run(self, frame, keep):
             entered.set()
             go.wait(10)
             return [np.zeros((1, 3, 2, 3), np.float32)]

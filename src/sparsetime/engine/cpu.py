@@ -157,10 +157,10 @@ class Native:
                 self._opaque[v] = result
                 self._stream.touch(v)
 
-    def run(self, frame: Array) -> list[Array]:
+    def run(self, frame: Array, keep: bool = True) -> list[Array]:
         if frame.dtype == np.uint8:
             frame = coloured(frame, self._plan.input)
-        outputs = self._stream.run(frame if frame.ndim == 4 else np.ascontiguousarray(frame))
+        outputs = self._stream.run(frame if frame.ndim == 4 else np.ascontiguousarray(frame), keep)
         if outputs is None:
             raise FrameError.not_finite()
         kept = iter(outputs)

@@ -38,11 +38,12 @@ class Executor(Protocol):
     def set_cut(self, share: float) -> None:
         """From now on a frame that sends more than this share of the input's elements is the first of a new stream."""
 
-    def run(self, frame: Array) -> list[Array]:
+    def run(self, frame: Array, keep: bool = True) -> list[Array]:
         """One frame to new arrays: the plan's outputs in order.
 
         Args:
             frame: of the plan's input shape, float32, or uint8 RGB to be normalised as the plan says.
+            keep: whether it leaves a state; if not, the next frame is the first again. Only the first frame may do so.
 
         Raises:
             FrameError: values that are not finite; the state is as it was.

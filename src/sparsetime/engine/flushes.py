@@ -7,10 +7,11 @@
 A frame is a flush, the first of a new stream,
 
 1. once asked >= `flush`: what codecs have kept back goes away, and flushes ask for at most as much as the changes do;
-2. if it sends more than `CUT` of the input's elements (the executor sees that while it takes the frame);
+2. if it sends more than `CUT` of the input's elements (the executor sees that while it takes the frame): a cut;
 3. for some frames after one with a > `BUSY`. Where much moves in one frame much moves in the next, and such a frame
    takes longer than a flush, whose answer is the dense one besides. One frame, then, if the frame behind it is as busy,
-   two, four, and so on up to `LONGEST`; a frame that is not busy starts again from one.
+   two, four, and so on up to `LONGEST`; a frame that is neither busy nor a cut starts again from one. A cut counts as
+   the first of these flushes, so that one alone is followed by none.
 
 2 and 3 are off where `flush` is 0.
 """
@@ -69,14 +70,22 @@ class Flushes:
         """Whether the next frame is a flush, whatever is in it."""
         return self.pace.left > 0 or 0 < self._flush <= self.pace.asked
 
+    @property
+    def again(self) -> bool:
+        """Whether the frame behind the next one is a flush, too."""
+        return self.pace.left > 1
+
     def after(self, flushed: bool, events: Callable[[], NDArray[np.int64]]) -> None:
         """The last frame was a flush, or sent so many events by operation, which are counted if it matters."""
         if not self._flush:
             return
         asked, left, following = self.pace
-        if flushed:
+        more = min(2 * following, LONGEST)
+        if self.due:
             self.pace = Pace(0.0, max(0, left - 1), following)
-            return
-        new = float(self._caused @ events())
-        busy = new > BUSY
-        self.pace = Pace(asked + new, following if busy else 0, min(2 * following, LONGEST) if busy else 1)
+        elif flushed:
+            self.pace = Pace(0.0, following - 1, more)
+        else:
+            new = float(self._caused @ events())
+            busy = new > BUSY
+            self.pace = Pace(asked + new, following if busy else 0, more if busy else 1)

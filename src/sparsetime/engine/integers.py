@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparsetime.engine.executor import OpStats
-from sparsetime.engine.frames import normalised
 from sparsetime.engine.islands import run_island
 from sparsetime.engine.ops import Coding, Op
 from sparsetime.engine.plan import Plan
@@ -99,8 +98,8 @@ def _blended(x: Tensor, rows: Tensor, row_weights: Tensor, columns: Tensor, colu
 class IntegerReference(Reference):
     """Executor of int8 plans in plain PyTorch; see `Executor` for its methods."""
 
-    def __init__(self, plan: Plan, threads: int = 1) -> None:
-        super().__init__(plan, threads)
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
         self._thresholds = [
             None
             if op.codec is None
@@ -174,9 +173,8 @@ class IntegerReference(Reference):
             return new
         return encode(new, old, self._plan.codings[op.output], threshold, op.codec.get("pixel", False))
 
-    def run(self, frame: NDArray[Any]) -> list[NDArray[Any]]:
+    def _computed(self, frame: NDArray[Any]) -> list[NDArray[Any]]:
         plan = self._plan
-        frame = normalised(frame, plan.input)
         flush, self._refresh = self._begins(frame), False
         changed: dict[int, Tensor] = {}
         stats = []

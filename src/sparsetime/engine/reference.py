@@ -121,7 +121,7 @@ class Reference:
         dtype: float32 as every backend, or float64 to measure what rounding does.
     """
 
-    def __init__(self, plan: Plan, threads: int = 1, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, plan: Plan, dtype: torch.dtype = torch.float32) -> None:
         self._plan = plan
         self._dtype = dtype
         self._tensors = {name: self._tensor(array) for name, array in plan.tensors.items()}
@@ -205,8 +205,19 @@ class Reference:
         z = _window_max(x[0], self._need(op, "columns"), columns)
         return _window_max(z.transpose(2, 3), self._need(op, "rows"), rows).transpose(2, 3)
 
-    def run(self, frame: NDArray[Any]) -> list[NDArray[Any]]:
+    def run(self, frame: NDArray[Any], keep: bool = True) -> list[NDArray[Any]]:
         frame = normalised(frame, self._plan.input)
+        try:
+            outputs = self._computed(frame)
+        except BaseException:  # an island's, say: the state of a frame half done is none
+            self.reset()
+            raise
+        if not keep:
+            self.reset()
+        return outputs
+
+    def _computed(self, frame: NDArray[Any]) -> list[NDArray[Any]]:
+        """The outputs of a frame, and the state that it leaves."""
         flush = self._begins(frame)
         dense = flush or self._refresh
         self._refresh = False

@@ -109,7 +109,7 @@ def load_state(stream: Stream, path: str | Path) -> None:
         raise StreamError(f"{path}: not a whole safetensors file: {error}") from error
     if _digest("", arrays) != header["arrays"]:
         raise StreamError(f"{path}: the file is damaged: its arrays are not those that were written")
-    if bool(arrays) != bool(header["frames"]):
+    if bool(arrays) != bool(header["frames"]) and (arrays or not header["pace"]["left"]):
         raise StreamError(f"{path}: {len(arrays)} arrays after {header['frames']} frames cannot be")
     stream.restore(Snapshot(arrays, header["frames"], Pace(**header["pace"])))
 

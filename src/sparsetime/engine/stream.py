@@ -58,7 +58,7 @@ def _executor(plan: Plan, backend: str, threads: int) -> Executor:
         from sparsetime.engine.integers import IntegerReference
         from sparsetime.engine.reference import Reference
 
-        return Reference(plan, threads) if plan.precision == "float32" else IntegerReference(plan, threads)
+        return Reference(plan) if plan.precision == "float32" else IntegerReference(plan)
     if backend == "cpu":
         from sparsetime.engine.cpu import Native
 
@@ -116,6 +116,9 @@ class Stream:
         if flush:
             self._executor.set_cut(CUT)
         self._every = refresh
+        self._wanted = False  # a refresh, by the next frame
+        self._begun = False  # there is a last frame whose values can be asked for
+        self._passed: Array | None = None  # that frame, if it left no state
         self._flushed = False
         self._flushes = Flushes(plan, flush)
         self._lock = threading.Lock()
@@ -144,15 +147,20 @@ class Stream:
         """
         with self._alone():
             x = self._read.checked(frame)
+            keep = True
             if self._flushes.due:
                 if x.dtype.kind == "f":
                     normalised(x, None)  # a frame that is refused leaves the stream as it was
                 self._executor.reset()
-            elif self._every and self.frames and self.frames % self._every == 0:
+                keep = not self._flushes.again
+            elif self._wanted or (self._every and self.frames and self.frames % self._every == 0):
                 self._executor.refresh()
-            outputs: list[Any] = self._executor.run(x)
+            outputs: list[Any] = self._executor.run(x, keep)
+            self._wanted, self._begun = False, True
+            self._passed = None if keep else x.copy()
             self._flushed = self._executor.flushed
-            self._flushes.after(self._flushed, self._executor.events)
+            if self.frames:
+                self._flushes.after(self._flushed, self._executor.events)
             self.frames += 1
         if is_tensor(frame):
             import torch
@@ -165,6 +173,7 @@ class Stream:
         with self._alone():
             self._executor.reset()
             self.frames, self._flushes.pace, self._flushed = 0, Pace(), False
+            self._wanted, self._begun, self._passed = False, False, None
 
     @property
     def flushed(self) -> bool:
@@ -174,10 +183,10 @@ class Stream:
     def refresh(self) -> None:
         """Compute all sums anew in the next frame; what was sent stays sent. Costs one dense frame."""
         with self._alone():
-            self._executor.refresh()
+            self._wanted = True
 
     def snapshot(self) -> Snapshot:
-        """A copy of the state. Empty before the first frame.
+        """A copy of the state. Empty before the first frame, and between two flushes, of which the second needs none.
 
         The stream goes on from the copy as another one would that restores it: how sums are rounded depends on the
         paths that the frames before took, which the state does not say.
@@ -204,6 +213,7 @@ class Stream:
         with self._alone():
             self._executor.restore(snapshot)
             self.frames, self._flushes.pace, self._flushed = snapshot.frames, snapshot.pace, False
+            self._wanted, self._begun, self._passed = False, len(snapshot) > 0, None
 
     def _expected(self) -> dict[str, tuple[tuple[int, ...], str]]:
         expected: dict[str, tuple[tuple[int, ...], str]] = {}
@@ -218,14 +228,18 @@ class Stream:
     def value(self, number: int) -> NDArray[Any]:
         """A copy of one value of the plan after the last frame, shaped as `plan.values` says.
 
-        The stream goes on as if it had not been asked, and pays for this value alone, not for a snapshot.
+        The stream goes on as if it had not been asked, and pays for this value alone, not for a snapshot; between two
+        flushes it computes the last frame again.
 
         Raises:
-            StreamError: there was no frame yet.
+            StreamError: there was no frame yet, or none since a snapshot without a state was restored.
         """
-        if not self.frames:
+        if not self._begun:
             raise StreamError(f"value {number}: expected a stream that has seen a frame, got a new one")
         with self._alone():
+            if self._passed is not None:
+                self._executor.run(self._passed)
+                self._passed = None
             return self._executor.value(number)
 
     @property

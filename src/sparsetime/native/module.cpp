@@ -200,7 +200,7 @@ struct BoundStream : Stream {
 };
 
 // The outputs, or None if the frame holds NaN or infinity.
-nb::object run_stream(BoundStream& s, const FrameArray& array) {
+nb::object run_stream(BoundStream& s, const FrameArray& array, bool keep) {
     const Value& v = value_of(s, s.program().nodes[0].outputs[0]);
     bool same = array.ndim() == v.shape.size();
     for (size_t i = 0; same && i < v.shape.size(); ++i) same = int64_t(array.shape(i)) == v.shape[i];
@@ -235,7 +235,7 @@ nb::object run_stream(BoundStream& s, const FrameArray& array) {
     bool taken;
     {
         nb::gil_scoped_release release;
-        taken = s.run(frame, places);
+        taken = s.run(frame, places, keep);
     }
     return taken ? nb::object(outputs) : nb::none();
 }
@@ -312,7 +312,8 @@ NB_MODULE(_native, m) {
                 island(node);
             });
         }, "program"_a, "threads"_a, "island"_a.none())
-        .def("run", &run_stream, "frame"_a, "The outputs, or None if the frame holds NaN or infinity; then nothing has happened.")
+        .def("run", &run_stream, "frame"_a, "keep"_a = true,
+             "The outputs, or None if the frame holds NaN or infinity; then nothing has happened.")
         .def("set_camera", [](BoundStream& s, std::vector<float> mean, std::vector<float> std) {
             const int channels = value_of(s, s.program().nodes[0].outputs[0]).map.channels;
             if (int(mean.size()) != channels || int(std.size()) != channels) throw std::invalid_argument("expected one number per channel");

@@ -12,6 +12,9 @@ namespace {
 constexpr int SHARED_PIXELS = 48;          // a thread's, below which channels are shared instead
 constexpr int SHARED_WEIGHTS = 32 * 1024;  // floats, below which it is not worth the second meeting of the threads
 
+// Floats behind an array: those of a power of two would else fall on the same sets of a cache, and kernels may read two vectors too many.
+constexpr size_t GAP = 3 * LANE;
+
 }  // namespace
 
 Stream::Stream(std::shared_ptr<const Program> program, int threads, Island island)
@@ -47,7 +50,6 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
             place(accumulators_[i]);
         }
     };
-    constexpr size_t GAP = 3 * LANE;  // arrays of a power of two would else fall on the same sets of a cache
     size_t total = 0;
     each([&](const Span& span) { total += span.length ? round_up(span.length, LANE) + GAP : 0; });
     memory_.assign(total, 0.0f);
@@ -92,7 +94,7 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
     }
     const size_t slack = size_t(LANE) * (size_t(pool_.threads()) + 1);
     for (size_t size : sizes) {
-        arena_floats_.emplace_back(size, 0.0f);
+        arena_floats_.emplace_back(size + GAP, 0.0f);
         arena_floats_.emplace_back(size + slack, 0.0f);
         arena_places_.emplace_back(size + slack, 0u);
     }
@@ -102,6 +104,10 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
         State& state = states_[v];
         state.change = {p.values[v].map, arena_floats_[2 * s].data(), state.mask.data(), state.active.data(), state.tally.data(), 0,
                         arena_places_[s].data(), arena_floats_[2 * s + 1].data(), 0, false, false};
+        // What outputs are read from has to last until the frame ends.
+        bool lasts = program_->integer || state.value.length == 0 || std::count(p.outputs.begin(), p.outputs.end(), int(v));
+        for (int consumer : p.values[v].consumers) lasts = lasts || p.nodes[size_t(consumer)].derived;
+        if (!lasts) passing_.push_back(int(v));
     }
 }
 
@@ -262,7 +268,7 @@ void Stream::execute(int number, const Frame& frame) {
     const Node& node = program_->nodes[size_t(number)];
     NodeStats& stats = stats_[size_t(number)];
     current_ = number;
-    keep_ = true;
+    keep_ = state_;
     stats = {};
     stats.path = dense_ ? "dense" : "sparse";
     if (node.derived) derive(number);
@@ -326,16 +332,7 @@ void Stream::start_anew() {
     forget_codes();
 }
 
-bool Stream::run(const Frame& frame, const std::vector<float*>& arrays) {
-    arrays_ = arrays;
-    flush_ = !started_;
-    if (!look(frame)) return false;
-    dense_ = refresh_;
-    refresh_ = false;
-    if (flush_) start_anew();
-    // A failed island leaves the state of a frame half done: only a new start mends it.
-    started_ = false;
-    clock_ = std::chrono::steady_clock::now();
+void Stream::execute_all(const Frame& frame) {
     for (size_t i = 0; i < program_->nodes.size(); ++i) {
         execute(int(i), frame);
         if (i == 0 && cuts(stats_[0].events)) {
@@ -347,7 +344,32 @@ bool Stream::run(const Frame& frame, const std::vector<float*>& arrays) {
         if (dense_)
             for (int v : program_->nodes[i].outputs) states_[size_t(v)].want_rows = states_[size_t(v)].want_events = true;
     }
-    started_ = true;
+}
+
+bool Stream::run(const Frame& frame, const std::vector<float*>& arrays, bool keep) {
+    arrays_ = arrays;
+    flush_ = !started_;
+    state_ = keep || !flush_;
+    if (!look(frame)) return false;
+    dense_ = refresh_;
+    refresh_ = false;
+    if (flush_) start_anew();
+    // A failed island leaves the state of a frame half done: only a new start mends it.
+    started_ = false;
+    clock_ = std::chrono::steady_clock::now();
+    const auto exchange = [&] {
+        if (!state_)
+            for (int v : passing_) std::swap(states_[size_t(v)].value.first, states_[size_t(v)].change.rows);
+    };
+    exchange();
+    try {
+        execute_all(frame);
+    } catch (...) {
+        exchange();
+        throw;
+    }
+    exchange();
+    started_ = state_;
     for (size_t k = 0; k < arrays_.size(); ++k) {
         const int value = program_->outputs[k];
         const Node& node = program_->nodes[size_t(program_->values[size_t(value)].producer)];

@@ -50,8 +50,8 @@ class Stream {
     // A frame is a flush if more than this share of the input's elements are sent in it.
     void set_cut(double share) { cut_ = share; }
     // Writes the program's outputs to `arrays`, in logical order, where there are any. False, and nothing has happened, if the frame
-    // holds NaN or infinity.
-    bool run(const Frame& frame, const std::vector<float*>& arrays = {});
+    // holds NaN or infinity. Without `keep`, which only a first frame can do without, the next frame is a first one, too.
+    bool run(const Frame& frame, const std::vector<float*>& arrays = {}, bool keep = true);
     void reset() { started_ = false; }
     void refresh() { refresh_ = true; }
     bool started() const { return started_; }
@@ -90,6 +90,7 @@ class Stream {
     template <class Body>
     void split(const Node& node, int output, const int32_t* list, int count, bool replace, bool by_row, const Body& body);
     void start_anew();
+    void execute_all(const Frame& frame);
     void execute(int number, const Frame& frame);
     void convolve(const Node& node, NodeStats& stats);
     void move(const Node& node);
@@ -145,6 +146,8 @@ class Stream {
     Floats memory_;  // values and accumulators, in the order in which a frame meets them
     Bytes codes_;    // values of int8 plans
     Bytes waiting_;  // new codes of one value, of which it is not known yet which pixels are sent
+    // Values that live in the deltas' memory in a frame that keeps no state: what is written there is read again while it is near.
+    std::vector<int> passing_;
     std::vector<Span> accumulators_;
     // By node, frames in a row that took the dense path everywhere. From the second on accumulators are not written, which
     // saves a third of the memory traffic; they are `stale` until a frame that needs them computes all anew.
@@ -184,6 +187,7 @@ class Stream {
     double cut_ = std::numeric_limits<double>::infinity();
     bool flush_ = true;  // this frame is the first
     bool dense_ = true;  // in this frame every operation is computed from scratch, everywhere
+    bool state_ = true;  // this frame leaves a state to the next one
     int current_ = 0;    // node that runs
     std::chrono::steady_clock::time_point clock_;  // when it started
 };

@@ -77,7 +77,7 @@ bool Stream::look(const Frame& frame) {
     const auto kept = [&](int y, int k) { return seen_.bytes.data() + (size_t(y) * pieces + k) * length; };
     if (flush_) seen_.blind = 0;
     // A step of `residual` may leave a rest of a whole step by rounding, which is sent when the same frame comes again.
-    const bool keep = node.encode != Encode::residual && seen_.blind == 0;
+    const bool keep = state_ && node.encode != Encode::residual && seen_.blind == 0;
     const bool compare = keep && seen_.valid && !flush_ && seen_.layout.column == frame.column && seen_.layout.channel == frame.channel &&
                          !seen_.layout.floats == !frame.floats;
     if (keep) seen_.bytes.resize(length * pieces * size_t(map.height));
