@@ -51,7 +51,7 @@ def test_time_never_falls_with_work() -> None:
 
 
 def test_work_is_macs_or_events_in() -> None:
-    stats = {"input": OpStats(7, 3, 0, 11, "sparse"), "conv": OpStats(3, 2, 50, 13, "dense")}
+    stats = {"input": OpStats(7, 3, 0, 0, 11, "sparse"), "conv": OpStats(3, 2, 50, 40, 13, "dense")}
     found = Counted.of([stats, stats], [False, True])
     np.testing.assert_array_equal(found.work, [[7, 50]] * 2)
     np.testing.assert_array_equal(found.events, [[3, 2]] * 2)
@@ -63,7 +63,7 @@ def test_densities_of_the_tiny_plan() -> None:
     # 40 inputs; the convolution's dense multiply-accumulates are asked for by all 40, so 4 events ask for a tenth.
     plan = tiny()
     layout = Layout(plan)
-    stats = {"input": OpStats(40, 4, 0, 1, "sparse"), "conv": OpStats(4, 3, plan.dense_macs // 2, 1, "sparse")}
+    stats = {"input": OpStats(40, 4, 0, 0, 1, "sparse"), "conv": OpStats(4, 3, plan.dense_macs // 2, 9, 1, "sparse")}
     found = Counted.of([stats, stats], [False, False])
     assert layout.event_density(found) == pytest.approx(0.1)
     assert layout.op_density(found) == pytest.approx(0.5)

@@ -39,7 +39,8 @@ def check_equal(plan: Plan, seed: int, threads: int = 1) -> None:
         for name, expected in reference.state().items():
             np.testing.assert_array_equal(state[name], expected, err_msg=f"frame {t}, {name}")
         for op, got, expected in zip(plan.ops, native.stats(), reference.stats(), strict=True):
-            assert (got.events_in, got.events) == (expected.events_in, expected.events), (t, op.name)
+            assert got[:2] == expected[:2], (t, op.name)
+            assert got.effective_macs == expected.effective_macs, (t, op.name)
             if got.path == expected.path:
                 assert got.macs == expected.macs, (t, op.name)
         if t == 4:
@@ -61,6 +62,31 @@ def test_every_operation_equals_the_reference(isa, kind):
 @given(plans(dyadic=True), st.integers(0, 99))
 def test_networks_equal_the_reference(plan, seed):
     check_equal(plan, seed)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize(
+    ("place", "caused", "done"),  # outputs that the pixel reaches; inputs that these read: 4, 6 or 9 each
+    [((0, 0), 4, 4 + 6 + 6 + 9), ((0, 4), 6, 3 * 6 + 3 * 9), ((3, 3), 9, 81), ((7, 7), 4, 25)],
+)
+def test_multiplications_are_counted_by_what_caused_them_and_by_what_was_done(precision, place, caused, done):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()).eval()
+    clip = torch.rand(2, 3, 8, 8)
+    plan = sparsetime.compile(module, clip[:1], steps=clip, codec="hold", precision=precision)
+    frame = clip[0].numpy()
+    moved = frame.copy()
+    moved[:, place[0], place[1]] = 1.5 - moved[:, place[0], place[1]]
+    for backend in ("cpu", "reference"):
+        stream = plan.stream(backend=backend)
+        stream(frame)
+        first = stream.stats[plan.ops[1].name]
+        assert first.macs == first.effective_macs == plan.dense_macs == 22 * 22 * 3 * 8
+        stream(moved)
+        entry = stream.stats[plan.ops[1].name]
+        assert entry.effective_macs == caused * 3 * 8
+        assert entry.macs == (done if entry.path == "dense" else caused) * 3 * 8
+    assert (backend, entry.path) == ("reference", "sparse")
 
 
 @examples(40)

@@ -199,7 +199,8 @@ def moving_square(density: float, count: int = 8, size: int = 128) -> tuple[NDAr
 
 def fabricate_stream(path: Path, *, video: str = "street.mp4", layers: int = 30, compared: bool = True) -> Path:
     """A file as `sparsetime run --json` writes it: 4 ms a frame where the dense network takes 10."""
-    each = {"codec": "hold", "dense_macs": 1000, "effective_macs": 100.0, "events_in": 5.0, "events": 4.0}
+    each = {"codec": "hold", "dense_macs": 1000, "macs": 100.0, "effective_macs": 80.0, "effective_density": 0.08}
+    each |= {"events_in": 5.0, "events": 4.0}
     rows = [
         {"name": f"features_{k}", "kind": "conv2d", **each, "op_density": 0.1, "delta_density": 0.05}
         | {"time_ms": 0.1 * (k + 1), "dense_path": 0.25}

@@ -38,9 +38,9 @@ def test_times_against_the_dense_network(tmp_path: Path) -> None:
 def test_layers_share_the_time(tmp_path: Path) -> None:
     (stream,) = read_streams([fabricate_stream(tmp_path / "a.json", layers=3)])
     rows = [[cell.text for cell in row] for row in layers_table(stream).rows]
-    assert rows[0] == ["features_0", "conv2d", "0.10", "16.7\u202f%", "0.100", "100", "0.050", "25.0\u202f%"]
+    assert rows[0] == ["features_0", "conv2d", "0.10", "16.7\u202f%", "0.100", "100", "0.080", "0.050", "25.0\u202f%"]
     assert rows[2][2:4] == ["0.30", "50.0\u202f%"]
-    assert rows[3] == ["flatten", "reshape", MISSING, MISSING, MISSING, "100", "0.050", MISSING]
+    assert rows[3] == ["flatten", "reshape", MISSING, MISSING, MISSING, "100", "0.080", "0.050", MISSING]
 
 
 def test_the_page_shows_them_or_says_how(tmp_path: Path) -> None:

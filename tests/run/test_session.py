@@ -19,14 +19,14 @@ from .conftest import small_network
 
 def stats(macs: int, *, dense: bool = False) -> dict[str, OpStats]:
     """Of `tiny`'s input and convolution."""
-    return {"input": OpStats(40, 4, 0, 2_000_000, "sparse"), "conv": OpStats(4, 3, macs, 1_000_000, "sparse")} | (
-        {"conv": OpStats(40, 18, macs, 5_000_000, "dense")} if dense else {}
-    )
+    conv = (40, 18, macs, macs // 2, 5_000_000, "dense") if dense else (4, 3, macs, macs // 2, 1_000_000, "sparse")
+    return {"input": OpStats(40, 4, 0, 0, 2_000_000, "sparse"), "conv": OpStats(*conv)}
 
 
 def test_figures_leave_the_first_frame_out() -> None:
     plan = tiny()
     full = plan.dense_macs
+    half = full // 2
     tally = Tally(plan)
     tally.add(stats(full, dense=True), 9_000_000, 8_000_000)
     tally.add(stats(full // 2), 2_000_000, 8_000_000)
@@ -41,10 +41,14 @@ def test_figures_leave_the_first_frame_out() -> None:
     assert figures["time_ms"] == {"first": 9, "median": 4, "p95": pytest.approx(5.8)}
     assert figures["op_density"] == pytest.approx(1.5 / 3)
     assert figures["op_density_with_first_frame"] == pytest.approx(2.5 / 4)
+    assert figures["effective_density"] == pytest.approx((half // 2 + half) / (3 * full))
     conv = tally.layers()[1]
     assert conv["name"] == "conv"
-    assert conv["effective_macs"] == pytest.approx(full / 2)
-    assert conv["op_density"] == pytest.approx(0.5)
+    assert (conv["macs"], conv["effective_macs"]) == (pytest.approx(full / 2), pytest.approx((half // 2 + half) / 3))
+    assert (conv["op_density"], conv["effective_density"]) == (
+        pytest.approx(0.5),
+        pytest.approx((half // 2 + half) / (3 * full)),
+    )
     assert conv["events_in"] == pytest.approx(48 / 3)
     assert conv["delta_density"] == pytest.approx(24 / 3 / 18)
     assert conv["time_ms"] == pytest.approx(7 / 3)
@@ -101,9 +105,9 @@ def test_a_run(small_plan: Path, square: Path) -> None:
         assert {"argmax_agreement", "total_variation", "relative_error"} <= set(result[key])
     assert result["quality"]["relative_error"] < result["quality_frozen"]["relative_error"]
     assert [layer["name"] for layer in result["layers"]] == [op.name for op in Plan.load(small_plan).ops]
-    assert sum(layer["effective_macs"] for layer in result["layers"]) == pytest.approx(
-        result["op_density"] * result["dense_macs"]
-    )
+    for macs, density in (("macs", "op_density"), ("effective_macs", "effective_density")):
+        total = sum(layer[macs] for layer in result["layers"])
+        assert total == pytest.approx(result[density] * result["dense_macs"])
     assert len(seen) == 10
     assert all(time_ns > 0 and dense_ns > 0 for time_ns, dense_ns, _ in seen)
     assert np.mean([density for *_, density in seen[1:]]) == pytest.approx(result["op_density"])

@@ -15,13 +15,16 @@ Array = NDArray[Any]
 class OpStats(NamedTuple):
     """What one operation did in the last frame.
 
-    events_in: nonzero deltas at its inputs. events: nonzero deltas that it sent. macs: multiply-accumulates done.
-    path: `sparse`, or `dense` when it was computed from scratch.
+    events_in: nonzero deltas at its inputs. events: nonzero deltas that it sent. macs: multiply-accumulates done, on
+    the dense path those of touched outputs from all of their inputs. effective_macs: those that the events at its
+    input cause, by true fan-out, the same on every backend. path: `sparse`, or `dense` when it was computed from
+    scratch.
     """
 
     events_in: int
     events: int
     macs: int
+    effective_macs: int
     time_ns: int
     path: str
 

@@ -212,7 +212,7 @@ class IntegerReference(Reference):
         if macs and not flush:
             macs = effective_macs(self._plan, op, changed[op.inputs[0]] != 0)
         path = "dense" if flush or op.kind == "island" else "sparse"
-        return OpStats(events(op.inputs), events(op.outputs), macs, time_ns, path)
+        return OpStats(events(op.inputs), events(op.outputs), macs, macs, time_ns, path)
 
     def value(self, number: int) -> NDArray[Any]:
         """See `Executor`."""

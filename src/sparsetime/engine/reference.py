@@ -131,7 +131,7 @@ class Reference:
         self._refresh = False
         self._cut = math.inf
         self.flushed = False
-        self._stats = [OpStats(0, 0, 0, 0, "sparse")] * len(plan.ops)
+        self._stats = [OpStats(0, 0, 0, 0, 0, "sparse")] * len(plan.ops)
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array.copy())
@@ -280,12 +280,14 @@ class Reference:
                 return 0
             return deltas[value].numel() if flush else int((deltas[value] != 0).sum())
 
-        macs = self._plan.op_macs(op)
-        if macs and not dense:
-            macs = effective_macs(self._plan, op, deltas[op.inputs[0]] != 0)
+        macs = effective = self._plan.op_macs(op)
+        if macs and not flush:
+            effective = effective_macs(self._plan, op, deltas[op.inputs[0]] != 0)
+        if not dense:
+            macs = effective
         path = "dense" if dense or op.kind == "island" else "sparse"
         sent = sum(count(value) for value in op.outputs)
-        return OpStats(sum(count(value) for value in op.inputs), sent, macs, time_ns, path)
+        return OpStats(sum(count(value) for value in op.inputs), sent, macs, effective, time_ns, path)
 
     def value(self, number: int) -> NDArray[Any]:
         """See `Executor`."""

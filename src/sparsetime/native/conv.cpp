@@ -76,18 +76,7 @@ Conv::Conv(Shape in_, Shape out_, Axis rows, Axis columns, int groups, bool tran
                  in.pixels() == out.pixels() && rows_.shift[0] == 0 && columns_.shift[0] == 0;
     pack(weight, transposed);
     zeros_.assign(size_t(std::max(in.stride(), LANE)), 0.0f);
-    const auto fan = [](const Axis& a) {
-        std::vector<int32_t> reached(size_t(a.in), 0);
-        for (int32_t s : a.source)
-            if (s >= 0) ++reached[size_t(s)];
-        return reached;
-    };
-    fan_rows_ = fan(rows_);
-    fan_columns_ = fan(columns_);
-    int64_t rows_reached = 0, columns_reached = 0;
-    for (int32_t n : fan_rows_) rows_reached += n;
-    for (int32_t n : fan_columns_) columns_reached += n;
-    dense_macs_ = rows_reached * columns_reached * in.channels * (out.channels / groups);
+    macs_ = Macs(rows_, columns_, in, out, groups);
 }
 
 void Conv::pack(const float* weight, bool transposed) {
@@ -558,15 +547,6 @@ PathTimes Conv::estimate(const Change& change, int touched) const {
     return {n * taps * (product + fetch), change.active_count * reach * (product + vectors + 3.0) + n * vectors * 0.6,
             double(change.events) * reach * vectors * (in.channels <= 64 ? 0.17 : 0.25) + double(change.active_count) * channel_blocks * passes * 5.0 +
                 double(in.pixels()) * channel_blocks * 1.5 + n * vectors * 0.6};
-}
-
-int64_t Conv::macs(const Change& change) const {
-    int64_t sum = 0;
-    for (int32_t i = 0; i < change.active_count; ++i) {
-        const int32_t p = change.active[i];
-        sum += int64_t(change.tally[i]) * fan_rows_[size_t(p / in.width)] * fan_columns_[size_t(p % in.width)];
-    }
-    return sum * (out.channels / groups_);
 }
 
 }  // namespace sparsetime

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "macs.h"
 #include "memory.h"
 
 namespace sparsetime {
@@ -140,8 +141,7 @@ class Conv {
     // Outputs of rows [first, last); `list` holds the touched ones among them.
     void elements(const Change& in, int first, int last, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
 
-    int64_t dense_macs() const { return dense_macs_; }
-    int64_t macs(const Change& in) const;  // by true fan-out
+    const Macs& macs() const { return macs_; }
     int terms() const { return rows_.taps * columns_.taps * in.channels / groups_; }  // of one sum
     PathTimes estimate(const Change& in, int touched) const;
     size_t weight_bytes() const;
@@ -190,7 +190,6 @@ class Conv {
     bool depthwise_;
     bool pointwise_;  // output p needs input p, no other
     const Kernels* kernels_;
-    std::vector<int32_t> fan_rows_, fan_columns_;  // outputs inside the map that an input row or column reaches
     int width_;                  // vector width that the weights are packed for
     Floats tile_;    // [panel][tap][channel][panel width]
     std::vector<int> panels_;    // output channels in each panel
@@ -199,7 +198,7 @@ class Conv {
     std::vector<Pass> passes_;
     bool sliding_ = false;  // they are those of a 3x3 kernel of stride 1
     Floats zeros_;
-    int64_t dense_macs_ = 0;
+    Macs macs_;
     int row_low_, row_high_, column_low_, column_high_;  // outputs that taps reach beside the base: base + [low, high]
 };
 

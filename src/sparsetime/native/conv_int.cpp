@@ -37,8 +37,7 @@ IntConv::IntConv(Shape in_, Shape out_, Axis rows, Axis columns, int groups, boo
     }
     if (depthwise_) pack_depthwise(weight, scale, bias);
     else pack(weight, transposed, scale, bias);
-    const auto reached = [](const Axis& a) { return int64_t(a.source.size()) - std::count(a.source.begin(), a.source.end(), -1); };
-    dense_macs_ = reached(rows_) * reached(columns_) * in.channels * (out.channels / groups);
+    macs_ = Macs(rows_, columns_, in, out, groups);
 }
 
 void IntConv::pack(const int8_t* weight, bool transposed, const float* scale, const float* bias) {

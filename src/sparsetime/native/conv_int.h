@@ -44,7 +44,7 @@ class IntConv {
     // The outputs of `list`, ascending, from the codes of the input.
     void run(const uint8_t* codes, const int32_t* list, int count, const Settle& settle, IntSink& sink, IntWorkspace& ws) const;
 
-    int64_t dense_macs() const { return dense_macs_; }
+    const Macs& macs() const { return macs_; }
     size_t weight_bytes() const { return weight_.size(); }
 
     Shape in, out;
@@ -70,7 +70,7 @@ class IntConv {
     Floats scale_, bias_;
     std::vector<Panel> panels_;
     Bytes outside_;
-    int64_t dense_macs_ = 0;
+    Macs macs_;
     float largest_ = 0;  // no |z| without residual is larger
 };
 

@@ -292,7 +292,8 @@ void Stream::convolve_codes(const Node& node, NodeStats& stats) {
         }
     }
     stats.path = n == 0 ? "sparse" : "dense";
-    stats.macs = int64_t(double(conv.dense_macs()) * n / conv.out.pixels());
+    stats.effective_macs = flush_ ? conv.macs().dense() : conv.macs().caused(states_[size_t(x)].change);
+    stats.macs = conv.macs().done(list, n);
     if (n == 0) return clear(y);
     Settle settle = settle_of(node, y);
     if (r >= 0) {

@@ -297,8 +297,8 @@ NB_MODULE(_native, m) {
             const Change& c = l.output.view;
             return std::vector<int32_t>(c.active, c.active + c.active_count);
         })
-        .def_prop_ro("dense_macs", [](const Layer& l) { return l.conv->dense_macs(); })
-        .def_prop_ro("macs", [](const Layer& l) { return l.conv->macs(l.input.view); });
+        .def_prop_ro("dense_macs", [](const Layer& l) { return l.conv->macs().dense(); })
+        .def_prop_ro("macs", [](const Layer& l) { return l.conv->macs().caused(l.input.view); });
 
     nb::class_<Program>(m, "Program")
         .def_prop_ro("weight_bytes", [](const Program& p) { return p.weight_bytes; });
@@ -361,8 +361,8 @@ NB_MODULE(_native, m) {
             return nb::cast(nb::ndarray<nb::numpy, int64_t, nb::ndim<1>>(data, {stats.size()}, owner));
         }, "What each operation sent in the last frame.")
         .def("stats", [](const BoundStream& s) {
-            std::vector<std::tuple<int64_t, int64_t, int64_t, int64_t, std::string>> all;
-            for (const NodeStats& n : s.stats()) all.emplace_back(n.events_in, n.events, n.macs, n.time_ns, n.path);
+            std::vector<std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, std::string>> all;
+            for (const NodeStats& n : s.stats()) all.emplace_back(n.events_in, n.events, n.macs, n.effective_macs, n.time_ns, n.path);
             return all;
         });
 }

@@ -200,8 +200,9 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
     }
     if (n) stale_[size_t(current_)] = !keep_;
     stats.path = path == DENSE ? "dense" : "sparse";
+    stats.effective_macs = flush_ ? conv.macs().dense() : conv.macs().caused(change);
     // The dense path computes touched outputs only, from all of their inputs.
-    stats.macs = path == DENSE ? int64_t(double(conv.dense_macs()) * n / out.pixels()) : conv.macs(change);
+    stats.macs = path == DENSE ? conv.macs().done(list, n) : stats.effective_macs;
     if (n == 0) {
         stats.path = "sparse";
         stats.macs = 0;

@@ -18,7 +18,7 @@ namespace sparsetime {
 using FillRows = std::function<void(const int32_t*, int, float*, int)>;
 
 struct NodeStats {
-    int64_t events_in = 0, events = 0, macs = 0, time_ns = 0;
+    int64_t events_in = 0, events = 0, macs = 0, effective_macs = 0, time_ns = 0;
     const char* path = "dense";
 };
 

@@ -100,8 +100,9 @@ def layers_table(stream: StreamFigures) -> Table:
         Column("kind", "what it does", False),
         Column("ms", "time in a mean frame"),
         Column("of the time", "share of the time of all operations"),
-        Column("ops", "operations that remain over dense operations"),
-        Column("MACs", "multiply-accumulates that remain"),
+        Column("ops", "operations done over dense operations"),
+        Column("MACs", "multiply-accumulates done"),
+        Column("by events", "operations that the events cause, by true fan-out, over dense operations"),
         Column("deltas", "share of its output's elements that it sent on"),
         Column("dense path", "share of the frames in which so much changed that it was computed densely"),
     ]
@@ -117,7 +118,8 @@ def layers_table(stream: StreamFigures) -> Table:
                 number_cell(time_ms, _ms),
                 number_cell(None if time_ms is None or not total else time_ms / total, share),
                 number_cell(number(layer, "op_density"), decimal),
-                number_cell(number(layer, "effective_macs"), counted),
+                number_cell(number(layer, "macs"), counted),
+                number_cell(number(layer, "effective_density"), decimal),
                 number_cell(number(layer, "delta_density"), decimal),
                 number_cell(number(layer, "dense_path"), share),
             ]

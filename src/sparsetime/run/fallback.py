@@ -146,10 +146,9 @@ class FallbackStream:
             return self._stream.stats
         size = {value: int(np.prod(shape)) for value, shape in enumerate(self.plan.values)}
         return {
-            op.name: OpStats(
-                sum(size[v] for v in op.inputs), sum(size[v] for v in op.outputs), self.plan.op_macs(op), 0, "dense"
-            )
+            op.name: OpStats(sum(size[v] for v in op.inputs), sum(size[v] for v in op.outputs), macs, macs, 0, "dense")
             for op in self.plan.ops
+            for macs in (self.plan.op_macs(op),)
         }
 
 

@@ -256,7 +256,7 @@ class Tally:
         self._first_macs = 0
         self._dense_macs = max(plan.dense_macs, 1)
         # Columns: events in, events, macs, time_ns, frames on the dense path. The first frame is left out.
-        self._sums = np.zeros((len(plan.ops), 5), np.int64)
+        self._sums = np.zeros((len(plan.ops), 6), np.int64)
         self.last_density = 0.0
 
     @property
@@ -266,7 +266,9 @@ class Tally:
 
     def add(self, stats: Mapping[str, OpStats], time_ns: int, dense_ns: int) -> None:
         """Count one frame; dense_ns is 0 where the dense network did not run."""
-        rows = np.asarray([[s.events_in, s.events, s.macs, s.time_ns, s.path == "dense"] for s in stats.values()])
+        rows = np.asarray(
+            [[s.events_in, s.events, s.macs, s.effective_macs, s.time_ns, s.path == "dense"] for s in stats.values()]
+        )
         macs = int(rows[:, 2].sum())
         self.last_density = macs / self._dense_macs
         if self._times:
@@ -292,15 +294,16 @@ class Tally:
             "time_ms": _percentiles(self._times),
             "time_dense_ms": _percentiles(self._dense_times),
             "op_density": macs / (rest * self._dense_macs) if rest > 0 else None,
+            "effective_density": int(self._sums[:, 3].sum()) / (rest * self._dense_macs) if rest > 0 else None,
             "op_density_with_first_frame": (macs + self._first_macs) / (frames * self._dense_macs) if frames else None,
             "dense_macs": self._plan.dense_macs,
             "islands": self._islands(),
         }
 
     def _islands(self) -> list[dict[str, Any]]:
-        total = max(int(self._sums[:, 3].sum()), 1)
+        total = max(int(self._sums[:, 4].sum()), 1)
         return [
-            {"name": op.name, "operator": op.attributes["target"], "time_share": int(sums[3]) / total}
+            {"name": op.name, "operator": op.attributes["target"], "time_share": int(sums[4]) / total}
             for op, sums in zip(self._plan.ops, self._sums, strict=True)
             if op.kind == "island"
         ]
@@ -309,7 +312,9 @@ class Tally:
         """What each operation did in a mean frame, the first left out."""
         rest = max(self.frames - 1, 1)
         found = []
-        for op, (events_in, events, macs, time_ns, dense) in zip(self._plan.ops, self._sums.tolist(), strict=True):
+        for op, (events_in, events, macs, effective, time_ns, dense) in zip(
+            self._plan.ops, self._sums.tolist(), strict=True
+        ):
             dense_macs = self._plan.op_macs(op)
             elements = sum(int(np.prod(self._plan.values[value])) for value in op.outputs)
             found.append(
@@ -318,8 +323,10 @@ class Tally:
                     "kind": op.kind,
                     "codec": None if op.codec is None else op.codec["kind"],
                     "dense_macs": dense_macs,
-                    "effective_macs": macs / rest,
+                    "macs": macs / rest,
                     "op_density": macs / (rest * dense_macs) if dense_macs else None,
+                    "effective_macs": effective / rest,
+                    "effective_density": effective / (rest * dense_macs) if dense_macs else None,
                     "events_in": events_in / rest,
                     "events": events / rest,
                     "delta_density": events / (rest * elements),
