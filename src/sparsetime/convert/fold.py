@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsetime.convert.draft import Draft, DraftOp
+from sparsetime.engine.ops import WEIGHTED
 
 __all__ = ["fold"]
 
 Array = NDArray[Any]
-
-_WEIGHTED = ("conv2d", "conv_transpose2d", "linear")
 
 
 def _narrow(x: NDArray[np.float64]) -> Array:
@@ -43,7 +42,7 @@ def _affine_into_weights(draft: Draft, op: DraftOp) -> bool:
     if op.kind != "affine" or not op.inputs:
         return False
     maker = draft.producer(op.inputs[0])
-    if maker.kind not in _WEIGHTED or not maker.bare or len(maker.inputs) != 1:
+    if maker.kind not in WEIGHTED or not maker.bare or len(maker.inputs) != 1:
         return False
     if draft.only_consumer(maker.output) is not op:
         return False

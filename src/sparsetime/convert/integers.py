@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sparsetime.convert.steps import samples
 from sparsetime.engine.check import CODES, LARGEST_STEP, LEAST_STEP
-from sparsetime.engine.ops import MOVES, Coding, Op
+from sparsetime.engine.ops import MOVES, WEIGHTED, Coding, Op
 from sparsetime.engine.plan import Plan
 from sparsetime.engine.shapes import channel_axis
 
@@ -28,7 +28,6 @@ __all__ = ["quantised_plan", "quantised_weights"]
 
 Array = NDArray[Any]
 
-WEIGHTED = ("conv2d", "conv_transpose2d", "linear")
 PERCENTILE = 99.99
 _SAMPLES = 1 << 18
 

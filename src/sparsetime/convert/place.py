@@ -5,21 +5,18 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from sparsetime.convert.draft import Draft, DraftCodec, DraftOp
+from sparsetime.engine.ops import MOVES, WEIGHTED
 
 __all__ = ["Placement", "place"]
 
 Placement = Literal["nonlinear", "every"]
-
-_WEIGHTED = ("conv2d", "conv_transpose2d", "linear")
-_KEEPING = ("cat", "channels", "gather", "reshape", "pad", "max_pool2d")
-"""Kinds that pass elements on as they are: what was encoded in front of them still is behind."""
 
 
 def _lead_to_weights(draft: Draft) -> set[int]:
     """The values that some path leads from to an operation with weights."""
     leading: set[int] = set()
     for op in reversed(draft.ops):
-        if op.kind in _WEIGHTED or leading.intersection(op.outputs):
+        if op.kind in WEIGHTED or leading.intersection(op.outputs):
             leading.update(op.inputs)
     return leading
 
@@ -27,9 +24,9 @@ def _lead_to_weights(draft: Draft) -> set[int]:
 def _is_computed_with(draft: Draft, value: int, leading: set[int]) -> bool:
     """Whether a linear operation or a product, and not only another activation, reads a value on the way to weights."""
     for reader in draft.consumers(value):
-        if reader.kind not in _WEIGHTED and not leading.intersection(reader.outputs):
+        if reader.kind not in WEIGHTED and not leading.intersection(reader.outputs):
             continue
-        if reader.kind in _KEEPING and reader.activation is None:
+        if reader.kind in MOVES and reader.activation is None:
             if _is_computed_with(draft, reader.output, leading):
                 return True
         elif reader.kind not in ("identity", "island"):
@@ -40,7 +37,7 @@ def _is_computed_with(draft: Draft, value: int, leading: set[int]) -> bool:
 def _sources(draft: Draft, value: int) -> list[DraftOp]:
     """The operations whose elements reach a value unchanged."""
     op = draft.producer(value)
-    if op.kind not in _KEEPING or not op.bare:
+    if op.kind not in MOVES or not op.bare:
         return [op]
     return [source for x in op.inputs for source in _sources(draft, x)]
 
@@ -68,7 +65,7 @@ def place(draft: Draft, kind: str, placement: Placement = "nonlinear") -> list[D
     ]
     if placement == "every":
         for op in draft.ops:
-            if op.kind in _WEIGHTED:
+            if op.kind in WEIGHTED:
                 chosen.extend(_sources(draft, op.inputs[0]))
     kept = [op for op in draft.ops if op in chosen and op.codec is None and op.kind != "island"]
     for op in kept:

@@ -6,18 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-__all__ = ["LINEAR", "MOVES", "PRECISIONS", "RECOMPUTED", "Coding", "InputSpec", "Op", "PlanError"]
+__all__ = ["LINEAR", "MOVES", "PRECISIONS", "WEIGHTED", "Coding", "InputSpec", "Op", "PlanError"]
 
-LINEAR = frozenset(
-    (
-        *("conv2d", "conv_transpose2d", "linear", "affine", "add", "avg_pool2d", "resize2d"),
-        *("cat", "channels", "gather", "reshape", "pad"),
-    )
-)
+WEIGHTED = frozenset(["conv2d", "conv_transpose2d", "linear"])
+"""Kinds that have weights."""
+
+LINEAR = WEIGHTED | {"affine", "add", "avg_pool2d", "resize2d", "cat", "channels", "gather", "reshape", "pad"}
 """Kinds that act on deltas directly."""
-
-RECOMPUTED = frozenset(["identity", "mul", "max_pool2d"])
-"""Kinds whose touched outputs are computed anew from the values of their inputs."""
 
 MOVES = frozenset(["cat", "channels", "gather", "reshape", "pad", "max_pool2d"])
 """Kinds that pass elements on as they are: bare ones keep codes that all their inputs share."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsetime.engine.check import check_plan
-from sparsetime.engine.ops import Coding, InputSpec, Op
+from sparsetime.engine.ops import WEIGHTED, Coding, InputSpec, Op
 from sparsetime.engine.shapes import Shape, channel_axis
 from sparsetime.fanout import LinearOp, dense_macs
 
@@ -135,7 +135,7 @@ class Plan:
 
     def linear_op(self, op: Op) -> LinearOp | None:
         """An operation with weights as `sparsetime.fanout` counts it; None for all others."""
-        if op.kind not in ("conv2d", "conv_transpose2d", "linear"):
+        if op.kind not in WEIGHTED:
             return None
         weight, a = tuple(self.need(op, "weight").shape), op.attributes
         if op.kind == "linear":

@@ -11,8 +11,9 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
+from sparsetime.engine.ops import WEIGHTED, Op
+
 if TYPE_CHECKING:
-    from sparsetime.engine.ops import Op
     from sparsetime.engine.plan import Plan
 
 __all__ = ["FEW_TERMS", "kept_sums"]
@@ -35,7 +36,7 @@ def kept_sums(plan: Plan) -> frozenset[int]:
 
 
 def _computed(plan: Plan, op: Op, whole: set[int]) -> bool:
-    if op.kind not in ("conv2d", "conv_transpose2d", "linear"):
+    if op.kind not in WEIGHTED:
         return False
     shape = plan.need(op, "weight").shape
     if op.kind == "linear":
