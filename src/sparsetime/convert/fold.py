@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sparsetime.convert.draft import Draft, DraftOp
 from sparsetime.engine.ops import WEIGHTED
+from sparsetime.engine.shapes import shaped_to_weight
 
 __all__ = ["fold"]
 
@@ -27,14 +28,10 @@ def _scalar_or_channels(array: Array | None, channels: int) -> bool:
     return array is None or array.shape in ((1,), (channels,))
 
 
-def _weights_scaled(op: DraftOp, scale: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weights of which every output channel is multiplied by its entry of `scale`, (O,)."""
-    weight: NDArray[np.float64] = op.tensors["weight"].astype(np.float64)
-    if op.kind == "conv_transpose2d":  # (C, O/g, kh, kw)
-        groups = op.attributes["groups"]
-        per_group = np.repeat(scale.reshape(groups, -1), weight.shape[0] // groups, axis=0)
-        return weight * per_group[:, :, None, None]
-    return weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
+def _scale_weights(op: DraftOp, scale: NDArray[np.float64], axis: int) -> None:
+    """Multiply the weights of every channel of an axis by its entry of `scale`."""
+    weight = op.tensors["weight"].astype(np.float64)
+    op.tensors["weight"] = _narrow(weight * shaped_to_weight(scale, weight.shape, axis, op.attributes.get("groups", 1)))
 
 
 def _affine_into_weights(draft: Draft, op: DraftOp) -> bool:
@@ -59,7 +56,7 @@ def _affine_into_weights(draft: Draft, op: DraftOp) -> bool:
     if shift is not None:
         total = total + shift.astype(np.float64)
     if scale is not None:
-        maker.tensors["weight"] = _narrow(_weights_scaled(maker, factor))
+        _scale_weights(maker, factor, axis=int(maker.kind == "conv_transpose2d"))
     if bias is not None or shift is not None:
         maker.tensors["bias"] = _narrow(total)
     maker.activation, maker.codec = op.activation, op.codec
@@ -104,14 +101,7 @@ def _scale_into_next(draft: Draft, op: DraftOp) -> bool:
         return False
     full = np.ones(shape[1]) * scale
     for reader in readers:
-        weight = reader.tensors["weight"].astype(np.float64)
-        if reader.kind == "linear":
-            weight = weight * full
-        else:  # (O, C/g, kh, kw): output channel o reads the channels of its group
-            groups = reader.attributes["groups"]
-            per_output = np.repeat(full.reshape(groups, -1), weight.shape[0] // groups, axis=0)
-            weight = weight * per_output[:, :, None, None]
-        reader.tensors["weight"] = _narrow(weight)
+        _scale_weights(reader, full, axis=1)
     draft.bypass(op, op.inputs[0])
     return True
 

@@ -22,7 +22,7 @@ from sparsetime.convert.steps import samples
 from sparsetime.engine.check import CODES, LARGEST_STEP, LEAST_STEP
 from sparsetime.engine.ops import MOVES, WEIGHTED, Coding, Op
 from sparsetime.engine.plan import Plan
-from sparsetime.engine.shapes import channel_axis
+from sparsetime.engine.shapes import channel_axis, shaped_to_weight
 
 __all__ = ["quantised_plan", "quantised_weights"]
 
@@ -41,10 +41,7 @@ def quantised_weights(weight: Array, kind: str, groups: int) -> tuple[Array, Arr
     else:
         largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
     step = np.where(largest > 0, np.maximum(largest / np.float32(127), LEAST_STEP), 1).astype(np.float32)
-    if kind == "conv_transpose2d":
-        full = np.repeat(step.reshape(groups, -1), len(weight) // groups, axis=0)[:, :, None, None]
-    else:
-        full = step.reshape(-1, *(1,) * (weight.ndim - 1))
+    full = shaped_to_weight(step, weight.shape, int(kind == "conv_transpose2d"), groups)
     return np.clip(np.rint(weight / full), -127, 127).astype(np.int8), step
 
 

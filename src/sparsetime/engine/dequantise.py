@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sparsetime.engine.ops import Op
 from sparsetime.engine.plan import Plan
-from sparsetime.engine.shapes import channel_axis
+from sparsetime.engine.shapes import channel_axis, shaped_to_weight
 
 __all__ = ["float32_plan"]
 
@@ -46,9 +46,5 @@ def _op(plan: Plan, op: Op, tensors: dict[str, Array]) -> Op:
 
 def _weight(plan: Plan, op: Op) -> Array:
     weight, step = plan.need(op, "weight").astype(np.float32), plan.need(op, "weight_step")
-    if op.kind == "conv_transpose2d":  # (C, O / g, kh, kw)
-        per_group = step.reshape(op.attributes["groups"], -1)
-        step = np.repeat(per_group, len(weight) // len(per_group), axis=0)[:, :, None, None]
-    else:
-        step = step.reshape(-1, *(1,) * (weight.ndim - 1))
-    return np.asarray(weight * step)
+    axis = int(op.kind == "conv_transpose2d")
+    return np.asarray(weight * shaped_to_weight(step, weight.shape, axis, op.attributes.get("groups", 1)))

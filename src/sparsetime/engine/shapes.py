@@ -1,9 +1,15 @@
-"""Shapes of values: which axis a plan takes for channels."""
+"""Shapes of values and weights: which axis counts as channels."""
 
 from __future__ import annotations
 
-__all__ = ["Shape", "channel_axis", "is_map"]
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Shape", "channel_axis", "is_map", "shaped_to_weight"]
+
+Array = NDArray[Any]
 Shape = tuple[int, ...]
 
 
@@ -15,3 +21,13 @@ def is_map(shape: Shape) -> bool:
 def channel_axis(shape: Shape) -> int:
     """The axis that steps, scales and weights count as channels."""
     return 1 if is_map(shape) else len(shape) - 1
+
+
+def shaped_to_weight(entries: Array, shape: Shape, axis: int, groups: int) -> Array:
+    """One entry a channel, shaped to multiply weights (O, C/g, kh, kw), transposed (C, O/g, kh, kw), or linear (O, C).
+
+    Channels of axis 1 are counted group by group.
+    """
+    if axis == 1:
+        entries = np.repeat(entries.reshape(groups, -1), shape[0] // groups, axis=0)
+    return entries.reshape(*entries.shape, *(1,) * (len(shape) - axis - 1))
