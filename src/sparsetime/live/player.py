@@ -21,7 +21,7 @@ from sparsetime.live.picture import jpeg
 from sparsetime.many.feed import Arrival, Feed
 from sparsetime.run.dense import Dense, dense_network
 from sparsetime.run.flush import flush_of
-from sparsetime.run.sources import Shot, Source
+from sparsetime.run.sources import FALLBACK_RATE, Shot, Source, picture_plan
 
 __all__ = ["Command", "Player", "parse_command"]
 
@@ -82,11 +82,8 @@ class Player:
         flush: float | None = None,
         find_dense: FindDense = dense_network,
     ) -> None:
-        self._plan = plan = Plan.load(plan_file)
-        shape = plan.input_shape
-        if len(shape) != 4 or shape[1] != 3:
-            raise PlanError(f"{plan_file}: the network takes frames of shape {shape}; videos have three channels")
-        self._size = shape[2], shape[3]
+        plan, self._size = picture_plan(plan_file)
+        self._plan = plan
         self.layers = layers_of(plan)
         if all(layer.source is None for layer in self.layers):
             raise PlanError(f"{plan_file}: the network has no convolution, so there are no places to show")
@@ -232,7 +229,7 @@ class Player:
             if self._changed.wait_for(lambda: self._commands or self._stopping, max(self._due - time.monotonic(), 0.0)):
                 return False
         # A computer that is too slow for the video does not hurry after.
-        self._due = max(self._due, time.monotonic() - 0.1) + 1.0 / (self._feed.rate or 25.0)
+        self._due = max(self._due, time.monotonic() - 0.1) + 1.0 / (self._feed.rate or FALLBACK_RATE)
         return True
 
     def _obey(self) -> None:

@@ -9,12 +9,11 @@ from itertools import islice
 from typing import Literal, NamedTuple, Protocol
 
 from sparsetime.many.inbox import Inbox, Policy
-from sparsetime.run.sources import Shot
+from sparsetime.run.sources import FALLBACK_RATE, Shot
 
 __all__ = ["Arrival", "Backoff", "Clock", "Feed", "State", "Video"]
 
 State = Literal["running", "waiting", "ended", "failed"]
-_FALLBACK_RATE = 25.0  # frames a second of a file that states none
 
 
 class Video(Protocol):
@@ -188,7 +187,7 @@ class Feed:
             if self._stop.is_set():
                 return
             # Late by more than a frame, it does not hurry after: a burst would only be dropped.
-            period = 1.0 / (self._video.rate or _FALLBACK_RATE)
+            period = 1.0 / (self._video.rate or FALLBACK_RATE)
             due = max(due, self.clock.now() - period) + period
             self.state = "running"
             self.read += 1

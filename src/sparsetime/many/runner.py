@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsetime.engine import Plan, PlanError
+from sparsetime.engine import Plan
 from sparsetime.many.feed import Arrival, Feed
 from sparsetime.many.figures import Figures
 from sparsetime.many.inbox import Policy
 from sparsetime.run.flush import flush_of
-from sparsetime.run.sources import Source
+from sparsetime.run.sources import Source, picture_plan
 
 __all__ = ["Runner", "run_many"]
 
@@ -216,14 +216,11 @@ def run_many(
         PlanError: the plan cannot be read, or takes no pictures.
         SourceError: there is no such file or folder.
     """
-    plan = Plan.load(plan_file)
-    shape = plan.input_shape
-    if len(shape) != 4 or shape[1] != 3:
-        raise PlanError(f"{plan_file}: the network takes frames of shape {shape}; videos have three channels")
+    plan, size = picture_plan(plan_file)
     flush = flush_of(plan, flush)
     feeds = [
         Feed(
-            lambda video=video: Source(video, (shape[2], shape[3])),  # type: ignore[misc]
+            lambda video=video: Source(video, size),  # type: ignore[misc]
             size=queue,
             policy=policy,
             retries=retries,

@@ -14,18 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsetime.engine import OpStats, Plan, PlanError, Stream, statefile
+from sparsetime.engine import OpStats, Plan, Stream, statefile
 from sparsetime.run.dense import Dense, dense_network
 from sparsetime.run.draw import VideoSink, Work, overlay
 from sparsetime.run.fallback import FallbackStream
 from sparsetime.run.flush import flush_of
 from sparsetime.run.quality import Answer, Distance, Reader
-from sparsetime.run.sources import Source
+from sparsetime.run.sources import FALLBACK_RATE, Source, picture_plan
 
 __all__ = ["Skipping", "Tally", "run_file"]
 
 Array = NDArray[Any]
-_FALLBACK_RATE = 25.0  # frames a second of a drawn video whose source states none
 
 
 def run_file(
@@ -80,11 +79,8 @@ def run_file(
             "a run that falls back to the dense network has no state in between: leave out --fallback, or --out-video, "
             "--save-state and --resume-state"
         )
-    plan = Plan.load(plan_file)
-    shape = plan.input_shape
-    if len(shape) != 4 or shape[1] != 3:
-        raise PlanError(f"{plan_file}: the network takes frames of shape {shape}; videos have three channels")
-    source = Source(video, (shape[2], shape[3]), show=out_video is not None)
+    plan, size = picture_plan(plan_file)
+    source = Source(video, size, show=out_video is not None)
     # Outputs as a list, whatever the network packs them into.
     flat = dataclasses.replace(plan, structure=[{"output": k} for k in range(len(plan.outputs))])
     codecs = sorted({op.codec["kind"] for op in plan.ops if op.codec is not None})
@@ -121,7 +117,7 @@ def run_file(
                 comparison.add(reader(outputs), reader(expected), time_ns, dense_ns)
             density = tally.last_density
             if sink is not None and work is not None and isinstance(stream, Stream) and shot.shown is not None:
-                sink.add(overlay(shot.shown, work(stream), density), source.rate or _FALLBACK_RATE)
+                sink.add(overlay(shot.shown, work(stream), density), source.rate or FALLBACK_RATE)
             if progress is not None:
                 progress(time_ns, dense_ns, density)
     if save_state is not None and isinstance(stream, Stream):
@@ -133,7 +129,7 @@ def run_file(
         "precision": plan.precision,
         "codecs": codecs,
         "video": source.name,
-        "input_size": list(shape[2:]),
+        "input_size": list(size),
         "threads": threads,
         "flush": flush,
         "first_frame": first,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
+from sparsetime.engine import Plan, PlanError
 from sparsetime.video.reader import (
     IMAGE_DECODERS,
     Frames,
@@ -27,7 +28,10 @@ from sparsetime.video.reader import (
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
-__all__ = ["Shot", "Source", "SourceError"]
+__all__ = ["FALLBACK_RATE", "Shot", "Source", "SourceError", "picture_plan"]
+
+FALLBACK_RATE = 25.0
+"""Frames a second of a video that states none."""
 
 _CAMERAS = {"Linux": ("v4l2", "/dev/video{}"), "Darwin": ("avfoundation", "{}")}
 _PATIENCE_S = 10.0  # with an address that does not answer
@@ -35,6 +39,19 @@ _PATIENCE_S = 10.0  # with an address that does not answer
 
 class SourceError(RuntimeError):
     """No frame can be had from a source: its name and why."""
+
+
+def picture_plan(plan_file: Path | str) -> tuple[Plan, tuple[int, int]]:
+    """Read a plan that takes pictures, and their (H, W).
+
+    Raises:
+        PlanError: the plan cannot be read, or takes no pictures of three channels.
+    """
+    plan = Plan.load(plan_file)
+    shape = plan.input_shape
+    if len(shape) != 4 or shape[1] != 3:
+        raise PlanError(f"{plan_file}: the network takes frames of shape {shape}; videos have three channels")
+    return plan, (shape[2], shape[3])
 
 
 class Shot(NamedTuple):
