@@ -105,12 +105,7 @@ def compiled(name: str, data: Path, pictures: Iterable[Array], **options: Any) -
     network = networks.create(name, weights=data / "weights" / NETWORKS[name]).eval()
     steps = [torch.from_numpy(p).permute(2, 0, 1).contiguous() for p in spread(pictures, _CALIBRATION)]
     plan = sparsetime.compile(network, torch.zeros(1, 3, *network.spec.input_size), steps=steps, **options)
-    return measured(flat(plan))
-
-
-def flat(plan: Plan) -> Plan:
-    """The plan with its outputs as a list."""
-    return replace(plan, structure=[{"output": k} for k in range(len(plan.outputs))])
+    return measured(plan.flat())
 
 
 def size_of(name: str) -> tuple[int, int]:

@@ -112,8 +112,7 @@ def baseline(experiment: Experiment, data: Path, out: Path, kind: str) -> Plan:
     for number, own in thresholds.items():
         tensors[f"{number}.one"] = np.full_like(own, number_for_all) if kind == "number" else own
         ops[number] = dataclasses.replace(ops[number], codec={**(ops[number].codec or {}), "tensor": f"{number}.one"})
-    flat = dataclasses.replace(plan, structure=[{"output": k} for k in range(len(plan.outputs))])
-    return with_ops(flat, ops, tensors)
+    return with_ops(plan.flat(), ops, tensors)
 
 
 def at(curve: list[dict[str, float]], drop: float, key: str, by: str) -> float | None:

@@ -111,8 +111,7 @@ def tune(
     memo = None if memo_file is None else Memo(memo_file, identity)
     say("gains", 0)
     sensed = gains(plan, [clip.frames[len(clip.frames) // 2] for clip in clips[:_GAIN_FRAMES]])
-    # Outputs as a list, whatever the network packs them into.
-    compiled = dataclasses.replace(plan, structure=[{"output": k} for k in range(len(plan.outputs))])
+    compiled = plan.flat()
     work = Workbench(shaped(compiled, sensed), clips, judge, threads, flush, memo, say)
     try:
         start: Setting = (0,) * len(codecs(plan))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,6 +149,10 @@ class Plan:
             self.values[op.output][2:],
             a["groups"],
         )
+
+    def flat(self) -> Plan:
+        """The plan with its outputs as a list, in order, whatever the network packs them into."""
+        return replace(self, structure=[{"output": k} for k in range(len(self.outputs))])
 
     def stream(self, backend: str = "cpu", threads: int = 1, refresh: int = 0, flush: float = 0.0) -> Stream:
         """A stream of frames through this plan; see `Stream`."""

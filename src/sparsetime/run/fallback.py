@@ -13,7 +13,6 @@ frame by itself (a scene cut, another process) changes nothing, and in the long 
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import time
 from collections import deque
@@ -96,7 +95,7 @@ class FallbackStream:
         self.plan = plan
         self.runtime = dense or dense_network(plan, example, threads)
         self.dense_frames = 0
-        self._stream = dataclasses.replace(plan, structure=_listed(plan)).stream(threads=threads, flush=flush)
+        self._stream = plan.flat().stream(threads=threads, flush=flush)
         self._schedule = schedule or Schedule(self._time_of(example))
         self._was_dense = False
 
@@ -150,7 +149,3 @@ class FallbackStream:
             for op in self.plan.ops
             for macs in (self.plan.op_macs(op),)
         }
-
-
-def _listed(plan: Plan) -> list[dict[str, int]]:
-    return [{"output": k} for k in range(len(plan.outputs))]

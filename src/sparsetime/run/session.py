@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -81,8 +80,7 @@ def run_file(
         )
     plan, size = picture_plan(plan_file)
     source = Source(video, size, show=out_video is not None)
-    # Outputs as a list, whatever the network packs them into.
-    flat = dataclasses.replace(plan, structure=[{"output": k} for k in range(len(plan.outputs))])
+    flat = plan.flat()
     codecs = sorted({op.codec["kind"] for op in plan.ops if op.codec is not None})
     flush = flush_of(plan, flush)
     stream: Stream | FallbackStream = flat.stream(threads=threads, flush=flush)
