@@ -25,15 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sparsetime.budget.cost import Layout
 from sparsetime.budget.setting import OCTAVE, POWER, Setting, codecs, with_ops
 from sparsetime.budget.signature import Signature
 from sparsetime.engine.frames import FrameReader
-from sparsetime.engine.islands import run_island
 from sparsetime.engine.plan import Plan
-from sparsetime.engine.reference import activate
 from sparsetime.engine.shapes import channel_axis
 from sparsetime.run.dense import without_codecs
 from sparsetime.run.module import PlanModule
@@ -42,21 +39,6 @@ __all__ = ["balanced", "gains", "shaped"]
 
 Array = NDArray[Any]
 _LEAST = 1e-3  # of the mean: a channel that does not matter on these frames may on others
-
-
-class _Open(PlanModule):
-    """Gives all values."""
-
-    def values(self, frame: Tensor) -> dict[int, Tensor]:
-        found: dict[int, Tensor] = {}
-        for op, call in zip(self._plan.ops, self._calls, strict=True):
-            if op.kind == "island":
-                tensors = {name: self._tensor(name) for name in op.tensors.values()}
-                made = run_island(op, found.__getitem__, tensors, [self._plan.values[v] for v in op.outputs])
-            else:
-                made = [activate(frame if call is None else call([found[v] for v in op.inputs]), op.activation)]
-            found.update(zip(op.outputs, made, strict=True))
-        return found
 
 
 def gains(plan: Plan, frames: list[Array]) -> list[Array]:
@@ -68,7 +50,7 @@ def gains(plan: Plan, frames: list[Array]) -> list[Array]:
         frames: (H, W, 3) uint8, a few.
     """
     places = [plan.ops[number].output for number in codecs(plan)]
-    network, read, signature = _Open(without_codecs(plan)), FrameReader(plan), Signature(plan)
+    network, read, signature = PlanModule(without_codecs(plan)), FrameReader(plan), Signature(plan)
     axes = [channel_axis(plan.values[value]) for value in places]
     found = [np.zeros(plan.values[value][axis]) for value, axis in zip(places, axes, strict=True)]
     draw = torch.Generator().manual_seed(0)

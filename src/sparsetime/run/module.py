@@ -45,6 +45,12 @@ class PlanModule(nn.Module):
         self._calls = [None if op.kind in ("input", "island") else self._call(op) for op in plan.ops]
 
     def forward(self, frame: Tensor) -> Any:
+        values = self.values(frame)
+        outputs = tuple(values[v] for v in self._plan.outputs)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def values(self, frame: Tensor) -> dict[int, Tensor]:
+        """All values of a frame, by number."""
         values: dict[int, Tensor] = {}
         for op, call in zip(self._plan.ops, self._calls, strict=True):
             if op.kind == "island":
@@ -54,8 +60,7 @@ class PlanModule(nn.Module):
                 z = frame if call is None else call([values[v] for v in op.inputs])
                 made = [activate(z, op.activation)]
             values.update(zip(op.outputs, made, strict=True))
-        outputs = tuple(values[v] for v in self._plan.outputs)
-        return outputs[0] if len(outputs) == 1 else outputs
+        return values
 
     def _tensor(self, name: str) -> Tensor:
         tensor: Tensor = getattr(self, self._names[name])
