@@ -124,15 +124,10 @@ def at(curve: list[dict[str, float]], drop: float, key: str, by: str) -> float |
     return math.exp(float(np.interp(drop, drops, [math.log(point[key]) for point in curve])))
 
 
-def mean_drop(found: Measured) -> float:
-    """Over the clips in which there is something to compare."""
-    return statistics.fmean(drop for drop in found.drops if not math.isnan(drop))
-
-
 def point_of(found: Measured) -> dict[str, float]:
     return {
         "drop": found.drop,
-        "mean_drop": mean_drop(found),
+        "mean_drop": found.mean_drop,
         "error": found.error,
         "op_density": found.op_density,
         "event_density": found.event_density,

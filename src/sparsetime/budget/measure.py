@@ -20,7 +20,7 @@ from sparsetime.engine import OpStats, Plan
 from sparsetime.run.quality import Answer, Distance
 from sparsetime.run.session import Skipping
 
-__all__ = ["Answered", "Control", "Measured", "accuracy_drop", "frozen", "measure", "measured", "skipping"]
+__all__ = ["Answered", "Control", "Measured", "accuracy_drop", "frozen", "guess", "measure", "measured", "skipping"]
 
 Array = NDArray[Any]
 
@@ -41,7 +41,29 @@ class Answered(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
+class Judged:
+    """How well something answers; `drops` and `right` are those of `Answered`."""
+
+    drops: list[float]
+    right: list[bool]
+
+    @property
+    def drop(self) -> float:
+        """Of the worst clip that has something to compare, NaN where none has."""
+        return max(self._known, default=math.nan)
+
+    @property
+    def mean_drop(self) -> float:
+        """Over the clips that have something to compare, NaN where none has."""
+        return statistics.fmean(self._known or [math.nan])
+
+    @property
+    def _known(self) -> list[float]:
+        return [drop for drop in self.drops if not math.isnan(drop)]
+
+
+@dataclass(frozen=True)
+class Measured(Judged):
     """What a setting does on clips, first frames left out.
 
     Attributes:
@@ -50,18 +72,11 @@ class Measured:
         op_density, event_density: see `sparsetime.budget.cost.Layout`.
     """
 
-    drops: list[float]
-    right: list[bool]
     error: float
     time_ns: float
     wall_ns: float
     op_density: float
     event_density: float
-
-    @property
-    def drop(self) -> float:
-        """Of the worst clip."""
-        return max((drop for drop in self.drops if not math.isnan(drop)), default=math.nan)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able; `Measured.from_json` reads it."""
@@ -134,8 +149,8 @@ def measured(answered: Answered, counted: Counted, layout: Layout, cost: CostMod
 def _judged(judge: Judge, clips: list[Clip], answers: list[list[Answer]]) -> tuple[list[float], list[bool]]:
     """Drops of the clips, or with labels of all of them together, and which clips are right."""
     if all(clip.label is not None for clip in clips):
-        right = [_guess(own) == clip.label for clip, own in zip(clips, answers, strict=True)]
-        dense = [_guess([answer for answer, _ in clip.dense]) == clip.label for clip in clips]
+        right = [guess(own) == clip.label for clip, own in zip(clips, answers, strict=True)]
+        dense = [guess([answer for answer, _ in clip.dense]) == clip.label for clip in clips]
         return [accuracy_drop(right, dense)], right
     drops = []
     for clip, own in zip(clips, answers, strict=True):
@@ -152,29 +167,20 @@ def accuracy_drop(right: list[bool], dense: list[bool]) -> float:
     return (sum(dense) - sum(right)) / len(right)
 
 
-def _guess(answers: list[Answer]) -> int:
+def guess(answers: list[Answer]) -> int:
     """Class of a clip: the arg-max of the mean of the probabilities over its frames."""
     return int(np.mean([answer.meaning for answer in answers], axis=0).argmax())
 
 
 @dataclass(frozen=True)
-class Control:
+class Control(Judged):
     """What costs no network at all, or a whole one now and then.
 
     Attributes:
-        drops: as those of `Measured`.
-        right: likewise.
         every: frames from one that is computed to the next, or None where none is but the first.
     """
 
-    drops: list[float]
-    right: list[bool]
     every: float | None = None
-
-    @property
-    def drop(self) -> float:
-        """Of the worst clip."""
-        return max((drop for drop in self.drops if not math.isnan(drop)), default=math.nan)
 
 
 def frozen(judge: Judge, clips: list[Clip]) -> Control:

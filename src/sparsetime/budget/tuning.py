@@ -18,7 +18,7 @@ from sparsetime.budget.clips import Clip, answered, digest, divided, read_clips,
 from sparsetime.budget.errors import BudgetError
 from sparsetime.budget.gains import balanced, gains, shaped
 from sparsetime.budget.judge import MEASURES, Judge
-from sparsetime.budget.measure import Control, Measured, frozen, skipping
+from sparsetime.budget.measure import Control, Measured, frozen, guess, skipping
 from sparsetime.budget.memo import Memo
 from sparsetime.budget.search import FINEST, passes, search, shifted
 from sparsetime.budget.setting import OCTAVE, Setting, apply, codecs
@@ -310,9 +310,9 @@ def _figures(judge: Judge, clips: list[Clip], found: Measured, max_drop: float) 
             "time_dense_ms": dense_ns / 1e6,
             "drop_frozen": or_none(still.drop),
             "drop_frame_skipping": or_none(skipped.drop),
-            "mean_drop": _mean(found.drops),
-            "mean_drop_frozen": _mean(still.drops),
-            "mean_drop_frame_skipping": _mean(skipped.drops),
+            "mean_drop": or_none(found.mean_drop),
+            "mean_drop_frozen": or_none(still.mean_drop),
+            "mean_drop_frame_skipping": or_none(skipped.mean_drop),
             "every": skipped.every,
         }
         | _misses(clips, found, still, skipped, max_drop)
@@ -328,8 +328,8 @@ def _misses(clips: list[Clip], found: Measured, still: Control, skipped: Control
     rows: list[dict[str, Any]] = []
     if found.right:
         for clip, right in zip(clips, found.right, strict=True):
-            guess = int(np.mean([answer.meaning for answer, _ in clip.dense], axis=0).argmax())
-            rows.append({"clip": clip.name, "right": right, "right_dense": guess == clip.label})
+            dense = guess([answer for answer, _ in clip.dense]) == clip.label
+            rows.append({"clip": clip.name, "right": right, "right_dense": dense})
         counted = len(rows)
         missed = [str(row["clip"]) for row in rows if row["right_dense"] and not row["right"]]
     else:
@@ -347,8 +347,3 @@ def _misses(clips: list[Clip], found: Measured, still: Control, skipped: Control
         "missed": missed,
         "miss_rate": len(missed) / counted if counted else None,
     }
-
-
-def _mean(drops: list[float]) -> float | None:
-    known = [drop for drop in drops if not math.isnan(drop)]
-    return statistics.fmean(known) if known else None
