@@ -73,7 +73,7 @@ def _content(runs: Sequence[Run], groups: Sequence[Group], split: str | None) ->
         "headline": findings[best].sentence if best else "No run has been evaluated: no accuracy and no operations.",
         "headline_task": " · ".join(best) if best and len(by_task) > 1 else None,
         "other_findings": [(" · ".join(task), found.sentence) for task, found in findings.items() if task != best],
-        "caveats": _caveats(groups, by_task, findings, split),
+        "caveats": _caveats(groups, findings, split),
         "legend": _legend(groups),
         "shape": shape,
         "summary": tables.summary_table(by_task) if split else None,
@@ -113,12 +113,7 @@ def _notes(run: Run, split: str | None) -> list[str]:
     return notes
 
 
-def _caveats(
-    groups: Sequence[Group],
-    by_task: dict[tuple[str, str], list[Group]],
-    findings: dict[tuple[str, str], Finding],
-    split: str | None,
-) -> list[str]:
+def _caveats(groups: Sequence[Group], findings: dict[tuple[str, str], Finding], split: str | None) -> list[str]:
     """What a reader must know before believing the figures, computed from the runs."""
     found = []
     sizes: dict[str, set[int]] = {}
