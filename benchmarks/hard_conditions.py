@@ -26,8 +26,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from real_streams import CODECS, NETWORKS, Video, compiled, fastest, frames, read, size_of, times, turns, write
+from real_streams import CODECS, NETWORKS, Video, compiled, fastest, frames, read, size_of, times, turns
 from sparsetime.bench.machine import machine
+from sparsetime.files import write_json
 
 Array = NDArray[Any]
 
@@ -85,7 +86,7 @@ def moving(args: argparse.Namespace) -> None:
             pictures = list(frames(video, args.data, size_of(name), args.frames))
             plan = compiled(name, args.data, pictures, codec=args.codec)
             result = times(plan, pictures, args.clock, args.repeats, args.flush)
-            write(file, {"network": name, "video": video.name, "machine": machine()} | result)
+            write_json(file, {"network": name, "video": video.name, "machine": machine()} | result)
             print(name, video.name, f"{result['speedup_median']:.2f} worst {result['speedup_worst']:.2f}", flush=True)
 
 
@@ -109,7 +110,7 @@ def cuts(args: argparse.Namespace) -> None:
                 "operations": float(np.mean([operations[number] for number in chosen])),
             }
         result = {"dense_runtime": fastest(plan, pictures[0]).name, "dense_ms": dense, "kinds": kinds}
-        write(file, {"network": name, "machine": machine()} | result)
+        write_json(file, {"network": name, "machine": machine()} | result)
         print(name, {kind: round(k["speedup_worst"], 2) for kind, k in kinds.items()}, flush=True)
 
 

@@ -41,14 +41,9 @@ from sparsetime.engine.ops import LINEAR
 from sparsetime.engine.reference import Reference
 from sparsetime.report.svg import Axis, element, linear_axis, log_axis, short, text
 from sparsetime.video.reader import read_frames
+from training_step import status_kib
 
 Frames = NDArray[np.uint8]
-
-
-def resident_kib() -> int:
-    """Resident memory of this process, from Linux's own accounting."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
 
 
 def there_and_back(clip: Frames, number: int) -> Frames:
@@ -133,7 +128,7 @@ def run(plans: dict[str, Plan], clip: Frames, frames: int, refresh: list[int], b
                 entries[key]["op_density"] += stream.op_density
                 entries[key]["sparse"] += sum(s.path == "sparse" for s in stats) / max(len(stats), 1)
         if number + 1 in looks:
-            memory = resident_kib()
+            memory = status_kib("VmRSS")
             for key, stream in streams.items():
                 seen = dense[key[0]].look(stream.snapshot(), frame, outputs[key])
                 entries[key]["looks"].append({"frame": number + 1, "resident_kib": memory, **seen})

@@ -45,6 +45,7 @@ from sparsetime.bench.machine import machine
 from sparsetime.budget.judge import drop_of
 from sparsetime.engine import OpStats, Plan, Stream
 from sparsetime.engine.crossover import measured
+from sparsetime.files import write_json
 from sparsetime.report.svg import Axis, element, linear_axis, log_axis, short, text
 from sparsetime.run.dense import Dense, candidates, exported
 from sparsetime.run.planning import spread
@@ -282,13 +283,6 @@ def read(file: Path) -> dict[str, Any]:
     return found
 
 
-def write(file: Path, result: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    part.replace(file)
-
-
 def ways(args: argparse.Namespace, name: str, video: Video, known: Iterable[str]) -> dict[str, Way]:
     """What has been asked for and is not known yet, by label."""
     found = {}
@@ -317,7 +311,7 @@ def quality(args: argparse.Namespace) -> None:
             continue
         found = qualities(missing, frames(video, args.data, size_of(name), args.frames))
         found["settings"] = result.get("settings", {}) | found["settings"]
-        write(file, {"network": name, "video": video.name} | result | found)
+        write_json(file, {"network": name, "video": video.name} | result | found)
         shown = {
             s: f"{1 - (drop_of(found['task'], v['quality']) or 0):.3f}@{v['events']:.3f}"
             for s, v in found["settings"].items()
@@ -338,7 +332,7 @@ def timing(args: argparse.Namespace) -> None:
         pictures = list(frames(video, args.data, size_of(name), count))
         for setting, way in missing.items():
             taken[setting] = times(way.plan, pictures, clock, flush=way.flush)
-        write(
+        write_json(
             file,
             {"network": name, "video": video.name}
             | result

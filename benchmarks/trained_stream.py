@@ -30,14 +30,10 @@ from sparsetime.engine.frames import FrameReader
 from sparsetime.run.dense import Dense, dense_network, without_codecs
 from sparsetime.run.module import PlanModule
 from sparsetime.run.planning import compile_file
+from sparsetime.run.quality import Reader
 from sparsetime.train.data import open_clips
 from sparsetime.train.run import read_config
 from sparsetime.video import read_frames
-
-
-def softmax(z: np.ndarray) -> np.ndarray:
-    e = np.exp(z - z.max())
-    return e / e.sum()
 
 
 def right(answers: list[np.ndarray], labels: list[int]) -> float:
@@ -86,7 +82,7 @@ def measure(
         plan = Plan.load(file)
     classes = read_config(run)["classes"]
     size = plan.input_shape[2:]
-    stream = plan.stream(threads=threads, flush=flush)
+    stream, reader = plan.flat().stream(threads=threads, flush=flush), Reader(plan)
     dense = None
     labels: list[int] = []
     ours: list[np.ndarray] = []
@@ -100,13 +96,13 @@ def measure(
             dense = fastest_int8(plan, shots[:8], threads) if int8 else dense_network(plan, shots[0], threads)
         stream.reset()
         spent_here: list[list[int]] = []
-        for call, found in ((stream, ours), (lambda shot, run=dense.run: run(shot)[0], theirs)):
+        for call, found in ((stream, ours), (dense.run, theirs)):
             answers, taken = [], []
             for t, shot in enumerate(shots):
                 begin = time.perf_counter_ns()
                 y = call(shot)
                 taken.append(time.perf_counter_ns() - begin)
-                answers.append(softmax(np.ravel(y)))
+                answers.append(reader(y).meaning)
                 if t and call is stream:
                     statistics_of_frames.append(dict(stream.stats))
             found.append(np.stack(answers))

@@ -35,8 +35,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import sparsetime
-from sparsetime import networks
 from sparsetime.bench.machine import machine
 from sparsetime.budget import tune
 from sparsetime.budget.clips import Clip
@@ -49,11 +47,9 @@ from sparsetime.budget.tuning import MARGIN, Sources, apart, lively, proven
 from sparsetime.budget.workbench import Workbench
 from sparsetime.convert.steps import fan_out_factors
 from sparsetime.engine import Plan
-from sparsetime.engine.crossover import measured
 from sparsetime.run.dense import Dense, dense_network
 from sparsetime.run.flush import flush_of
-from sparsetime.run.planning import spread
-from sparsetime.run.sources import Source
+from sparsetime.run.planning import compile_file
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,6 @@ EXPERIMENTS = (
     Experiment("deeplab-bridge", *DEEPLAB, "traffic_bridge.mp4", 0.15, 16, 8, 10),
 )
 BASELINES = ("hold", "pixel", "number")
-_CALIBRATION = 16  # frames
 ROUNDS = 5
 DROPS = ("drop", "mean_drop")
 _FIGURES = ("op_density", "event_density", "ms")
@@ -89,12 +84,8 @@ def compiled(experiment: Experiment, data: Path, out: Path, codec: str) -> Plan:
     """The plan as `sparsetime compile --calibrate` makes it, kept in a file: what is timed for it is timed once."""
     file = out / f"{experiment.name}-{codec}-compiled.plan"
     if not file.exists():
-        network = networks.create(experiment.network, weights=data / "weights" / experiment.weights).eval()
-        size = network.spec.input_size
-        video = str(data / "static_videos" / experiment.video)
-        frames = spread((shot.picture for shot in Source(video, size)), _CALIBRATION)
-        steps = [torch.from_numpy(frame).permute(2, 0, 1).contiguous() for frame in frames]
-        measured(sparsetime.compile(network, torch.zeros(1, 3, *size), steps=steps, codec=codec)).save(file)
+        weights, video = data / "weights" / experiment.weights, data / "static_videos" / experiment.video
+        compile_file(experiment.network, file, weights=weights, calibrate=str(video), codec=codec)
     return Plan.load(file)
 
 
@@ -103,15 +94,13 @@ def baseline(experiment: Experiment, data: Path, out: Path, kind: str) -> Plan:
     plan = compiled(experiment, data, out, "hold" if kind == "number" else kind)
     factors = fan_out_factors(plan, [plan.ops[number].output for number in codecs(plan)])
     ops, tensors = list(plan.ops), dict(plan.tensors)
-    thresholds: dict[int, np.ndarray[Any, Any]] = {}
-    for number in codecs(plan):
-        op = ops[number]
-        assert op.codec is not None
-        thresholds[number] = (tensors[op.codec["tensor"]] / factors[op.output]).astype(np.float32)
+    thresholds = {
+        k: (tensors[ops[k].codec["tensor"]] / factors[ops[k].output]).astype(np.float32) for k in codecs(plan)
+    }
     number_for_all = np.exp(np.mean([np.log(own).mean() for own in thresholds.values()]))
-    for number, own in thresholds.items():
-        tensors[f"{number}.one"] = np.full_like(own, number_for_all) if kind == "number" else own
-        ops[number] = dataclasses.replace(ops[number], codec={**(ops[number].codec or {}), "tensor": f"{number}.one"})
+    for k, own in thresholds.items():
+        tensors[f"{k}.one"] = np.full_like(own, number_for_all) if kind == "number" else own
+        ops[k] = dataclasses.replace(ops[k], codec={**ops[k].codec, "tensor": f"{k}.one"})
     return with_ops(plan.flat(), ops, tensors)
 
 
