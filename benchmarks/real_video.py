@@ -9,7 +9,7 @@ With `--folds` train and test are put together and divided anew, whole groups at
 network that has seen no clip of its group. `--within train` divides the training split alone; settings are chosen so.
 
 Every run is the command line program's own `train` and `evaluate`. A dense network is refined from ImageNet weights;
-spatial L1 and delta refine that network further. docs/results.md says how the settings were chosen.
+spatial L1 and delta refine that network further. docs/experiments.md says how the settings were chosen.
 """
 
 from __future__ import annotations

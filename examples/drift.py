@@ -3,7 +3,7 @@
     python examples/drift.py --seeds 0 1 2 3
 
 Generated clips of 12 x 12 pixels and six frames, ten classes; drawings of train and test come from different seeds.
-About half a minute a seed on one core.
+Ten to fifteen seconds a seed on one core.
 """
 
 from __future__ import annotations
