@@ -20,6 +20,7 @@ from sparsetime.video.reader import (
     Frames,
     VideoError,
     _decode_file,
+    _decode_stream,
     _picture,
     image_files,
     import_av,
@@ -205,14 +206,7 @@ class Source:
             if not container.streams.video:
                 raise SourceError(f"{self.name}: holds no video stream")
             self.rate = _rate(container)
-            for packet in container.demux(container.streams.video[0]):
-                try:
-                    frames = packet.decode()
-                except self._av.error.InvalidDataError:
-                    yield None
-                    continue
-                for frame in frames:
-                    yield None if frame.is_corrupt or packet.is_corrupt else frame
+            yield from _decode_stream(container, self._av)
 
 
 class _Log:

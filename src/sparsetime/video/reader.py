@@ -177,16 +177,9 @@ def _decode_file(path: Path, av: Any) -> Iterator["VideoFrame | None"]:
         with av.open(f"file:{path}") as container:
             if not container.streams.video:
                 raise VideoError(path, "holds no video stream")
-            for packet in container.demux(container.streams.video[0]):
-                try:
-                    frames = packet.decode()
-                except av.error.InvalidDataError:
-                    yield None
-                    continue
-                for frame in frames:
-                    damaged = frame.is_corrupt or packet.is_corrupt
-                    good += not damaged
-                    yield None if damaged else frame
+            for frame in _decode_stream(container, av):
+                good += frame is not None
+                yield frame
     except av.error.FFmpegError as error:
         stopped = error.strerror
     try:
@@ -199,6 +192,18 @@ def _decode_file(path: Path, av: Any) -> Iterator["VideoFrame | None"]:
         raise VideoError(path, f"reading stopped after {good} frames: {stopped}" if good else f"no video: {stopped}")
     if not good:
         raise VideoError(path, "holds no frame that decodes")
+
+
+def _decode_stream(container: Any, av: Any) -> Iterator["VideoFrame | None"]:
+    """Frames of the first video stream in order of display; None stands for a damaged one."""
+    for packet in container.demux(container.streams.video[0]):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            yield None
+            continue
+        for frame in frames:
+            yield None if frame.is_corrupt or packet.is_corrupt else frame
 
 
 def _decode_folder(folder: Path, av: Any) -> Iterator["VideoFrame"]:
