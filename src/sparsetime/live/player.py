@@ -304,7 +304,7 @@ class Player:
             "paused": self._paused,
             "ended": self._feed.inbox.finished,
             "layer": self._chosen,
-            "density": sum(entry.macs for entry in stats.values()) / max(self._plan.dense_macs, 1) if stats else None,
+            "density": self._stream.op_density if stats else None,
             "layers": [round(layer.density(stats), 4) for layer in self.layers] if stats else [],
             "means": [round(total / frames, 4) for total in self._sums],
             "whole": [stats[layer.op.name].path == "dense" for layer in self.layers] if stats else [],
