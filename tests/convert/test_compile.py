@@ -281,3 +281,26 @@ def test_the_module_is_left_as_it_was():
     assert module[2].inplace is True
     for name, value in module.state_dict().items():
         torch.testing.assert_close(value, before[name])
+
+
+def test_a_plan_stays_what_it_is_when_the_module_is_trained_further():
+    class Gathered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.relu = nn.Conv2d(6, 4, 3), nn.ReLU()
+            self.scale = nn.Parameter(torch.rand(4, 7, 9))
+            for name, buffer in (("start", torch.rand(1, 4, 7, 9)), ("places", torch.arange(252).reshape(1, 4, 7, 9))):
+                self.register_buffer(name, buffer)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.lerp(self.start, self.relu(self.conv(x)) * self.scale, 0.5).take(self.places)
+
+    module = Gathered()
+    plan = compile(module, clip()[0])
+    assert {str(plan.tensors[name].dtype) for op in plan.islands for name in op.tensors} == {"float32", "int64"}
+    before = {name: tensor.copy() for name, tensor in plan.tensors.items()}
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            tensor.add_(1)
+    for name, tensor in plan.tensors.items():
+        np.testing.assert_array_equal(tensor, before[name], name)

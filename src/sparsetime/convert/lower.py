@@ -66,7 +66,8 @@ _IGNORED = frozenset(("_assert_tensor_metadata", "_assert_scalar", "_assert_asyn
 
 
 def _array(x: Tensor) -> Array:
-    return x.detach().to(torch.float32).contiguous().numpy()
+    # A copy: the module may be trained further, its plan stays what it is.
+    return x.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format).numpy()
 
 
 def _pair(x: Any) -> list[int]:
@@ -388,7 +389,7 @@ class _Lowering:
                 if x.dtype not in types:
                     self.fail(f"{where} takes a constant of {x.dtype}; a plan holds float32, int64 and bool")
                 role = f"constant{len(tensors)}"
-                tensors[role] = x.detach().contiguous().numpy()
+                tensors[role] = x.detach().clone(memory_format=torch.contiguous_format).numpy()
                 return {"tensor": role}
             if isinstance(x, list | tuple):
                 return [encode(item) for item in x]
