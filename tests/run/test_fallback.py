@@ -2,10 +2,12 @@
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -13,7 +15,7 @@ from typer.testing import CliRunner
 from sparsetime.cli import app
 from sparsetime.engine import Plan
 from sparsetime.run import run_file
-from sparsetime.run.dense import native_dense
+from sparsetime.run.dense import Dense, native_dense, pytorch_dense
 from sparsetime.run.fallback import DEBT, LONGEST, PAUSE, FallbackStream, Schedule
 
 from .conftest import moving_square
@@ -101,6 +103,21 @@ def test_outputs_are_those_of_the_way_taken(small_plan: Path) -> None:
         macs = sum(entry.macs for entry in stream.stats.values())
         assert (macs == plan.dense_macs) == (ways[k] or k in (0, 4)), k
     assert stream.dense_frames == 2
+
+
+@pytest.mark.parametrize("network", [native_dense, pytorch_dense])
+def test_a_tensor_gives_tensors_whichever_way_is_taken(small_plan: Path, network: Callable[[Plan, int], Dense]) -> None:
+    plan = Plan.load(small_plan)
+    frames = moving_square(4, 24, 32)
+    streams = [
+        FallbackStream(plan, frames[0], dense=network(plan, 1), schedule=Fixed([False, True, True, False]))
+        for _ in range(2)
+    ]
+    for frame in frames:
+        got, expected = (stream(x) for stream, x in zip(streams, (torch.from_numpy(frame), frame), strict=True))
+        assert isinstance(got, torch.Tensor)
+        assert isinstance(expected, np.ndarray)
+        np.testing.assert_array_equal(got.numpy(), expected)
 
 
 def test_a_frame_of_another_shape_leaves_all_as_it_was(small_plan: Path) -> None:

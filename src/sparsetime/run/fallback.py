@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from sparsetime.engine import OpStats, Plan
+from sparsetime.engine.frames import is_tensor
 from sparsetime.engine.stream import nested
 from sparsetime.run.dense import Dense, dense_network
 
@@ -109,11 +110,11 @@ class FallbackStream:
         return statistics.median(times[1:])
 
     def __call__(self, frame: Any) -> Any:
-        """One frame; see `Stream`. Its errors leave everything as it was."""
+        """One frame; see `Stream`: tensors for a tensor whichever way is taken. Its errors leave all as it was."""
         dense = self._schedule.dense
         start = time.perf_counter()
         if dense:
-            outputs = self.runtime.run(frame)
+            outputs: list[Any] = self.runtime.run(frame)
         else:
             if self._was_dense:
                 self._stream.reset()
@@ -121,6 +122,10 @@ class FallbackStream:
         self._schedule.took(time.perf_counter() - start)
         self.dense_frames += dense
         self._was_dense = dense
+        if is_tensor(frame):
+            import torch
+
+            outputs = [torch.as_tensor(output) for output in outputs]
         return nested(self.plan.structure, outputs)
 
     @property
