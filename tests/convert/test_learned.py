@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from small_modules import clip
-from torch import nn
+from torch import Tensor, nn
 
 import sparsetime
 from sparsetime.convert import CompileError, compile
@@ -60,6 +60,22 @@ def test_codecs_with_memory_equal_over_the_clip(codec):
         expected = model(torch.stack(clip(), 1))[0]
         got = torch.cat([stream(frame) for frame in clip()])
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_argument_may_be_named_frames():
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(6, 4, 1)
+
+        def forward(self, frames: Tensor) -> Tensor:
+            return self.conv(frames.relu())
+
+    model = sparsetime.sparsify(Named(), clip()[0]).eval()
+    stream = compile(model, clip()[0]).stream(backend="reference")
+    with torch.no_grad():
+        for frame in clip():
+            torch.testing.assert_close(stream(frame), model(frame), rtol=1e-4, atol=1e-4)
 
 
 def test_steps_are_the_learned_ones():

@@ -90,7 +90,8 @@ def prepared(model: nn.Module, frame: Tensor) -> Iterator[tuple[nn.Module, tuple
         # The traced graph alone: the network's own forward looks at the values of its input.
         graph = model.graphs[False]
         module = fx.GraphModule(model, graph)
-        # Its placeholder `frames` is the number of frames of a clip.
-        inputs = tuple(1 if n.name == "frames" else frame for n in graph.nodes if n.op == "placeholder")
+        # The first placeholder, whatever its name, is the number of frames of a clip.
+        placeholders = sum(node.op == "placeholder" for node in graph.nodes)
+        inputs = (1, *[frame] * (placeholders - 1))
     with _marked(module):
         yield module, inputs, learned
