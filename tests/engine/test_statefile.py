@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_plans import frames, plans
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_tensors
 from tiny_plan import changed, tiny
 
 from sparsetime.engine import StreamError
@@ -178,8 +181,6 @@ def test_damage_is_refused(state, tmp_path):
     ],
 )
 def test_a_wrong_header_is_refused(state, change, match):
-    from safetensors import safe_open
-
     with safe_open(state, framework="numpy") as file:
         header = json.loads(file.metadata()[FORMAT])
     text = (
@@ -187,6 +188,15 @@ def test_a_wrong_header_is_refused(state, change, match):
     )
     save_file(load_file(state), state, {FORMAT: text})
     refused(state, match)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float16])
+def test_types_that_no_state_has_are_refused(state, dtype):
+    with safe_open(state, framework="pt") as file:
+        metadata, arrays = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    arrays["0.value"] = arrays["0.value"].to(dtype)
+    save_tensors(arrays, state, metadata)
+    refused(state, "tensor '0.value': expected one of .*'F32'.*got (BF16|F8_E4M3|F16)")
 
 
 def test_a_file_is_whole_or_not_there(state, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from sparsetime.engine.ops import InputSpec, Op, PlanError
 from sparsetime.engine.plan import Plan
 from sparsetime.files import write_whole
 
-__all__ = ["FORMAT", "VERSION", "header_of", "load", "save"]
+__all__ = ["FORMAT", "VERSION", "header_of", "load", "save", "tensors_of"]
 
 FORMAT = "sparsetime.plan"
 VERSION = 1
 INT8_VERSION = 2
 """What plans of precision int8 say: a reader that knows version 1 alone would get them wrong. Others still say 1."""
-_DTYPES = {"F32": "float32", "I32": "int32", "I64": "int64", "BOOL": "bool", "I8": "int8"}
+_DTYPES = ("F32", "I32", "I64", "BOOL", "I8")
 _HEADER = ("format", "version", "producer", "name", "dtype", "input", "values", "ops", "outputs", "structure")
 _PRECISION = {VERSION: "float32", INT8_VERSION: "int8"}
 _OP = ("kind", "name", "inputs", "outputs", "attributes", "tensors", "activation", "codec", "source")
@@ -169,6 +170,25 @@ def parse(text: str, tensors: dict[str, np.ndarray[Any, Any]]) -> Plan:
     )
 
 
+def tensors_of(file: Any, dtypes: Collection[str]) -> dict[str, np.ndarray[Any, Any]]:
+    """The tensors of an open safetensors file, by name.
+
+    Args:
+        file: as `safe_open` gives it.
+        dtypes: which may be in it, by the names of safetensors; it has some that numpy has not.
+
+    Raises:
+        PlanError: a tensor of another type.
+    """
+    tensors = {}
+    for name in file.keys():  # noqa: SIM118 - not a dictionary
+        dtype = file.get_slice(name).get_dtype()
+        if dtype not in dtypes:
+            raise PlanError(f"tensor '{name}': expected one of {sorted(dtypes)}, got {dtype}")
+        tensors[name] = file.get_tensor(name)
+    return tensors
+
+
 def load(path: Path) -> Plan:
     """Read a plan; see `Plan.load`."""
     if not path.is_file():
@@ -179,13 +199,7 @@ def load(path: Path) -> Plan:
             text = (file.metadata() or {}).get(FORMAT)
             if text is None:
                 raise PlanError(f"a safetensors file, but no plan: its metadata has no '{FORMAT}'")
-            tensors = {}
-            for name in file.keys():  # noqa: SIM118 - not a dictionary
-                dtype = file.get_slice(name).get_dtype()
-                if dtype not in _DTYPES:
-                    raise PlanError(f"tensor '{name}': expected one of {sorted(_DTYPES)}, got {dtype}")
-                tensors[name] = file.get_tensor(name)
-        return parse(text, tensors)
+            return parse(text, tensors_of(file, _DTYPES))
     except SafetensorError as error:
         raise PlanError(f"{path}: not a whole safetensors file: {error}") from error
     except RecursionError as error:

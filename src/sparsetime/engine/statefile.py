@@ -25,8 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialised
 
 from sparsetime.engine.flushes import LONGEST, Pace
+from sparsetime.engine.ops import PlanError
 from sparsetime.engine.plan import Plan
-from sparsetime.engine.planfile import header_of
+from sparsetime.engine.planfile import header_of, tensors_of
 from sparsetime.engine.stream import Snapshot, Stream, StreamError
 from sparsetime.files import write_whole
 
@@ -34,6 +35,7 @@ __all__ = ["FORMAT", "VERSION", "load_state", "plan_digest", "save_state"]
 
 FORMAT = "sparsetime.state"
 VERSION = 2
+_DTYPES = ("F32", "U8", "I64", "BOOL")  # values and accumulators, codes, values between islands
 _KEYS = {"format", "version", "frames", "pace", "plan", "arrays"}
 _NO_MATTER = ("producer", "name", "structure", "outputs")  # entries of a plan's header that no state depends on
 
@@ -104,9 +106,11 @@ def load_state(stream: Stream, path: str | Path) -> None:
                     f"{path}: the state is of another plan than '{stream.plan.name}'. Load the plan that it was saved "
                     "with, or start the video anew without it"
                 )
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+            arrays = tensors_of(file, _DTYPES)
     except SafetensorError as error:
         raise StreamError(f"{path}: not a whole safetensors file: {error}") from error
+    except PlanError as error:
+        raise StreamError(f"{path}: {error}") from error
     if _digest("", arrays) != header["arrays"]:
         raise StreamError(f"{path}: the file is damaged: its arrays are not those that were written")
     if bool(arrays) != bool(header["frames"]) and (arrays or not header["pace"]["left"]):
