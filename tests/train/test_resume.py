@@ -4,6 +4,7 @@ import csv
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -116,10 +117,13 @@ def test_overwrite_deletes_nothing_but_runs(clips: Path, tmp_path: Path) -> None
     assert (tmp_path / "precious.txt").read_text() == "kept"
 
 
-def test_a_damaged_checkpoint_is_an_error(clips: Path, killed_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [lambda whole: whole[:1000], lambda whole: b"garbage", lambda whole: b""])
+def test_a_damaged_checkpoint_is_an_error(
+    clips: Path, killed_run: Path, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(killed_run, run)
     checkpoint = run / "checkpoints" / "last.ckpt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="cannot be used"):
+    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
+    with pytest.raises(CheckpointError, match=r"cannot be used: .*--overwrite"):
         train(small_recipe(clips), run, machine=MACHINE, quiet=True)

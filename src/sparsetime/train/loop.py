@@ -319,11 +319,18 @@ class Loop:
         """
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # of which kind depends on where in the file the damage is
+            raise CheckpointError(
+                f"checkpoint {path} cannot be used: it is damaged ({type(error).__name__}). Start anew with --overwrite"
+            ) from error
+        try:
             self.model.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
             if content["teacher"] is not None:
                 self.teacher = self._make_teacher()
                 self.teacher.model.load_state_dict(content["teacher"])
             self.rows = list(content["rows"])
-        except (RuntimeError, ValueError, KeyError, EOFError, TypeError) as error:
+        except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(f"checkpoint {path} cannot be used: {error}. Start anew with --overwrite") from error
