@@ -268,6 +268,16 @@ def test_frames_that_do_not_divide(net: Net) -> None:
         Meter(net, frames=0)
 
 
+def test_frames_may_be_given_by_name(net: Net) -> None:
+    with Meter(net) as named:
+        net(x=moving()[:, 0])
+    with Meter(net) as placed:
+        net(moving()[:, 0])
+    assert named.summary() == placed.summary()
+    with Meter(net), pytest.raises(ValueError, match="Net was called without a tensor"):
+        net(x=None)
+
+
 def test_frames_given_to_a_sparse_network_are_clips_of_one(net: Net) -> None:
     model = sparse(net)
     with torch.no_grad(), Meter(model) as meter:

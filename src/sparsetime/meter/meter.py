@@ -72,7 +72,7 @@ class Meter:
             values, else zeros (what a layer that gives deltas does not send is zero).
 
     Raises:
-        ValueError: frames below 1; in a forward pass, frames that do not divide into clips.
+        ValueError: frames below 1; in a forward pass, frames that do not divide into clips, or no tensor of frames.
     """
 
     def __init__(self, model: nn.Module, frames: int | None = None, skips: Skips | None = None) -> None:
@@ -99,7 +99,7 @@ class Meter:
         self._watch: WatchLinear | None = None
 
     def __enter__(self) -> Meter:
-        self._handles = [self._root.register_forward_pre_hook(self._start, prepend=True)]
+        self._handles = [self._root.register_forward_pre_hook(self._start, prepend=True, with_kwargs=True)]
         for layer in self._delta_layers:
             self._handles.append(layer.register_forward_pre_hook(self._enter_delta_layer))
             self._handles.append(layer.register_forward_hook(self._on_delta_layer, with_kwargs=True))
@@ -124,9 +124,11 @@ class Meter:
         """The figures, plain data; see `Counts.summary`."""
         return self.counts.summary()
 
-    def _start(self, model: nn.Module, args: tuple[Any, ...]) -> None:
-        """A forward pass begins."""
-        x = args[0]
+    def _start(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward pass begins; its first tensor is the clip or the frames, by position or by name."""
+        x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        if x is None:
+            raise ValueError(f"Meter: {type(model).__name__} was called without a tensor; give it its frames as one")
         if isinstance(model, SparseNetwork):
             self._frames = x.shape[1] if x.dim() == model.frame_dims + 1 else 1
             clips = x.shape[0]
