@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import sparsetime
 from sparsetime import DeltaActivation, Meter
@@ -276,6 +278,23 @@ def test_frames_may_be_given_by_name(net: Net) -> None:
     assert named.summary() == placed.summary()
     with Meter(net), pytest.raises(ValueError, match="Net was called without a tensor"):
         net(x=None)
+
+
+def test_counting_needs_no_float64(net: Net) -> None:
+    """Not every device has it."""
+    zero_some_weights(net)
+    model, made = sparse(net), set()
+
+    class Types(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
+            made.update(x.dtype for x in tree_leaves(result) if isinstance(x, Tensor))
+            return result
+
+    with Meter(model), Types():
+        model(moving())
+    assert torch.int64 in made
+    assert torch.float64 not in made
 
 
 def test_frames_given_to_a_sparse_network_are_clips_of_one(net: Net) -> None:

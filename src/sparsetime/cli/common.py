@@ -26,7 +26,7 @@ FlushOption = Annotated[
     ),
 ]
 AcceleratorOption = Annotated[
-    Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="auto takes a GPU where there is one.")
+    Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="auto takes a CUDA GPU where there is one.")
 ]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of PyTorch.  [default: its own]")]
 WorkersOption = Annotated[int, typer.Option(min=0, metavar="N", help="Processes that decode and load clips.")]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -197,12 +199,12 @@ class Meter:
         """Fan-out of all weights, and of those that are not zero."""
         key = (name, frame, call.op)
         if key not in self._fanouts:
-            self._fanouts[key] = torch.from_numpy(fanout(call.op, frame)).to(call.x.device)
+            self._fanouts[key] = _integers(fanout(call.op, frame)).to(call.x.device)
         full = self._fanouts[key]
         alive = call.weight.detach() != 0
         if bool(alive.all()):
             return full, full
-        return full, torch.from_numpy(fanout(call.op, frame, alive.cpu().numpy())).to(call.x.device)
+        return full, _integers(fanout(call.op, frame, alive.cpu().numpy())).to(call.x.device)
 
     def _on_output(self, function: Any, output: Any) -> None:
         if function in ACTIVATIONS and isinstance(output, Tensor) and not self._inside:
@@ -227,10 +229,15 @@ class Meter:
         self.counts.activations_nonzero += int(torch.count_nonzero(output))
 
 
+def _integers(fanouts: NDArray[np.float64]) -> Tensor:
+    """Fan-outs, which are whole numbers, as int64: exact on every device, and not all have float64."""
+    return torch.from_numpy(fanouts.astype(np.int64))
+
+
 def _sum_clips(mask: Tensor) -> Tensor:
-    """Sum over clips and frames, (N, T, ...) -> (...), float64 so that it multiplies with a fan-out."""
+    """Sum over clips and frames, (N, T, ...) -> (...), int64 so that it multiplies with a fan-out."""
     frames = mask.flatten(0, 1).view(torch.uint8)
-    total = torch.zeros(mask.shape[2:], dtype=torch.float64, device=mask.device)
+    total = torch.zeros(mask.shape[2:], dtype=torch.int64, device=mask.device)
     for start in range(0, len(frames), 255):  # bytes add sixty at a time, and hold a sum of 255 of them
         count = frames[start].clone()
         for frame in frames[start + 1 : start + 255]:

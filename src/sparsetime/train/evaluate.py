@@ -14,6 +14,7 @@ from sparsetime.files import write_json
 from sparsetime.meter import Meter
 from sparsetime.report.frames import change_maps, save_frames
 from sparsetime.train.data import WINDOW, open_clips
+from sparsetime.train.device import pick_device
 from sparsetime.train.errors import TrainingError
 from sparsetime.train.figures import wilson
 from sparsetime.train.model import ClipClassifier
@@ -92,7 +93,7 @@ def evaluate(
             with Meter(model.model, frames=length) as meter:
                 for item in DataLoader(Subset(windows, indices), batch_size=1):
                     logits = model(item["clip"].to(target))
-                    p = logits.double().softmax(-1).cpu()
+                    p = logits.cpu().double().softmax(-1)  # MPS has no float64
                     sums.index_add_(0, item["video"], p.sum(1))
                     frozen.index_add_(0, item["video"], p[:, 0] * length)
                     done += 1
@@ -165,13 +166,6 @@ def summarise(windows: EvalDataset, sums: Tensor, classes: tuple[str, ...]) -> d
             for clip, guess in zip(windows.clips, predicted.tolist(), strict=True)
         ],
     }
-
-
-def pick_device(name: str) -> torch.device:
-    """The device by its name; ``auto`` takes a GPU where there is one."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def write_frames(path: Path, model: ClipClassifier, windows: EvalDataset, count: int = 12, layers: int = 6) -> None:

@@ -20,6 +20,7 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 from sparsetime.files import write_csv, write_json
 from sparsetime.train import run as runs
 from sparsetime.train.data import TrainingData, open_clips
+from sparsetime.train.device import pick_device
 from sparsetime.train.errors import RunError
 from sparsetime.train.loop import COLUMNS, Loop, Row, Watch
 from sparsetime.train.model import ClipClassifier, make_sparse
@@ -33,7 +34,7 @@ class Machine:
     """Where and how fast a run runs; decides no figure beyond rounding.
 
     Attributes:
-        accelerator: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        accelerator: ``auto``, ``cpu``, ``cuda`` or ``mps``; see `pick_device`.
         threads: of PyTorch; None leaves its choice.
         workers: processes that load clips, for each training process.
     """
@@ -137,17 +138,16 @@ def leave_group() -> None:
 def make_fabric(recipe: Recipe, machine: Machine) -> Fabric:
     """Devices and processes: one device, or under ``torchrun`` one for each process."""
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    cpu = machine.accelerator == "cpu" or (machine.accelerator == "auto" and not torch.cuda.is_available())
+    device = pick_device(machine.accelerator)
     strategy: DDPStrategy | str = "auto"
     if world > 1:
         # The steps have no gradient during the dense warm-up.
-        strategy = DDPStrategy(
-            find_unused_parameters=recipe.method == "delta", process_group_backend="gloo" if cpu else None
-        )
+        backend = "gloo" if device.type == "cpu" else None
+        strategy = DDPStrategy(find_unused_parameters=recipe.method == "delta", process_group_backend=backend)
     with warnings.catch_warnings(), calm_logging():
         warnings.filterwarnings("ignore", module="lightning.*")
         return Fabric(
-            accelerator=machine.accelerator,
+            accelerator=device.type,
             devices=local if world > 1 else 1,
             num_nodes=max(1, world // local),
             strategy=strategy,

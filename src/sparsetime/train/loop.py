@@ -223,7 +223,7 @@ class Loop:
             right = (log_p.argmax(1) == label).sum()
             n = len(label)
             parts = [right.new_tensor(n), task * n, penalty * n, distance * n, right]
-            sums += torch.stack(parts).detach().double().cpu()
+            sums += torch.stack(parts).detach().cpu().double()  # in this order: MPS has no float64
             watch.batch(epoch, step + 1, len(loader), loss.item())
         clips, task_sum, penalty_sum, distance_sum, right_sum = self._total(sums).tolist()
         return {
@@ -243,6 +243,9 @@ class Loop:
         }
 
     def _total(self, sums: Tensor) -> Tensor:
+        """Sums, float64, over all processes."""
+        if self.fabric.world_size == 1:
+            return sums
         total = self.fabric.all_reduce(sums.to(self.fabric.device), reduce_op="sum")
         assert isinstance(total, Tensor)
         return total.cpu()
@@ -255,7 +258,7 @@ class Loop:
         sums = torch.zeros(len(self.data.held_out), len(self.data.classes), dtype=torch.float64)
         with torch.inference_mode():
             for batch in self.data.windows(self.fabric.global_rank, self.fabric.world_size):
-                p = self.model(batch["clip"].to(self.fabric.device)).double().softmax(-1).sum(1).cpu()
+                p = self.model(batch["clip"].to(self.fabric.device)).cpu().double().softmax(-1).sum(1)
                 sums.index_add_(0, batch["video"], p)
         index = {name: i for i, name in enumerate(self.data.classes)}
         labels = torch.tensor([index[clip.label] for clip in self.data.held_out])
