@@ -1,5 +1,7 @@
 """Codecs stand where they should, with the steps that they should have."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +74,17 @@ def test_steps_can_be_stated():
         compile(model, clip()[0], steps={"expand": torch.ones(7)})
 
 
+def test_steps_of_windows_are_by_their_last_axis():
+    module = Function(
+        lambda m, x: m.b(m.a(x.reshape(3, 2, 9, 11)).relu()), a=nn.Linear(11, 5), b=nn.Linear(5, 2)
+    ).eval()
+    plan = compile(module, clip()[0], steps={"a": torch.arange(1.0, 6)})
+    coded = next(op for op in plan.ops if op.name == "a")
+    np.testing.assert_array_equal(plan.tensors[coded.codec["tensor"]], np.arange(1, 6))
+    with pytest.raises(ValueError, match="must be one, 5 or"):
+        compile(module, clip()[0], steps={"a": torch.ones(2)})
+
+
 def test_a_silent_layer_gets_a_step():
     model = nn.Sequential(nn.Conv2d(6, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1)).eval()
     nn.init.constant_(model[0].bias, -1e6)
@@ -101,3 +114,7 @@ def test_arguments_are_checked():
             compile(model, clip()[0], **options)
     with pytest.raises(ValueError, match=r"expected an example frame \(1, C, H, W\)"):
         compile(model, torch.zeros(2, 6, 9, 11))
+    model.spec = SimpleNamespace(mean=(0.5,) * 6, std=(1.0,) * 6)
+    for shape in ((), (6,)):
+        with pytest.raises(ValueError, match=r"expected an example frame \(1, C, H, W\)"):
+            compile(model, torch.zeros(shape))

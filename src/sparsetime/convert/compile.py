@@ -22,6 +22,7 @@ from sparsetime.convert.steps import LEVELS, fan_out_factors, ranges
 from sparsetime.engine.frames import FrameReader
 from sparsetime.engine.ops import PRECISIONS, InputSpec
 from sparsetime.engine.plan import Plan
+from sparsetime.engine.shapes import channel_axis
 
 __all__ = ["CompileError", "compile"]
 
@@ -72,11 +73,11 @@ def compile(
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     frame = example_frame[None] if example_frame.dim() == 3 else example_frame
-    spec = _input_spec(model, tuple(frame.shape))
     if frame.dim() < 2 or frame.shape[0] != 1:
         raise ValueError(
             f"compile: expected an example frame (1, C, H, W) or (C, H, W), got {tuple(example_frame.shape)}"
         )
+    spec = _input_spec(model, tuple(frame.shape))
     kept: list[Any] | None = None
     if precision == "int8" and _are_frames(steps):
         steps = kept = list(steps)  # type: ignore[arg-type]  # they are looked at twice
@@ -108,7 +109,7 @@ def _name(model: nn.Module) -> str:
 def _input_spec(model: nn.Module, shape: tuple[int, ...]) -> InputSpec | None:
     """How uint8 frames are normalised, of a network that says so."""
     spec = getattr(model, "spec", None)
-    if not hasattr(spec, "mean") or not hasattr(spec, "std") or len(getattr(spec, "mean", ())) != shape[1:2][0]:
+    if not hasattr(spec, "mean") or not hasattr(spec, "std") or len(getattr(spec, "mean", ())) != shape[1]:
         return None
     color = getattr(spec, "color", "rgb")
     return InputSpec(tuple(map(float, spec.mean)), tuple(map(float, spec.std)), str(color))  # type: ignore[union-attr]
@@ -166,7 +167,7 @@ def _step_array(op: DraftOp, step: float | Tensor, shape: tuple[int, ...]) -> np
     array = torch.as_tensor(step, dtype=torch.float32).detach().abs().numpy()
     if array.size == 1:
         return array.reshape(1)
-    axis = 1 if len(shape) in (2, 4) else len(shape) - 1
+    axis = channel_axis(shape)
     if array.size == shape[axis]:
         return array.reshape(-1)
     if array.shape == shape[1:]:
