@@ -74,6 +74,14 @@ def test_steps_can_be_stated():
         compile(model, clip()[0], steps={"expand": torch.ones(7)})
 
 
+def test_stated_steps_leave_the_ranges_of_the_others_alone():
+    model = Bottleneck().eval()
+    plain, coarse = (compile(model, clip()[0], steps=steps) for steps in ({}, {"input": 1e3}))
+    for op in plain.ops[1:]:
+        if op.codec is not None:
+            np.testing.assert_array_equal(coarse.tensors[op.codec["tensor"]], plain.tensors[op.codec["tensor"]])
+
+
 def test_steps_of_windows_are_by_their_last_axis():
     module = Function(
         lambda m, x: m.b(m.a(x.reshape(3, 2, 9, 11)).relu()), a=nn.Linear(11, 5), b=nn.Linear(5, 2)

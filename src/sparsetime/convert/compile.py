@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -131,6 +130,7 @@ def _set_steps(
         raise ValueError(f"steps: no codec stands at {sorted(unknown)}; codecs stand at {[op.name for op in chosen]}")
     if isinstance(steps, int | float):
         stated = {op.name: float(steps) for op in chosen}
+    plain = draft.plan(spec, "")  # codecs have no steps yet, so it is the network without them
     for op in chosen:
         if op.name in stated:
             assert op.codec is not None
@@ -141,7 +141,6 @@ def _set_steps(
     frames: Iterable[Tensor] = [example]
     if _are_frames(steps):
         frames = steps  # type: ignore[assignment]
-    plain = _without_codecs(draft).plan(spec, "")
     read = FrameReader(plain)
     numbers = {op.name: op.output for op in plain.ops if op.name in {o.name for o in chosen}}
     found = ranges(plain, [numbers[op.name] for op in rest], (read(frame) for frame in frames), percentile)
@@ -153,14 +152,6 @@ def _set_steps(
         if op.codec.kind in ("hold", "pixel"):
             step *= factors[numbers[op.name]]
         op.codec.step = np.asarray([step], np.float32)
-
-
-def _without_codecs(draft: Draft) -> Draft:
-    """The plain network: codecs gone, and what did nothing but encode passed over."""
-    plain = copy.deepcopy(draft)
-    for op in plain.ops:
-        op.codec = None
-    return plain
 
 
 def _step_array(op: DraftOp, step: float | Tensor, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
