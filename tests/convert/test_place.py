@@ -110,6 +110,16 @@ def test_exact_plans_equal_the_quantised_network():
             assert (stream(frame) - model[2](quantised)).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("codec", ["exact", "residual", "hold", "pixel"])
+def test_a_layer_that_hardly_says_anything_gets_a_step_that_a_plan_takes(codec):
+    model = nn.Sequential(nn.Conv2d(6, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1)).eval()
+    with torch.no_grad():
+        model[0].weight.mul_(1e-20), model[0].bias.mul_(1e-20)
+    plan = compile(model, clip()[0], codec=codec)
+    step = float(plan.tensors[plan.ops[1].codec["tensor"]][0])
+    assert step == np.float32(1e-12) if codec in ("exact", "residual") else 0 < step < 1e-20
+
+
 def test_arguments_are_checked():
     model = nn.Conv2d(6, 2, 1)
     for options, message in (

@@ -117,9 +117,22 @@ def test_weights_must_be_finite():
         dataclasses.replace(tiny(), tensors=tensors)
 
 
-def test_steps_must_be_positive():
-    with pytest.raises(PlanError, match="steps must be > 0"):
-        dataclasses.replace(tiny(), tensors={**tiny().tensors, "step": np.zeros(1, np.float32)})
+@pytest.mark.parametrize("kind", ["exact", "residual", "hold", "pixel"])
+@pytest.mark.parametrize("step", [0, 1e-40, 1e-13])
+def test_frames_over_steps_stay_finite_and_thresholds_may_be_anything(kind, step):
+    def plan(step):
+        codec = {"kind": kind, "tensor": "step"}
+        ops = (dataclasses.replace(tiny().ops[0], codec=codec), tiny().ops[1])
+        return dataclasses.replace(tiny(), ops=ops, tensors={**tiny().tensors, "step": np.asarray([step], np.float32)})
+
+    if kind in ("exact", "residual"):
+        with pytest.raises(PlanError, match=r"'input'.*steps must be at least 1e-12, got"):
+            plan(step)
+        step = 1e-12
+    frames = [np.full((1, 2, 4, 5), x, np.float32) for x in (1e6, -1e6)]
+    for backend in ("reference", "cpu"):
+        stream = plan(step).stream(backend)
+        assert all(np.isfinite(stream(frame)).all() for frame in frames)
 
 
 def write(path, header: bytes, data: bytes = b"") -> None:

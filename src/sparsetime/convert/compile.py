@@ -18,6 +18,7 @@ from sparsetime.convert.learned import prepared
 from sparsetime.convert.lower import lower
 from sparsetime.convert.place import Placement, place
 from sparsetime.convert.steps import LEVELS, fan_out_factors, ranges
+from sparsetime.engine.check import LEAST_STEP
 from sparsetime.engine.frames import FrameReader
 from sparsetime.engine.ops import PRECISIONS, InputSpec
 from sparsetime.engine.plan import Plan
@@ -151,6 +152,8 @@ def _set_steps(
         step = found[numbers[op.name]] / levels or 1.0
         if op.codec.kind in ("hold", "pixel"):
             step *= factors[numbers[op.name]]
+        else:
+            step = max(step, LEAST_STEP)
         op.codec.step = np.asarray([step], np.float32)
 
 

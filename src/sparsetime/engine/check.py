@@ -24,7 +24,8 @@ __all__ = ["MAX_ELEMENTS", "MAX_RANK", "check_plan"]
 MAX_ELEMENTS = 2**28
 MAX_RANK = 8
 _LARGEST = 1e30  # in magnitude: a factor beyond that only overflows float32
-LEAST_STEP, LARGEST_STEP = 1e-12, 1e12  # of codes and of weights of int8: products with sums are normal numbers
+LEAST_STEP = float(np.float32(1e-12))  # values over smaller ones overflow float32, in which the least itself is exact
+LARGEST_STEP = 1e12  # of codes and of weights of int8: products with sums are normal numbers, down to the least
 CODES = 255  # the largest code
 MOST_CHANNELS = (2**31 - 1) // CODES**2  # whose squares of codes add up within 32 bits
 _MAX_EXTENT = 2**16  # of strides, paddings and dilations
@@ -516,7 +517,7 @@ def _check_codec(c: _Context, shape: Shape) -> None:
     if kind in ("hold", "pixel"):
         c.expect(least >= 0, f"thresholds must be >= 0, got {least}")
     else:
-        c.expect(least > 0, f"steps must be > 0, got {least}")
+        c.expect(least >= LEAST_STEP, f"steps must be at least {LEAST_STEP:g}, got {least:g}")
     if "low" in codec or "high" in codec:
         low, high = codec.get("low"), codec.get("high")
         ok = _is_int(low, -(2**24), 2**24) and _is_int(high, -(2**24), 2**24) and low < high  # type: ignore[operator]
