@@ -15,7 +15,7 @@ from mutations import mutate, varied, varied_int8
 from random_plans import plans
 from tiny_plan import changed, tiny
 
-from sparsetime.engine import Op, Plan, PlanError
+from sparsetime.engine import InputSpec, Op, Plan, PlanError
 from sparsetime.engine.planfile import header_of, parse
 
 VARIED = varied()
@@ -109,6 +109,31 @@ def test_attributes_are_checked(key, value):
 def test_stated_shapes_are_checked():
     with pytest.raises(PlanError, match=r"value 1 must have shape \(1, 3, 2, 3\), the plan says \(1, 3, 2, 4\)"):
         dataclasses.replace(tiny(), values=((1, 2, 4, 5), (1, 3, 2, 4)))
+
+
+def flat(shape, spec):
+    """A plan that hands its frame on."""
+    ops = (Op("input", "input", (), (0,)), Op("identity", "relu", (0,), (1,), activation={"kind": "relu"}))
+    return Plan("flat", (shape, shape), ops, (1,), {"output": 0}, {}, spec)
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (1, 2, 3, 2)])
+@pytest.mark.parametrize("color", ["rgb", "bgr"])
+def test_bytes_are_normalised_by_channel_on_both_backends(shape, color):
+    plan = flat(shape, InputSpec((1, 2), (3, 4), color))
+    frame = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    channels = (1, 2, *(1,) * (len(shape) - 2))
+    turned = frame[:, ::-1] if color == "bgr" else frame
+    expected = np.maximum((turned - np.reshape([1, 2], channels)) / np.reshape([3, 4], channels), 0)
+    for backend in ("reference", "cpu"):
+        np.testing.assert_allclose(plan.stream(backend)(frame), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 2), (1, 2, 2, 2, 2)])
+def test_only_maps_and_vectors_have_channels_to_normalise(shape):
+    assert flat(shape, None).input_shape == shape
+    with pytest.raises(PlanError, match=r"with 'input' a frame must be \(1, C, H, W\) or \(1, C\), got"):
+        flat(shape, InputSpec((1, 2), (3, 4)))
 
 
 def test_weights_must_be_finite():

@@ -213,6 +213,8 @@ def _input(c: _Context) -> Shape:
     c.expect(len(shape) >= 2 and shape[0] == 1, f"a frame must be (1, C, H, W) or (1, ...), got {shape}")
     spec = c.plan.input
     if spec is not None:
+        # Of these, axis 1 is the channels in every reader's eyes.
+        c.expect(len(shape) in (2, 4), f"with 'input' a frame must be (1, C, H, W) or (1, C), got {shape}")
         for name, numbers in (("mean", spec.mean), ("std", spec.std)):
             ok = len(numbers) == shape[1] and all(_is_number(x) for x in numbers)
             c.expect(ok, f"input '{name}' must be {shape[1]} numbers, got {_short(numbers)}")
