@@ -1,5 +1,6 @@
 """What was recomputed, where it was, and the file that shows it."""
 
+import errno
 from pathlib import Path
 
 import av
@@ -117,6 +118,34 @@ def test_a_target_that_cannot_be_is_found_before_the_run(
 ) -> None:
     with pytest.raises(OutputError, match=message):
         run_file(small_plan, str(square), out_video=tmp_path / name, progress=lambda *_: pytest.fail("too late"))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+def test_a_full_disk_is_told_at_the_end_too(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"o{suffix}"
+    path.symlink_to("/dev/full")
+    with pytest.raises(OutputError, match=f"o{suffix}: cannot be written: No space left"), VideoSink(path) as sink:
+        sink.add(moving_square(1, 48, 64)[0], 25)  # which the codec keeps for a while
+
+
+def test_a_full_disk_leaves_no_file_open_and_hides_no_error(tmp_path: Path) -> None:
+    class Full:
+        closed = 0
+
+        def mux(self, packets: object) -> None:
+            raise av.error.FFmpegError(errno.ENOSPC, "No space left on device")
+
+        def close(self) -> None:
+            self.closed += 1
+
+    sink = VideoSink(tmp_path / "o.mkv")
+    sink.add(moving_square(1, 48, 64)[0], 25)
+    sink._container = full = Full()
+    with pytest.raises(OutputError, match="No space left"):
+        sink.__exit__(None, None, None)
+    assert full.closed == 1
+    sink.__exit__(KeyError, KeyError("first"), None)
+    assert full.closed == 2
 
 
 def test_frames_of_several_sizes(tmp_path: Path) -> None:

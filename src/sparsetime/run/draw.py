@@ -133,10 +133,25 @@ class VideoSink:
     def __enter__(self) -> VideoSink:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._container is not None:
-            self._container.mux(self._stream.encode(None))
-            self._container.close()
+    def __exit__(self, kind: object, raised: BaseException | None, trace: object) -> None:
+        """Write what the codec still holds, and close the file whatever comes of that.
+
+        Raises:
+            OutputError: the file cannot be written; not where another error is on its way, which says more.
+        """
+        if self._container is None:
+            return
+        try:
+            try:
+                self._container.mux(self._stream.encode(None))
+            finally:
+                self._container.close()
+        except self._av.error.FFmpegError as error:
+            if raised is None:
+                raise self._refused(error) from error
+
+    def _refused(self, error: Any) -> OutputError:
+        return OutputError(f"{self._path}: cannot be written: {error.strerror}")
 
     def add(self, frame: Frames, rate: float) -> None:
         """Append a frame.
@@ -154,7 +169,7 @@ class VideoSink:
                 self._open(image.height, image.width, rate)
             self._container.mux(self._stream.encode(image.reformat(self._stream.width, self._stream.height)))
         except self._av.error.FFmpegError as error:
-            raise OutputError(f"{self._path}: cannot be written: {error.strerror}") from error
+            raise self._refused(error) from error
 
     def _open(self, height: int, width: int, rate: float) -> None:
         container = self._av.open(f"file:{self._path}", "w")
