@@ -612,13 +612,44 @@ def test_spatial_layers() -> None:
     assert list(layers) == SITES["resnet"][1:]
     assert all(isinstance(layer, SpatialL1) for layer in layers.values())
     assert torch.equal(model(clip()), frames_of(network, clip())[0])
-    model.train()
-    (model(clip()).sum() + sparsetime.penalty(model)).backward()
+    spatial_penalty_by_hand(model)
 
 
 def test_spatial_layers_before_something_that_works_in_place() -> None:
-    model = sparsetime.sparsify(build("mobilenet_v3"), clip()[:, 0], layer="spatial_l1").train()
-    (model(clip()).sum() + sparsetime.penalty(model)).backward()
+    spatial_penalty_by_hand(sparsetime.sparsify(build("mobilenet_v3"), clip()[:, 0], layer="spatial_l1"))
+
+
+def spatial_penalty_by_hand(model: nn.Module) -> None:
+    """In training: the sum of weight / scale * mean |X| over the layers, its gradients too; all parameters get one."""
+    model.train()
+    terms = []
+
+    def keep(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        # Of a copy, since what comes next may write into it.
+        terms.append(output.clone().abs().mean() * layer.weight / layer.scale)
+
+    layers = sparsetime.delta_layers(model)
+    handles = [layer.register_forward_hook(keep) for layer in layers.values()]
+    output = model(clip())
+    for handle in handles:
+        handle.remove()
+    assert len(terms) == len(layers)
+    penalty, expected = sparsetime.penalty(model), torch.stack(terms).sum()
+    torch.testing.assert_close(penalty, expected)
+    assert expected > 0
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    got, wanted = (
+        torch.autograd.grad(x, parameters, retain_graph=True, allow_unused=True) for x in (penalty, expected)
+    )
+    assert sum(g is not None and bool(g.any()) for g in got) >= len(layers)
+    for key, a, b in zip(names, got, wanted, strict=True):
+        assert (a is None) == (b is None), key
+        if a is not None:
+            torch.testing.assert_close(a, b, msg=lambda m, key=key: f"{key}: {m}")
+    (output.sum() + penalty).backward()
+    for key, p in model.named_parameters():
+        assert p.grad is not None, key
+        assert torch.isfinite(p.grad).all(), key
 
 
 # ------------------------------------------------------------------------------------------------ work in place
