@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test fuzz sanitize bench results lint clean
 
-$(READY): pyproject.toml $(CONSTRAINTS)
+$(READY): pyproject.toml $(CONSTRAINTS) CMakeLists.txt $(wildcard src/sparsetime/native/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "sparsetime needs Python 3.11 or newer; set PYTHON=... (found: $$($(PYTHON) -V))"; exit 1; }
 	@for c in $$CXX c++ g++ clang++; do command -v $$c >/dev/null && exit; done; \
