@@ -10,6 +10,7 @@ import torch
 from random_plans import frames
 from tiny_plan import changed, tiny
 
+from sparsetime.convert.compile import compile
 from sparsetime.convert.integers import quantised_plan
 from sparsetime.engine import FrameError, InputSpec, Op, Plan, StreamBusyError, StreamError
 from sparsetime.engine.flushes import Flushes
@@ -431,6 +432,28 @@ def test_statistics_by_hand():
     assert stream.op_density == 12 / plan.dense_macs
     # The snapshot has the accumulator that the native executor does not keep.
     assert stream.state_bytes == plan.state_bytes == sum(a.nbytes for a in stream.snapshot().values()) - 4 * 18
+
+
+def test_memory_is_what_a_stream_takes():
+    """Seventeen channels are padded to 32; of the reference it is the state alone."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(17 if k else 3, 17, 3, padding=1) for k in range(3)]
+    module = torch.nn.Sequential(*(part for layer in layers for part in (layer, torch.nn.ReLU()))).eval()
+    frame = torch.rand(1, 3, 64, 64)
+    plan = compile(module, frame, codec="hold")
+    native, reference = plan.stream(), plan.stream(backend="reference")
+    assert reference.memory_bytes == 0
+    before = native.memory_bytes
+    native(frame)
+    reference(frame)
+    assert reference.memory_bytes == sum(a.nbytes for a in reference.snapshot().values())
+    maps = 64 * 64 * 4
+    assert plan.state_bytes == maps * (
+        3 + 3 * 17 + 2 * 17
+    )  # the last convolution's sums, without a codec, are its value
+    # Values, sums and, of two maps at a time, rows of deltas and events of eight bytes; all that grows is small.
+    assert before > maps * (3 + 5 * 32 + 2 * 3 * 32)
+    assert before <= native.memory_bytes < 1.2 * before
 
 
 def test_codes_are_integers_of_the_step(stream):

@@ -1,9 +1,11 @@
 // Two streams of one program in two threads, each with a pool of two, for ThreadSanitizer: without Python, whose interpreter
 // it cannot see into. All numbers are small integers, so that every order of the sums gives the same bits.
 
+#include <atomic>
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <random>
 #include <string>
 #include <thread>
@@ -161,8 +163,10 @@ std::vector<float> play(const std::shared_ptr<const Program>& program, int seed,
     std::vector<float> all(size * FRAMES);
     for (int t = 0; t < FRAMES; ++t) {
         if (t == 25) stream.refresh();
+        const bool keep = t < 30 || t > 32;
+        if (t >= 30 && t <= 33) stream.reset();
         const std::vector<float> frame = frame_of(seed, t);
-        stream.run({frame.data(), nullptr, HEIGHT * WIDTH, WIDTH, 1});
+        stream.run({frame.data(), nullptr, HEIGHT * WIDTH, WIDTH, 1}, {}, keep);
         stream.read(program->outputs[0], all.data() + size * size_t(t));
     }
     return all;
@@ -184,6 +188,30 @@ bool agree(const char* name, const std::shared_ptr<const Program>& program) {
     return true;
 }
 
+// What a task throws is thrown once all have ended, whoever ran it, and the next one runs.
+bool throws() {
+    Pool pool(3);
+    for (int thrower = 0; thrower < 3; ++thrower) {
+        std::atomic<int> ended{0};
+        bool caught = false;
+        try {
+            pool.run([&](int t) {
+                if (t == thrower) throw std::bad_alloc();
+                ++ended;
+            });
+        } catch (const std::bad_alloc&) {
+            caught = ended == 2;
+        }
+        int sum[3] = {};
+        pool.run([&](int t) { sum[t] = t + 1; });
+        if (!caught || sum[0] + sum[1] + sum[2] != 6) {
+            std::printf("pool: a task that threw in thread %d was not heard of\n", thrower);
+            return false;
+        }
+    }
+    return true;
+}
+
 }  // namespace
 
-int main() { return agree("float32", make()) && agree("int8", make_int8()) ? 0 : 1; }
+int main() { return agree("float32", make()) && agree("int8", make_int8()) && throws() ? 0 : 1; }

@@ -190,6 +190,18 @@ def test_macs() -> None:
     assert layer.macs == 5 * (4 + 9)
 
 
+def test_strides_may_be_larger_than_the_map() -> None:
+    """Only phases that an input has are packed: of this stride there would be four thousand million."""
+    weight = np.arange(1, 7, dtype=np.float32).reshape(2, 3, 1, 1)
+    layer = _native.Layer((2, 3), weight, stride=(65535, 65535))
+    frame = np.arange(18, dtype=np.float32).reshape(2, 3, 3)
+    for path in PATHS:
+        layer.set_input(frame)
+        layer.run(path)
+        frame = -frame
+    np.testing.assert_array_equal(layer.value(), (weight[..., 0, 0] @ np.arange(3)).reshape(1, 1, 2))
+
+
 def test_an_unchanged_code_sends_nothing(isa: str) -> None:
     """q n is rounded before the difference is taken: no step but a power of two would keep still otherwise."""
     rng = np.random.default_rng(3)

@@ -92,23 +92,34 @@ def _opaque(plan: Plan) -> set[int]:
     return {v for op in plan.ops for k, v in enumerate(op.outputs) if plan.value_type(op, k) not in _KEPT}
 
 
-_programs: dict[int, Any] = {}
+_programs: dict[int, tuple[Any, dict[str, Tensor]]] = {}
 
 
-def _program(plan: Plan) -> Any:
-    """The plan as the native side keeps it, weights packed: made once, shared by all streams of the plan."""
+def _program(plan: Plan) -> tuple[Any, dict[str, Tensor]]:
+    """The plan as the native side keeps it, weights packed, and the tensors of its islands as PyTorch takes them: made
+    once, shared by all streams of the plan."""
     key = id(plan)
     if key not in _programs:
         tensors, opaque = {name: np.ascontiguousarray(array) for name, array in plan.tensors.items()}, _opaque(plan)
-        _programs[key] = _native.program(
+        program = _native.program(
             [list(shape) for shape in plan.values],
             [_entry(plan, op, opaque) for op in plan.ops],
             [v for v in plan.outputs if v not in opaque],
             tensors,
             integer=plan.precision != "float32",
         )
-        weakref.finalize(plan, _programs.pop, key, None)  # each stream holds its own reference
+        _programs[key] = program, _constants(plan)
+        weakref.finalize(plan, _programs.pop, key, None)  # each stream holds its own references
     return _programs[key]
+
+
+def _constants(plan: Plan) -> dict[str, Tensor]:
+    if not plan.islands:
+        return {}
+    import torch
+
+    names = {name for op in plan.islands for name in op.tensors.values()}
+    return {name: torch.from_numpy(plan.tensors[name].copy()) for name in names}
 
 
 class Native:
@@ -122,7 +133,7 @@ class Native:
 
     def __init__(self, plan: Plan, threads: int = 1) -> None:
         self._plan = plan
-        self._program = _program(plan)
+        self._program, self._tensors = _program(plan)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._stream = _native.Stream(
             self._program, min(threads, cores), _call_weakly(self._island) if plan.islands else None
@@ -130,14 +141,6 @@ class Native:
         if plan.input is not None:
             self._stream.set_camera(plan.input.mean, plan.input.std)
         self._opaque: dict[int, Tensor] = {}  # see _opaque; filled by the first frame
-        self._coded = {
-            v for op in plan.ops for k, v in enumerate(op.outputs) if plan.value_type(op, k) == "uint8"
-        }  # values that are kept as codes
-        self._accumulators = [number for number, op in enumerate(plan.ops) if op.has_accumulator]
-        if plan.islands:
-            import torch
-
-            self._tensors = {name: torch.from_numpy(array.copy()) for name, array in plan.tensors.items()}
 
     def _island(self, number: int) -> None:
         import torch
@@ -183,13 +186,16 @@ class Native:
         if not self._stream.started:
             return {}
         state: dict[str, Array] = {}
-        for number, op in enumerate(self._plan.ops):
-            for k, v in enumerate(op.outputs):
-                name = f"{number}.value" if len(op.outputs) == 1 else f"{number}.value.{k}"
-                state[name] = self._stream.codes(v) if v in self._coded else self.value(v)
-            if op.has_accumulator:
-                state[f"{number}.accumulator"] = self._stream.accumulator(number)
+        for name, number, value, _, dtype in self._plan.state_entries():
+            if value is None:
+                state[name] = self._stream.accumulator(number)
+            else:
+                state[name] = self._stream.codes(value) if dtype == "uint8" else self.value(value)
         return state
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(self._stream.memory_bytes)
 
     def value(self, number: int) -> Array:
         if number in self._opaque:
@@ -201,20 +207,18 @@ class Native:
         self._stream.reset()
         if not state:
             return
-        for number, op in enumerate(self._plan.ops):
-            for k, v in enumerate(op.outputs):
-                array = state[f"{number}.value" if len(op.outputs) == 1 else f"{number}.value.{k}"]
-                kind = self._plan.value_type(op, k)
-                if kind == "float32":
-                    self._stream.set_value(v, np.ascontiguousarray(array))
-                elif kind == "uint8":
-                    self._stream.set_codes(v, np.ascontiguousarray(array))
-                else:
-                    import torch
+        for name, number, value, _, dtype in self._plan.state_entries():
+            array = state[name]
+            if value is None:
+                self._stream.set_accumulator(number, np.ascontiguousarray(array))
+            elif dtype == "float32":
+                self._stream.set_value(value, np.ascontiguousarray(array))
+            elif dtype == "uint8":
+                self._stream.set_codes(value, np.ascontiguousarray(array))
+            else:
+                import torch
 
-                    self._opaque[v] = torch.from_numpy(np.array(array))
-            if op.has_accumulator:
-                self._stream.set_accumulator(number, np.ascontiguousarray(state[f"{number}.accumulator"]))
+                self._opaque[value] = torch.from_numpy(np.array(array))
         self._stream.resume()
 
     def stats(self) -> list[OpStats]:

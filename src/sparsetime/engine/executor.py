@@ -52,6 +52,10 @@ class Executor(Protocol):
             FrameError: values that are not finite; the state is as it was.
         """
 
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that this executor has allocated for itself, weights not counted."""
+
     def reset(self) -> None:
         """Forget the state: the next frame is the first."""
 
@@ -59,7 +63,7 @@ class Executor(Protocol):
         """Take the dense path for every linear operation in the next frame."""
 
     def state(self) -> dict[str, Array]:
-        """Copies of all values and accumulators, named and shaped as in docs/plan.md; empty before the first frame."""
+        """Copies of all values and accumulators, by `Plan.state_entries`; empty before the first frame."""
 
     def value(self, number: int) -> Array:
         """A copy of what one value of the plan stands for, codes as numbers. Not before the first frame."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +19,22 @@ from sparsetime.fanout import LinearOp, dense_macs
 if TYPE_CHECKING:
     from sparsetime.engine.stream import Stream
 
-__all__ = ["Plan"]
+__all__ = ["Plan", "StateEntry"]
 
 Array = NDArray[Any]
+
+
+class StateEntry(NamedTuple):
+    """An array of a stream's state.
+
+    name: outside. op: number of the operation. value: number of the value, None for an accumulator.
+    """
+
+    name: str
+    op: int
+    value: int | None
+    shape: Shape
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,7 @@ class Plan:
         """Operations that PyTorch computes densely."""
         return [op for op in self.ops if op.kind == "island"]
 
-    @property
+    @cached_property
     def dense_macs(self) -> int:
         """Multiply-accumulates of one dense frame, true fan-out."""
         return sum(self.op_macs(op) for op in self.ops)
@@ -69,19 +83,26 @@ class Plan:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the state of one stream of the backend `cpu`: every value, and every accumulator that it keeps, see
-        `sparsetime.engine.sums`.
+        """Bytes of the state of one stream: every value, and every accumulator that the backend `cpu` keeps, see
+        `sparsetime.engine.sums`. What a stream takes besides (`Stream.memory_bytes`) depends on the backend.
         """
         from sparsetime.engine.sums import kept_sums
 
         kept = kept_sums(self)
-        total = 0
+        return sum(
+            int(np.prod(entry.shape)) * np.dtype(entry.dtype).itemsize
+            for entry in self.state_entries()
+            if entry.value is not None or entry.op in kept
+        )
+
+    def state_entries(self) -> Iterator[StateEntry]:
+        """The arrays of a stream's state, in the order of the operations: docs/plan.md, "State on the outside"."""
         for number, op in enumerate(self.ops):
             for k, value in enumerate(op.outputs):
-                total += int(np.prod(self.values[value])) * np.dtype(self.value_type(op, k)).itemsize
-            if number in kept:
-                total += int(np.prod(self.values[op.output])) * 4
-        return total
+                name = f"{number}.value" if len(op.outputs) == 1 else f"{number}.value.{k}"
+                yield StateEntry(name, number, value, self.values[value], self.value_type(op, k))
+            if op.has_accumulator:
+                yield StateEntry(f"{number}.accumulator", number, None, self.values[op.output], "float32")
 
     def value_type(self, op: Op, k: int = 0) -> str:
         """Data type of the k-th value that `op` makes: float32, uint8 for codes, or what an island says."""

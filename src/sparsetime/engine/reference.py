@@ -302,26 +302,30 @@ class Reference:
     def refresh(self) -> None:
         self._refresh = True
 
-    def _slots(self) -> dict[str, tuple[dict[int, Tensor], int]]:
-        """Every array of the state by its name outside: where it is kept."""
-        slots: dict[str, tuple[dict[int, Tensor], int]] = {}
-        for number, op in enumerate(self._plan.ops):
-            for k, value in enumerate(op.outputs):
-                slots[f"{number}.value" if len(op.outputs) == 1 else f"{number}.value.{k}"] = (self._values, value)
-            if op.has_accumulator:
-                slots[f"{number}.accumulator"] = (self._accumulators, number)
-        return slots
-
     def state(self) -> dict[str, NDArray[Any]]:
         if not self._values:
             return {}
-        return {name: kept[place].numpy().copy() for name, (kept, place) in self._slots().items()}
+        return {
+            entry.name: (self._accumulators[entry.op] if entry.value is None else self._values[entry.value])
+            .numpy()
+            .copy()
+            for entry in self._plan.state_entries()
+        }
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         self.reset()
-        if state:
-            for name, (kept, place) in self._slots().items():
-                kept[place] = torch.from_numpy(np.array(state[name]))
+        if not state:
+            return
+        for name, number, value, *_ in self._plan.state_entries():
+            array = torch.from_numpy(np.array(state[name]))
+            if value is None:
+                self._accumulators[number] = array
+            else:
+                self._values[value] = array
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(x.nbytes for kept in (self._values, self._accumulators) for x in kept.values())
 
     def stats(self) -> list[OpStats]:
         return self._stats

@@ -202,11 +202,10 @@ class Stream:
         Raises:
             StreamError: the snapshot is of another plan; the stream is as it was.
         """
-        expected = self._expected() if len(snapshot) else {}
-        if set(snapshot) != set(expected):
-            odd = sorted(set(snapshot) ^ set(expected))[:3]
+        expected = list(self.plan.state_entries()) if len(snapshot) else []
+        if odd := sorted(set(snapshot) ^ {entry.name for entry in expected})[:3]:
             raise StreamError(f"snapshot is of another plan than '{self.plan.name}': entries {odd} do not match")
-        for name, (shape, dtype) in expected.items():
+        for name, _, _, shape, dtype in expected:
             array = snapshot[name]
             if array.shape != shape or array.dtype != dtype:
                 raise StreamError(f"snapshot entry '{name}': expected {shape} {dtype}, got {array.shape} {array.dtype}")
@@ -214,16 +213,6 @@ class Stream:
             self._executor.restore(snapshot)
             self.frames, self._flushes.pace, self._flushed = snapshot.frames, snapshot.pace, False
             self._wanted, self._begun, self._passed = False, len(snapshot) > 0, None
-
-    def _expected(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        expected: dict[str, tuple[tuple[int, ...], str]] = {}
-        for number, op in enumerate(self.plan.ops):
-            for k, value in enumerate(op.outputs):
-                name = f"{number}.value" if len(op.outputs) == 1 else f"{number}.value.{k}"
-                expected[name] = (self.plan.values[value], self.plan.value_type(op, k))
-            if op.has_accumulator:
-                expected[f"{number}.accumulator"] = (self.plan.values[op.output], "float32")
-        return expected
 
     def value(self, number: int) -> NDArray[Any]:
         """A copy of one value of the plan after the last frame, shaped as `plan.values` says.
@@ -244,8 +233,14 @@ class Stream:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of this stream's state, weights not counted; what the backend `cpu` keeps, whichever backend it is."""
+        """Bytes of this stream's values and accumulators, see `Plan.state_bytes`."""
         return self.plan.state_bytes
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that this stream has allocated by now, weights not counted: its state, of which the backend `cpu` pads
+        channels to whole vectors, and room for deltas, lists and sums."""
+        return self._executor.memory_bytes
 
     @property
     def stats(self) -> dict[str, OpStats]:

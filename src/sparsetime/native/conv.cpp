@@ -166,8 +166,6 @@ void Conv::pack(const float* weight, bool transposed) {
     }
 }
 
-size_t Conv::weight_bytes() const { return (tile_.size() + scatter_.size() + fused_.size()) * sizeof(float); }
-
 int Conv::touched(const Change& change, uint8_t* mask, int32_t* list, Workspace& ws) const {
     return touched_outputs(rows_, columns_, in, out, pointwise_, change, mask, list, ws);
 }

@@ -9,6 +9,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -67,7 +68,7 @@ struct Axis {
     Axis(int in, int out, int taps, int num, int den, std::vector<int> shift);
     int base(int i) const { return num == 1 ? i / den : i * num; }
     int phase(int i) const { return num == 1 ? i % den : 0; }
-    int phases() const { return num == 1 ? den : 1; }
+    int phases() const { return num == 1 ? std::min(den, in) : 1; }
 };
 
 // Rows and columns of ascending pixels, without a division for each.
@@ -144,7 +145,6 @@ class Conv {
     const Macs& macs() const { return macs_; }
     int terms() const { return rows_.taps * columns_.taps * in.channels / groups_; }  // of one sum
     PathTimes estimate(const Change& in, int touched) const;
-    size_t weight_bytes() const;
     bool depthwise() const { return depthwise_; }
     bool one_tap() const { return rows_.taps * columns_.taps == 1; }
 

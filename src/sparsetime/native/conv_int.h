@@ -45,7 +45,6 @@ class IntConv {
     void run(const uint8_t* codes, const int32_t* list, int count, const Settle& settle, IntSink& sink, IntWorkspace& ws) const;
 
     const Macs& macs() const { return macs_; }
-    size_t weight_bytes() const { return weight_.size(); }
 
     Shape in, out;
 

@@ -300,8 +300,7 @@ NB_MODULE(_native, m) {
         .def_prop_ro("dense_macs", [](const Layer& l) { return l.conv->macs().dense(); })
         .def_prop_ro("macs", [](const Layer& l) { return l.conv->macs().caused(l.input.view); });
 
-    nb::class_<Program>(m, "Program")
-        .def_prop_ro("weight_bytes", [](const Program& p) { return p.weight_bytes; });
+    nb::class_<Program>(m, "Program");
     m.def("program", &make_program, "shapes"_a, "ops"_a, "outputs"_a, "tensors"_a, "integer"_a = false);
 
     nb::class_<BoundStream>(m, "Stream")
@@ -325,7 +324,7 @@ NB_MODULE(_native, m) {
         .def("resume", [](BoundStream& s) { s.resume(); })
         .def_prop_ro("started", [](const BoundStream& s) { return s.started(); })
         .def_prop_ro("flushed", [](const BoundStream& s) { return s.flushed(); })
-        .def_prop_ro("scratch_bytes", [](const BoundStream& s) { return s.scratch_bytes(); })
+        .def_prop_ro("memory_bytes", [](const BoundStream& s) { return s.memory_bytes(); })
         .def("value", [](BoundStream& s, int value) {
             return array_of(value_of(s, value).shape, [&](float* out) { s.read(value, out); });
         }, "value"_a)

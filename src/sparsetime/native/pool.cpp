@@ -1,5 +1,7 @@
 #include "pool.h"
 
+#include <utility>
+
 namespace sparsetime {
 
 namespace {
@@ -17,10 +19,17 @@ void relax() {
 }  // namespace
 
 Pool::Pool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+    try {
+        for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+    } catch (...) {  // the system gives no more threads
+        stop();
+        throw;
+    }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { stop(); }
+
+void Pool::stop() {
     {
         std::lock_guard<std::mutex> lock(mutex_);
         stop_ = true;
@@ -28,6 +37,17 @@ Pool::~Pool() {
     }
     wake_.notify_all();
     for (std::thread& worker : workers_) worker.join();
+    workers_.clear();
+}
+
+// Memory may be short in any task: others still read what belongs to this frame, so nothing is unwound before all have ended.
+void Pool::call(const std::function<void(int)>& task, int index) noexcept {
+    try {
+        task(index);
+    } catch (...) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (!failure_) failure_ = std::current_exception();
+    }
 }
 
 void Pool::run(const std::function<void(int)>& task) {
@@ -39,12 +59,13 @@ void Pool::run(const std::function<void(int)>& task) {
         { std::lock_guard<std::mutex> lock(mutex_); }  // whoever is about to sleep has seen the round, or is asleep
         wake_.notify_all();
     }
-    task(0);
+    call(task, 0);
     // A worker that was not scheduled yet would be waited for in vain by spinning on its core.
     for (int i = 0; busy_ > 0; ++i) {
         if (i < SPINS) relax();
         else std::this_thread::yield();
     }
+    if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
 void Pool::work(int index) {
@@ -59,7 +80,7 @@ void Pool::work(int index) {
         }
         seen = round_;
         if (stop_) return;
-        (*task_)(index);
+        call(*task_, index);
         --busy_;
     }
 }

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -20,11 +21,13 @@ class Pool {
     Pool& operator=(const Pool&) = delete;
 
     int threads() const { return int(workers_.size()) + 1; }
-    // Calls task(0) ... task(threads - 1) at once and waits for all. `task` must not throw.
+    // Calls task(0) ... task(threads - 1) at once and waits for all; throws what the first one that threw has thrown.
     void run(const std::function<void(int)>& task);
 
   private:
     void work(int index);
+    void stop();
+    void call(const std::function<void(int)>& task, int index) noexcept;
 
     std::vector<std::thread> workers_;
     const std::function<void(int)>* task_ = nullptr;
@@ -34,6 +37,7 @@ class Pool {
     std::mutex mutex_;
     std::condition_variable wake_;
     std::atomic<int> sleeping_{0};
+    std::exception_ptr failure_;
 };
 
 }  // namespace sparsetime

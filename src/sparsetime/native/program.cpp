@@ -151,7 +151,6 @@ void Program::spare() {
 void Program::weigh(Node& n, const OpSpec& spec, const Shape& x, const Shape& y, Axis rows, Axis columns, int groups, bool transposed) {
     if (!integer) {
         n.conv = std::make_unique<Conv>(x, y, std::move(rows), std::move(columns), groups, transposed, need(spec, "weight").floats);
-        weight_bytes += n.conv->weight_bytes();
         return;
     }
     const Value& input = values[size_t(spec.inputs[0])];
@@ -167,7 +166,6 @@ void Program::weigh(Node& n, const OpSpec& spec, const Shape& x, const Shape& y,
     for (size_t o = 0; o < scale.size(); ++o) scale[o] = input.step * step.floats[o];
     n.integers = std::make_unique<IntConv>(x, y, std::move(rows), std::move(columns), groups, transposed, bytes_of(spec, "weight").bytes,
                                            scale.data(), bias, input.zero);
-    weight_bytes += n.integers->weight_bytes();
 }
 
 void Program::add(const OpSpec& spec) {

@@ -130,7 +130,6 @@ class Program {
     std::vector<Value> values;
     std::vector<Node> nodes;
     std::vector<int> outputs;
-    size_t weight_bytes = 0;
     bool integer = false;
 
   private:

@@ -111,13 +111,21 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
     }
 }
 
-size_t Stream::scratch_bytes() const {
-    size_t n = 0;
-    for (const Floats& f : arena_floats_) n += f.size() * sizeof(float);
-    for (const auto& f : arena_places_) n += f.size() * sizeof(uint32_t);
-    n += seen_.bytes.size();
-    for (const State& s : states_) n += s.mask.size() + (s.active.size() + s.tally.size()) * sizeof(int32_t);
-    for (const Workspace& w : workspaces_) n += (w.sum.size() + w.scratch.size()) * sizeof(float);
+size_t Stream::memory_bytes() const {
+    const auto of = [](const auto& v) { return v.capacity() * sizeof(v[0]); };
+    size_t n = of(memory_) + of(codes_) + of(waiting_) + of(shared_) + of(touch_) + of(list_) + of(all_) + of(seen_.bytes) + of(spans_) +
+               of(mean_) + of(std_) + of(stale_) + of(dense_frames_) + of(stats_);
+    for (const Floats& f : arena_floats_) n += of(f);
+    for (const auto& f : arena_places_) n += of(f);
+    for (const State& s : states_) n += of(s.mask) + of(s.active) + of(s.tally);
+    for (const Stretched& s : stretched_) n += of(s.rows) + of(s.slot);
+    for (const Fetched& line : lines_) n += of(line.pixels) + of(line.planes) + of(line.swapped);
+    for (const Workspace& w : workspaces_) {
+        n += of(w.sum) + of(w.patches) + of(w.scratch) + of(w.room) + of(w.far) + of(w.bound) + of(w.span) + of(w.at) + of(w.list) + of(w.pointers) +
+             of(w.weights) + of(w.segments) + of(w.outputs) + of(w.bytes) + of(w.marks);
+        for (const auto& runs : w.runs) n += of(runs);
+    }
+    for (const IntWorkspace& w : int_workspaces_) n += of(w.rows) + of(w.count) + of(w.patches) + of(w.sum) + of(w.lines);
     return n;
 }
 

@@ -74,7 +74,7 @@ class Stream {
 
     const std::vector<NodeStats>& stats() const { return stats_; }
     const Program& program() const { return *program_; }
-    size_t scratch_bytes() const;
+    size_t memory_bytes() const;  // all that is this stream's own
 
   private:
     struct State {

@@ -144,6 +144,11 @@ class FallbackStream:
         return self._stream.state_bytes
 
     @property
+    def memory_bytes(self) -> int:
+        """Bytes that the stream has allocated, see `Stream`; the dense network's are not counted."""
+        return self._stream.memory_bytes
+
+    @property
     def stats(self) -> dict[str, OpStats]:
         """What each operation did in the last frame; of a dense one, all that there is to do."""
         if not self._was_dense:

@@ -139,7 +139,12 @@ def run_file(
     }
     result |= tally.summary()
     result |= Comparison.nothing() if comparison is None else comparison.summary()
-    return result | {"state_bytes": stream.state_bytes, "weight_bytes": plan.weight_bytes, "layers": tally.layers()}
+    return result | {
+        "state_bytes": stream.state_bytes,
+        "memory_bytes": stream.memory_bytes,
+        "weight_bytes": plan.weight_bytes,
+        "layers": tally.layers(),
+    }
 
 
 def _both(
