@@ -39,8 +39,12 @@ sanitize: $(READY)
 
 # Streams against the fastest dense runtimes. An hour; on a machine that does nothing else.
 bench: $(READY)
-	$(BIN)/sparsetime bench layers --json runs/bench-layers.json
-	$(BIN)/sparsetime bench network --json runs/bench-network.json
+	$(BIN)/sparsetime bench layers --threads 1 --precision float32 --rounds 5 --json runs/bench-layers.json
+	$(BIN)/sparsetime bench network --part controlled --precision float32 --no-compiled --rounds 5 --pattern pixels --pattern clustered \
+	  --json runs/bench-network.json
+	$(BIN)/sparsetime bench network --part controlled --precision int8 --density 0.05 --no-compiled --rounds 7 --pattern pixels \
+	  --pattern clustered --codec pixel --json runs/bench-network-int8.json
+	$(BIN)/sparsetime bench network --part growth --part still --part start --json runs/bench-rest.json
 
 # The figures of docs/results.md. Hours; goes on where it stopped. DATA is the folder of the development videos.
 DATA := ../shared/data
@@ -50,8 +54,11 @@ results: $(READY) bench
 	$(BIN)/python benchmarks/training_step.py --threads 2
 	$(BIN)/python benchmarks/real_video.py run --data $(DATA) --out runs/real
 	$(BIN)/python benchmarks/real_video.py table --out runs/real --json runs/real.json
-	$(BIN)/python benchmarks/trained_stream.py runs/real/uti-mbv2-pixel-* --data $(DATA)/ut_interaction \
-	  --threads 1 2 --json runs/stream.json
+	$(BIN)/python benchmarks/real_video.py run --data $(DATA) --out runs/cross --folds 7 --only uti-025 --methods dense set --seeds 0
+	$(BIN)/python benchmarks/trained_stream.py runs/real/uti-mbv2-pixel-* --data $(DATA)/ut_interaction --flush 1 0.25 \
+	  --json runs/stream.json
+	$(BIN)/python benchmarks/trained_stream.py runs/real/uti-mbv2-pixel-* --data $(DATA)/ut_interaction --flush 0.25 \
+	  --precision int8 --codec pixel --json runs/stream-int8.json
 	$(BIN)/python benchmarks/long_run.py --data $(DATA) --json runs/long_run.json --svg runs/drift.svg
 	$(BIN)/python benchmarks/real_streams.py quality --data $(DATA) --out runs/streams
 	$(BIN)/python benchmarks/real_streams.py time --data $(DATA) --out runs/streams --wall
@@ -60,6 +67,9 @@ results: $(READY) bench
 	$(BIN)/python benchmarks/hard_conditions.py cuts --data $(DATA) --out runs/hard --wall
 	$(BIN)/python benchmarks/hard_conditions.py table --out runs/hard --markdown runs/hard.md
 	$(BIN)/python benchmarks/global_motion.py --data $(DATA) --json runs/global_motion.json
+	$(BIN)/python benchmarks/tuning.py tune --data $(DATA) --out runs/tuning --codec pixel
+	$(BIN)/python benchmarks/tuning.py time --data $(DATA) --out runs/tuning --codec pixel
+	$(BIN)/python benchmarks/tuning.py table --out runs/tuning
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=["mobilenet_v2", "fastestdet"])
     parser.add_argument("--videos", nargs="+", choices=[v.name for v in MOVING])
-    parser.add_argument("--frames", type=int, default=120, help="of each video, at most")
+    parser.add_argument("--frames", type=int, default=100, help="of each video, at most")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     args = parser.parse_args()

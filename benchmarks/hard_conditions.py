@@ -150,7 +150,7 @@ def main() -> None:
         p.add_argument("--wall", action="store_true", help="take wall time instead of CPU time: on an idle machine")
         p.add_argument("--again", action="store_true", help="take all times anew")
         p.set_defaults(function=function)
-    actions.choices["moving"].add_argument("--frames", type=int, default=60, help="of each video, at most")
+    actions.choices["moving"].add_argument("--frames", type=int, default=30, help="of each video, at most")
     actions.choices["moving"].add_argument("--videos", nargs="+", choices=[v.name for v in MOVING])
     p = actions.add_parser("table")
     p.add_argument("--markdown", type=Path)

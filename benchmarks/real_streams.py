@@ -567,7 +567,7 @@ def main() -> None:
         p.add_argument("--codecs", nargs="+", choices=CODECS, default=list(CODECS))
         p.add_argument("--shares", type=float, nargs="+", default=list(SHARES))
         p.add_argument("--flush", type=float, nargs="+", default=[0, 1], help="see `Stream`; 0: never flushed")
-        p.add_argument("--frames", type=int, default=150, help="of each video, at most")
+        p.add_argument("--frames", type=int, default=100, help="of each video, at most")
         p.set_defaults(function=function)
     p.add_argument("--wall", action="store_true", help="take wall time instead of CPU time: on an idle machine")
     p.add_argument("--again", action="store_true", help="take all times anew")
