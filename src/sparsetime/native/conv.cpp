@@ -69,6 +69,12 @@ Axis::Axis(int in_, int out_, int taps_, int num_, int den_, std::vector<int> sh
         }
 }
 
+Axis axis_of(bool transposed, int in, int out, int taps, int stride, int before, int dilation) {
+    std::vector<int> shift(static_cast<size_t>(taps));
+    for (int k = 0; k < taps; ++k) shift[size_t(k)] = transposed ? k * dilation - before : before - k * dilation;
+    return transposed ? Axis(in, out, taps, stride, 1, std::move(shift)) : Axis(in, out, taps, 1, stride, std::move(shift));
+}
+
 Conv::Conv(Shape in_, Shape out_, Axis rows, Axis columns, int groups, bool transposed, const float* weight)
     : in(in_), out(out_), rows_(std::move(rows)), columns_(std::move(columns)), groups_(groups) {
     depthwise_ = groups > 1 && groups == in.channels && in.channels == out.channels && in.channels > NARROW;
@@ -442,8 +448,7 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
     float* sum = sized(ws.sum, size_t(chunk) * stride);
     const float** pointers = sized(ws.pointers, size_t(chunk) * taps);
     const float* zeros = zeros_.data();
-    std::vector<float*>& outs = ws.outputs;
-    if (int(outs.size()) < chunk) outs.resize(size_t(chunk));
+    float** outs = sized(ws.outputs, size_t(chunk));
     const int step = columns_.den;
     Walk walk(out.width), later(out.width);
     const bool written = writes(sink), compared = compares(sink);
@@ -477,10 +482,10 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
                     const ptrdiff_t q = ptrdiff_t(ry[ky]) * in.width + rx[kx];
                     *ptr++ = (ry[ky] | rx[kx]) >= 0 && (!mask || mask[q]) ? rows + q * stride : zeros;
                 }
-            outs[size_t(loose++)] = sum + size_t(i) * stride;
+            outs[loose++] = sum + size_t(i) * stride;
             if (!written && !compared) return;
             const WriteArgs to = compared ? compare_of(sink, list + start + i, 0, far + i) : write_of(sink, p, 0);
-            k.depthwise({1, taps, pointers, tile_.data(), stride, outs.data(), &to});
+            k.depthwise({1, taps, pointers, tile_.data(), stride, outs, &to});
             loose = 0;
         };
         for (int i = 0; i < n;) {
@@ -509,7 +514,7 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
             sent_whole(sink, list + start, n);
             continue;
         }
-        if (loose) k.depthwise({loose, taps, pointers, tile_.data(), stride, outs.data(), nullptr});
+        if (loose) k.depthwise({loose, taps, pointers, tile_.data(), stride, outs, nullptr});
         finish(list + start, n, sum, sink, ws, far);
     }
 }

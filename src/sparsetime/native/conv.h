@@ -71,6 +71,9 @@ struct Axis {
     int phases() const { return num == 1 ? std::min(den, in) : 1; }
 };
 
+// That of a convolution with `before` rows or columns of padding, or of a transposed one.
+Axis axis_of(bool transposed, int in, int out, int taps, int stride, int before, int dilation);
+
 // Rows and columns of ascending pixels, without a division for each.
 struct Walk {
     int width, y = 0, start = 0, end = 0;

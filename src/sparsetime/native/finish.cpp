@@ -17,12 +17,6 @@ struct Choice {
     static constexpr T value = V;
 };
 
-inline Int iota() {
-    Int v;
-    for (int i = 0; i < VL; ++i) v[i] = i;
-    return v;
-}
-
 // Channels in groups of as many vectors as registers allow, the rest in ever smaller ones: group(vectors, first channel).
 // Conv::pack arranges weights in the same way.
 template <int B = GROUP, class Group>
@@ -57,25 +51,6 @@ inline unsigned lanes(Mask m) {
 #endif
 }
 #endif
-
-// Appends the events of one vector of changes. What is written behind the last is written over by the next.
-inline int append(unsigned lanes, uint32_t first, Vec d, uint32_t* places, float* changes) {
-#if defined(__AVX512F__)
-    // Compressing into a register and storing whole vectors: compressing stores are microcoded on some machines.
-    const __m512i lane = _mm512_maskz_compress_epi32(Mask(lanes), reinterpret_cast<__m512i>(iota()));
-    _mm512_storeu_si512(places, _mm512_add_epi32(lane, _mm512_set1_epi32(int(first))));
-    _mm512_storeu_ps(changes, _mm512_permutexvar_ps(lane, d));
-    return __builtin_popcount(lanes);
-#else
-    int n = 0;
-    for (; lanes; lanes &= lanes - 1, ++n) {
-        const int i = __builtin_ctz(lanes);
-        places[n] = first + uint32_t(i);
-        changes[n] = d[i];
-    }
-    return n;
-#endif
-}
 
 // How many events a group of vectors has cannot be foreseen, and a branch that is not costs more than FEW events: so many are
 // written without asking.
@@ -197,7 +172,7 @@ template <Act A, Encode E, int B>
             d[b] = to - load(value + at);
             store(value + at, to);
             if (row) store(row + at, d[b]);
-            changed |= uint64_t(lanes(differ(d[b], Vec{}))) << (b * VL);
+            changed |= uint64_t(differing(d[b], Vec{})) << (b * VL);
         }
         if (!f.place) events += __builtin_popcountll(changed);
         else events += append_group<B>(changed, d, uint32_t(p) << f.shift | uint32_t(c), f.place + events, f.change + events);
@@ -550,7 +525,7 @@ int64_t events_of_rows(const float* rows, const int32_t* pixel, int pixels, int 
         }
         for (int c = 0; c < channels; c += VL) {  // padding lanes are zero
             const Vec d = load(row + c);
-            n += append(lanes(differ(d, Vec{})), base + uint32_t(c), d, place + n, change + n);
+            n += append(differing(d, Vec{}), base + uint32_t(c), d, place + n, change + n);
         }
     }
     return n;

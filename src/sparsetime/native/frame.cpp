@@ -9,19 +9,6 @@ namespace {
 
 using namespace sparsetime;
 
-inline uint64_t lanes_of(Vec d) {
-#if defined(__AVX512F__)
-    return _mm512_cmp_ps_mask(d, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-#elif defined(__AVX2__)
-    return unsigned(_mm256_movemask_ps(reinterpret_cast<__m256>(d != 0.0f)));
-#else
-    const Int m = d != 0.0f;
-    uint64_t lanes = 0;
-    for (int i = 0; i < VL; ++i) lanes |= uint64_t(m[i] & 1) << i;
-    return lanes;
-#endif
-}
-
 #if defined(__AVX512F__)
 // What VL pixels change, all at once: which pixels, how many channels of each, and the changes themselves. All that is written behind the
 // last one lies where pixels to come have their place.
@@ -44,8 +31,7 @@ struct Group {
             any |= here;
             tally = _mm512_mask_add_epi32(tally, here, tally, _mm512_set1_epi32(1));
         }
-        alignas(64) static const int32_t iota[VL] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-        const __m512i pixels = _mm512_add_epi32(_mm512_load_si512(iota), _mm512_set1_epi32(pixel));
+        const __m512i pixels = _mm512_add_epi32(reinterpret_cast<__m512i>(iota()), _mm512_set1_epi32(pixel));
         _mm512_storeu_si512(f.active + f.active_count, _mm512_maskz_compress_epi32(any, pixels));
         _mm512_storeu_si512(f.tally + f.active_count, _mm512_maskz_compress_epi32(any, tally));
         f.active_count += __builtin_popcount(any);
@@ -110,7 +96,7 @@ void compare_of(FrameArgs& all) {
             }
             store(change + k * VL, d);
             store(v_at + k * VL, to);
-            lanes |= lanes_of(d) << (k * VL);
+            lanes |= uint64_t(differing(d, Vec{})) << (k * VL);
         }
         if (pixels < VL) {
             if (elements < 64) lanes &= (uint64_t(1) << elements) - 1;
@@ -205,7 +191,7 @@ void compare_pixels(FrameArgs& all) {
         for (int k = 0; k < C; ++k) {
             Vec far = load(squares + k * VL);
             for (int c = 1; c < C; ++c) far += neighbours(squares + k * VL, c);
-            lanes |= lanes_of(max(far - float(C), Vec{})) << (k * VL);
+            lanes |= uint64_t(differing(max(far - float(C), Vec{}), Vec{})) << (k * VL);
         }
         lanes &= starts;
 #if defined(__AVX512F__)
@@ -220,7 +206,7 @@ void compare_pixels(FrameArgs& all) {
                 const Vec d = _mm512_maskz_sub_ps(here, to, load(v + k * VL));
                 _mm512_mask_storeu_ps(v + k * VL, here, to);
                 store(change + k * VL, d);
-                changed |= lanes_of(d) << (k * VL);
+                changed |= uint64_t(differing(d, Vec{})) << (k * VL);
             }
             group.emit(f, f.first + i, changed, change);
             continue;

@@ -8,21 +8,6 @@
 
 namespace sparsetime {
 
-namespace {
-
-// The line that a pixel lies in, followed along a list, since divisions are slow.
-struct Line {
-    int width, number = 0, start = 0;
-    explicit Line(int width_) : width(width_) {}
-    int of(int pixel) {
-        if (pixel - start >= 64 * width) start = width * (number = pixel / width);
-        for (; pixel >= start + width; start += width) ++number;
-        return number;
-    }
-};
-
-}  // namespace
-
 // What stands between z and the value of a node.
 Settle Stream::settle_of(const Node& node, int output) {
     const Value& v = program_->values[size_t(output)];
@@ -125,13 +110,12 @@ void Stream::settle_rows(const Node& node, int output, const int32_t* list, int 
     const Settle settle = settle_of(node, output);
     share(output, count, [&](IntSink& sink, int from, int to, int thread) {
         const int stride = round_up(settle.channels, LANE), chunk = std::max(1, std::min(64, 8 * 1024 / stride));
-        Floats& sum = int_workspaces_[size_t(thread)].sum;
-        if (sum.size() < size_t(chunk) * stride) sum.resize(size_t(chunk) * stride);
+        float* sum = sized(int_workspaces_[size_t(thread)].sum, size_t(chunk) * stride);
         for (int i = from; i < to; i += chunk) {
             const int n = std::min(chunk, to - i);
-            z(list + i, n, sum.data(), stride);
+            z(list + i, n, sum, stride);
             for (int k = 0; k < n; ++k) {
-                emit(sink, list[i + k], kernels().integers->settle(sum.data() + size_t(k) * stride, list[i + k], settle));
+                emit(sink, list[i + k], kernels().integers->settle(sum + size_t(k) * stride, list[i + k], settle));
             }
         }
     });
@@ -157,15 +141,15 @@ void Stream::move_codes(const Node& node) {
         share(y, n, [&](IntSink& sink, int from, int to, int thread) {
             IntWorkspace& ws = int_workspaces_[size_t(thread)];
             const size_t stride = size_t(C + BYTE_BLOCK);
-            if (filled && ws.patches.size() < CHUNK * stride) ws.patches.resize(CHUNK * stride);
-            if (ws.rows.size() < size_t(CHUNK) * rows) ws.rows.resize(size_t(CHUNK) * rows);
-            if (ws.count.size() < CHUNK) ws.count.resize(CHUNK);
-            Line line(out.width);
+            if (filled) sized(ws.patches, CHUNK * stride);
+            sized(ws.rows, size_t(CHUNK) * rows);
+            sized(ws.count, CHUNK);
+            Walk walk(out.width);
             for (int i = from; i < to; i += CHUNK) {
                 const int count = std::min(CHUNK, to - i);
                 for (int k = 0; k < count; ++k) {
                     if (filled) ws.rows[size_t(k)] = ws.patches.data() + size_t(k) * stride;
-                    find(list[i + k], line, &ws.rows[size_t(k) * rows], ws.patches.data() + size_t(k) * stride);
+                    find(list[i + k], walk, &ws.rows[size_t(k) * rows], ws.patches.data() + size_t(k) * stride);
                 }
                 kernel.moves({count, list + i, rows, ws.rows.data(), step, ws.count.data()}, settle);
                 for (int k = 0; k < count; ++k) emit(sink, list[i + k], ws.count[size_t(k)]);
@@ -173,10 +157,10 @@ void Stream::move_codes(const Node& node) {
         });
     };
     const auto fill = [&](const auto& body) {
-        run(1, 1, true, [&](int p, Line&, const uint8_t**, uint8_t* to) { body(p, to); });
+        run(1, 1, true, [&](int p, Walk&, const uint8_t**, uint8_t* to) { body(p, to); });
     };
     const auto point = [&](int step, const auto& at) {
-        run(1, step, false, [&](int p, Line&, const uint8_t** to, uint8_t*) { *to = at(p); });
+        run(1, step, false, [&](int p, Walk&, const uint8_t** to, uint8_t*) { *to = at(p); });
     };
     switch (node.kind) {
         case Kind::cat_channels: {
@@ -228,8 +212,9 @@ void Stream::move_codes(const Node& node) {
             const int width = input(0).map.width;
             const uint8_t* codes = row(0, 0);
             const size_t stride = size_t(byte_stride(C));
-            const auto window = [&](int p, Line& line, const auto& found) {
-                const size_t oy = size_t(line.of(p)), ox = size_t(p - line.start);
+            const auto window = [&](int p, Walk& walk, const auto& found) {
+                walk.to(p);
+                const size_t oy = size_t(walk.y), ox = size_t(p - walk.start);
                 for (int iy = node.rows[2 * oy]; iy < node.rows[2 * oy + 1]; iy += node.row_step)
                     for (int ix = node.columns[2 * ox]; ix < node.columns[2 * ox + 1]; ix += node.column_step) found(codes + size_t(iy * width + ix) * stride);
             };
@@ -240,9 +225,9 @@ void Stream::move_codes(const Node& node) {
             };
             const int most = longest(node.rows, node.row_step) * longest(node.columns, node.column_step);
             // Windows that reach over the edge are shorter, and have their first pixel several times.
-            return run(most, 1, false, [&](int p, Line& line, const uint8_t** to, uint8_t*) {
+            return run(most, 1, false, [&](int p, Walk& walk, const uint8_t** to, uint8_t*) {
                 int k = 0;
-                window(p, line, [&](const uint8_t* x) { to[k++] = x; });
+                window(p, walk, [&](const uint8_t* x) { to[k++] = x; });
                 for (; k < most; ++k) to[k] = to[0];
             });
         }
@@ -263,7 +248,7 @@ void Stream::resize_rows(const Node& node) {
     share(y, n, [&](IntSink& sink, int from, int to, int thread) {
         IntWorkspace& ws = int_workspaces_[size_t(thread)];
         ws.lines.resize(size_t(node.row_taps));
-        if (ws.count.size() < size_t(out.width)) ws.count.resize(size_t(out.width));
+        sized(ws.count, size_t(out.width));
         for (int i = from; i < to;) {
             const size_t taps = size_t(node.row_taps), line = size_t(list[i] / out.width);
             const int start = int(line) * out.width, end = int(std::lower_bound(list + i, list + to, start + out.width) - list);

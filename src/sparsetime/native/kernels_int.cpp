@@ -37,25 +37,6 @@ inline Int rounded(Vec x) {
 #endif
 }
 
-inline Int lane_numbers() {
-    Int n;
-    for (int l = 0; l < VL; ++l) n[l] = l;
-    return n;
-}
-// How many lanes differ.
-inline int differing(Vec a, Vec b) {
-#if defined(__AVX512F__)
-    return __builtin_popcount(_mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ));
-#elif defined(__AVX2__)
-    return __builtin_popcount(unsigned(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NEQ_UQ))));
-#else
-    const Int different = a != b;
-    int n = 0;
-    for (int l = 0; l < VL; ++l) n -= different[l];
-    return n;
-#endif
-}
-
 // acc + sum of four products in each lane: bytes of x without sign, of w with.
 inline Int dot(Int acc, Int x, Int w) {
 #if defined(__AVX512VNNI__)
@@ -144,8 +125,8 @@ int settle_of(const float* z, ptrdiff_t pixel, int c, int count, const Settle& s
         int sent = 0, i = 0;
         for (; i < count && c + i + VL <= s.value_stride; i += VL) {
             Vec y = activate<A>(load(z + i), s.act, s.act_a, s.act_b);
-            if (i + VL > count) y = bits(bits(y) & (lane_numbers() < splat_int(count - i)));  // lanes behind the last channel stay zero
-            sent += differing(y, load(value + i));
+            if (i + VL > count) y = bits(bits(y) & (iota() < splat_int(count - i)));  // lanes behind the last channel stay zero
+            sent += __builtin_popcount(differing(y, load(value + i)));
             store(value + i, y);
         }
         if (i < count) {  // a narrow map
@@ -251,8 +232,8 @@ void resize_of(const IntResizeArgs& given, const Settle& all) {
                     int changed = 0;
                     for (int i = 0; i < n; i += VL) {
                         Vec y = sum(i);
-                        if (i + VL > n) y = bits(bits(y) & (lane_numbers() < splat_int(n - i)));  // as in settle_of
-                        changed += differing(y, load(value + i));
+                        if (i + VL > n) y = bits(bits(y) & (iota() < splat_int(n - i)));  // as in settle_of
+                        changed += __builtin_popcount(differing(y, load(value + i)));
                         store(value + i, y);
                     }
                     sent += s.all ? n : changed;

@@ -54,18 +54,6 @@ nb::object plain(const Shape& s, const float* data, const uint8_t* mask = nullpt
     return nb::cast(nb::ndarray<nb::numpy, float>(copy, {size_t(s.height), size_t(s.width), size_t(s.channels)}, owner));
 }
 
-Axis conv_axis(int in, int out, int taps, int stride, int before, int dilation) {
-    std::vector<int> shift(static_cast<size_t>(taps));
-    for (int k = 0; k < taps; ++k) shift[size_t(k)] = before - k * dilation;
-    return Axis(in, out, taps, 1, stride, std::move(shift));
-}
-
-Axis transposed_axis(int in, int out, int taps, int stride, int before, int dilation) {
-    std::vector<int> shift(static_cast<size_t>(taps));
-    for (int k = 0; k < taps; ++k) shift[size_t(k)] = k * dilation - before;
-    return Axis(in, out, taps, stride, 1, std::move(shift));
-}
-
 Layer* make_layer(std::array<int, 2> size, Input<4> weight, std::optional<Vector> bias, std::array<int, 2> stride,
                   std::array<int, 4> padding, std::array<int, 2> dilation, int groups, bool transposed,
                   std::array<int, 2> output_padding, const std::string& activation, float a, float b, const std::string& codec,
@@ -83,10 +71,9 @@ Layer* make_layer(std::array<int, 2> size, Input<4> weight, std::optional<Vector
     }
     if (oh < 1 || ow < 1 || size[0] < 1 || size[1] < 1) throw std::invalid_argument("the map is smaller than the kernel");
     const Shape in{size[0], size[1], C}, out{oh, ow, O};
-    const auto axis = transposed ? transposed_axis : conv_axis;
-    auto conv = std::make_shared<const Conv>(in, out, axis(in.height, oh, kh, stride[0], padding[0], dilation[0]),
-                                             axis(in.width, ow, kw, stride[1], padding[2], dilation[1]), groups, transposed,
-                                             weight.data());
+    auto conv = std::make_shared<const Conv>(in, out, axis_of(transposed, in.height, oh, kh, stride[0], padding[0], dilation[0]),
+                                             axis_of(transposed, in.width, ow, kw, stride[1], padding[2], dilation[1]), groups,
+                                             transposed, weight.data());
     if (bias && int(bias->shape(0)) != O) throw std::invalid_argument("bias has another length than the output has channels");
     const bool step_map = step && step->ndim() == 3;
     if (step && int64_t(step->size()) != int64_t(O) * (step_map ? out.pixels() : 1))

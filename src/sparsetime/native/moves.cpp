@@ -216,8 +216,8 @@ void Stream::carry(const Node& node) {
     const auto changed_row = [&](size_t k, int p) { return dense_ || states_[size_t(node.inputs[k])].change.mask[p] ? row(k, p) : nullptr; };
     const auto each = [&](const auto& body) {
         split(node, y, list, n, true, false, [&](FinishArgs& sink, int from, int to, int, int, Workspace& ws) {
-            if (ws.sum.size() < size_t(round_up(C, LANE))) ws.sum.resize(size_t(round_up(C, LANE)));
-            std::fill(ws.sum.begin() + C, ws.sum.begin() + round_up(C, LANE), 0.0f);
+            float* sum = sized(ws.sum, size_t(round_up(C, LANE)));
+            std::fill(sum + C, sum + round_up(C, LANE), 0.0f);
             const auto fetch = [&](int p) {
                 const float* value = sink.value + size_t(p) * size_t(sink.stride);
                 for (int c = 0; c < sink.stride; c += LANE) __builtin_prefetch(value + c, 1);
@@ -230,7 +230,7 @@ void Stream::carry(const Node& node) {
                 const size_t at = size_t(p) * size_t(sink.stride);
                 const Sent place{sink.value + at, sink.rows ? sink.rows + at : nullptr, uint32_t(p) << sink.shift,
                                   sink.place ? sink.place + sink.events : nullptr, sink.change + sink.events};
-                const int changed = settle(p, place, ws.sum.data());
+                const int changed = settle(p, place, sum);
                 sink.active[sink.active_count] = p;
                 sink.tally[sink.active_count] = changed;
                 sink.active_count += changed != 0;

@@ -67,12 +67,6 @@ std::vector<int32_t> table(const OpSpec& op, const char* role, int64_t size, int
     return out;
 }
 
-Axis axis_of(bool transposed, int in, int out, int taps, int stride, int before, int dilation) {
-    std::vector<int> shift(static_cast<size_t>(taps));
-    for (int k = 0; k < taps; ++k) shift[size_t(k)] = transposed ? k * dilation - before : before - k * dilation;
-    return transposed ? Axis(in, out, taps, stride, 1, std::move(shift)) : Axis(in, out, taps, 1, stride, std::move(shift));
-}
-
 }  // namespace
 
 Program::Program(const std::vector<std::vector<int64_t>>& shapes, const std::vector<OpSpec>& ops, std::vector<int> outputs_, bool integer_)

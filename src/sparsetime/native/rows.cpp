@@ -13,10 +13,6 @@ namespace {
 
 using namespace sparsetime;
 
-#if defined(__AVX512F__)
-alignas(64) constexpr int32_t IOTA[LANE] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-#endif
-
 void add(const float* x, float w, float* sum, int n) {
     int i = 0;
     for (; i + VL <= n; i += VL) store(sum + i, load(sum + i) + w * load(x + i));
@@ -96,20 +92,6 @@ void maximum(const Window& w, float* out, int n) {
     }
 }
 
-// Lanes of a and b that differ, as bits.
-inline unsigned differing(Vec a, Vec b) {
-#if defined(__AVX512F__)
-    return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ);
-#elif defined(__AVX2__)
-    return unsigned(_mm256_movemask_ps(reinterpret_cast<__m256>(a != b)));
-#else
-    const Int m = a != b;
-    unsigned lanes = 0;
-    for (int i = 0; i < VL; ++i) lanes |= unsigned(m[i] & 1) << i;
-    return lanes;
-#endif
-}
-
 // The first n floats of a vector.
 inline Vec load_first(const float* p, int n) {
 #if defined(__AVX512F__)
@@ -129,21 +111,6 @@ inline void store_first(float* p, Vec v, int n) {
 #endif
 }
 
-// Appends the lanes of d that are set in `lanes` as events; writes whole vectors.
-inline void append(unsigned lanes, Vec d, uint32_t first, uint32_t* place, float* change) {
-#if defined(__AVX512F__)
-    const __m512i lane = _mm512_maskz_compress_epi32(__mmask16(lanes), _mm512_load_si512(IOTA));
-    _mm512_storeu_si512(place, _mm512_add_epi32(lane, _mm512_set1_epi32(int(first))));
-    _mm512_storeu_ps(change, _mm512_permutexvar_ps(lane, d));
-#else
-    for (; lanes; lanes &= lanes - 1) {
-        const int i = __builtin_ctz(lanes);
-        *place++ = first + uint32_t(i);
-        *change++ = d[i];
-    }
-#endif
-}
-
 int replace(const float* x, int n, const Sent& to) {
     int changed = 0;
     for (int i = 0; i < n; i += VL) {
@@ -153,7 +120,7 @@ int replace(const float* x, int n, const Sent& to) {
         const unsigned lanes = differing(now, then);
         whole ? store(to.value + i, now) : store_first(to.value + i, now, some);
         if (to.row) whole ? store(to.row + i, now - then) : store_first(to.row + i, now - then, some);
-        if (to.place) append(lanes, now - then, to.first + uint32_t(i), to.place + changed, to.change + changed);
+        if (to.place) append(lanes, to.first + uint32_t(i), now - then, to.place + changed, to.change + changed);
         changed += __builtin_popcount(lanes);
     }
     return changed;
@@ -183,7 +150,7 @@ int pick(const float* const* x, const Pick* picks, int n, const Sent& to) {
         const unsigned lanes = differing(now, then);
         whole ? store(to.value + i, now) : store_first(to.value + i, now, n - i);
         if (to.row) whole ? store(to.row + i, now - then) : store_first(to.row + i, now - then, n - i);
-        if (to.place) append(lanes, now - then, to.first + uint32_t(i), to.place + changed, to.change + changed);
+        if (to.place) append(lanes, to.first + uint32_t(i), now - then, to.place + changed, to.change + changed);
         changed += __builtin_popcount(lanes);
     }
 #else
@@ -266,7 +233,7 @@ int list(const uint8_t* mark, int n, int32_t first, int32_t* list) {
         const __mmask16 some = n - i < LANE ? __mmask16((1u << (n - i)) - 1) : __mmask16(0xffff);
         const __m128i bytes = _mm_maskz_loadu_epi8(some, mark + i);
         const __mmask16 set = _mm_test_epi8_mask(bytes, bytes);
-        const __m512i places = _mm512_add_epi32(_mm512_load_si512(IOTA), _mm512_set1_epi32(first + i));
+        const __m512i places = _mm512_add_epi32(reinterpret_cast<__m512i>(iota()), _mm512_set1_epi32(first + i));
         _mm512_storeu_si512(list + found, _mm512_maskz_compress_epi32(set, places));
         found += __builtin_popcount(set);
     }

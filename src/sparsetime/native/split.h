@@ -73,8 +73,7 @@ void Stream::split(const Node& node, int output, const int32_t* list, int count,
         if (t >= parts) return;
         FinishArgs& sink = sinks[size_t(t)];
         Workspace& ws = workspaces_[size_t(t)];
-        if (ws.room.size() < size_t(map.stride())) ws.room.resize(size_t(map.stride()));
-        sink.room = ws.room.data();
+        sink.room = sized(ws.room, size_t(map.stride()));
         const size_t from = size_t(bounds[size_t(t)]);
         sink.active = change.active + from;
         sink.tally = change.tally + from;
@@ -98,16 +97,16 @@ void Stream::rows(const Node& node, int output, const int32_t* list, int count, 
     split(node, output, list, count, replace, false, [&](FinishArgs& sink, int from, int to, int, int, Workspace& ws) {
         const int stride = round_up(sink.channels, LANE);
         const int chunk = std::max(1, std::min(64, 8 * 1024 / stride));
-        if (ws.sum.size() < size_t(chunk) * stride) ws.sum.resize(size_t(chunk) * stride);
-        if (ws.at.size() < size_t(chunk)) ws.at.resize(size_t(chunk));
-        for (int i = 0; i < chunk; ++i) ws.at[size_t(i)] = i * stride;
+        float* sum = sized(ws.sum, size_t(chunk) * stride);
+        int32_t* at = sized(ws.at, size_t(chunk));
+        for (int i = 0; i < chunk; ++i) at[i] = i * stride;
         for (int i = from; i < to; i += chunk) {
             const int n = std::min(chunk, to - i);
-            fill(list + i, n, ws.sum.data(), stride);
+            fill(list + i, n, sum, stride);
             sink.pixels = n;
             sink.pixel = list + i;
-            sink.at = ws.at.data();
-            sink.sum = ws.sum.data();
+            sink.at = at;
+            sink.sum = sum;
             sink.block = width;
             kernels().encoders->finish(sink);
         }

@@ -91,4 +91,44 @@ inline float sum(Vec v) {
 inline float sum(Half v) { return _mm512_reduce_add_ps(_mm512_zextps256_ps512(v)); }
 #endif
 
+// The numbers of the lanes.
+inline Int iota() {
+    Int v;
+    for (int i = 0; i < VL; ++i) v[i] = i;
+    return v;
+}
+
+// Lanes of a and b that differ, as bits.
+inline unsigned differing(Vec a, Vec b) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ);
+#elif defined(__AVX2__)
+    return unsigned(_mm256_movemask_ps(reinterpret_cast<__m256>(a != b)));
+#else
+    const Int m = a != b;
+    unsigned lanes = 0;
+    for (int i = 0; i < VL; ++i) lanes |= unsigned(m[i] & 1) << i;
+    return lanes;
+#endif
+}
+
+// Appends the events of a vector of changes, those of `lanes`. What is written behind the last is written over by the next. Returns how many.
+inline int append(unsigned lanes, uint32_t first, Vec d, uint32_t* places, float* changes) {
+#if defined(__AVX512F__)
+    // Compressing into a register and storing whole vectors: compressing stores are microcoded on some machines.
+    const __m512i lane = _mm512_maskz_compress_epi32(__mmask16(lanes), reinterpret_cast<__m512i>(iota()));
+    _mm512_storeu_si512(places, _mm512_add_epi32(lane, _mm512_set1_epi32(int(first))));
+    _mm512_storeu_ps(changes, _mm512_permutexvar_ps(lane, d));
+    return __builtin_popcount(lanes);
+#else
+    int n = 0;
+    for (; lanes; lanes &= lanes - 1, ++n) {
+        const int i = __builtin_ctz(lanes);
+        places[n] = first + uint32_t(i);
+        changes[n] = d[i];
+    }
+    return n;
+#endif
+}
+
 }  // namespace
