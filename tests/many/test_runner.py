@@ -177,6 +177,25 @@ def test_an_error_ends_its_stream_alone(plan: Plan) -> None:
     assert (other["state"], other["error"], other["frames"]) == ("ended", "", 20)
 
 
+def test_a_camera_that_is_away_when_all_ends_says_why(plan: Plan) -> None:
+    away = Feed(attempts([1, SourceError("refused")]))
+    with Runner(plan, [away]) as runner:
+        while away.state != "waiting":
+            time.sleep(0.001)
+    (figures,) = runner.statistics()
+    assert (figures["state"], figures["error"], figures["read"]) == ("ended", "refused", 1)
+
+
+def test_a_camera_that_came_back_has_no_error(plan: Plan) -> None:
+    gate = threading.Event()
+    feed = Feed(attempts([SourceError("refused")], [1, gate.wait]), backoff=Backoff(0, 0))
+    with Runner(plan, [feed]) as runner:
+        while not feed.read:
+            time.sleep(0.001)
+        assert runner.statistics()[0]["error"] == ""
+        gate.set()
+
+
 def test_turns_are_taken(plan: Plan) -> None:
     """One thread, three streams with frames at hand: nobody is two frames ahead."""
     order: list[int] = []

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsetime.run.sources import Source, SourceError, _Log, _ranges, _without_login
+from sparsetime.run.sources import _LOG, Source, SourceError, _Log, _ranges, _without_login
 from sparsetime.video import read_frames
 
 from .conftest import moving_square
@@ -83,6 +83,17 @@ def test_two_videos_at_a_time(square: Path, tmp_path: Path) -> None:
     assert sources[0].damage == []
     assert sources[1].damage
     assert av.logging.get_level() == level
+
+
+def test_a_camera_that_is_down_is_not_heard_as_damage_of_a_file() -> None:
+    import av.logging
+
+    with _LOG.listening(av.logging) as heard, pytest.raises(SourceError, match="Connection refused"):
+        next(iter(Source("rtsp://127.0.0.1:9/x", (8, 8))))
+    assert heard == []
+    with _LOG.listening(av.logging) as heard:
+        av.logging.log(av.logging.ERROR, "test", "after it")
+    assert [text for _, _, text in heard] == ["after it"]
 
 
 def test_what_is_heard_while_two_decode_is_said_of_neither() -> None:

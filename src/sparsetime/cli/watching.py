@@ -108,7 +108,7 @@ def many_command(
     finish(result, json_file)
     for line in table(result):
         print(line)
-    bad = [s for s in result["streams"] if s["state"] == "failed" or s["damage"]]
+    bad = [s for s in result["streams"] if s["error"] or s["damage"]]
     for stream in bad:
         reasons = list(dict.fromkeys(filter(None, (stream["error"], *stream["damage"]))))
         say(f"sparsetime: error: {stream['video']}: {'; '.join(reasons)}")

@@ -90,7 +90,7 @@ class Feed:
         state: running; waiting (for the next attempt); ended; or failed, see `error`.
         read: frames read so far.
         reconnects: attempts to open the video again.
-        error: the reason of the last failure to read, or "".
+        error: why no frame has come since the last one; "" while they come.
     """
 
     def __init__(
@@ -160,6 +160,8 @@ class Feed:
                 failed, reason = False, "; ".join(self.damage) or "the stream ended"
             except Exception as error:  # whatever a source dies of, the other streams go on
                 reason = " ".join(str(error).split()) or type(error).__name__
+            if failed:
+                self.error = reason
             if self._stop.is_set() or self.read == self._most or (not self.live and not failed):
                 self.state = "ended"
                 return
@@ -189,6 +191,6 @@ class Feed:
             # Late by more than a frame, it does not hurry after: a burst would only be dropped.
             period = 1.0 / (self._video.rate or FALLBACK_RATE)
             due = max(due, self.clock.now() - period) + period
-            self.state = "running"
+            self.state, self.error = "running", ""
             self.read += 1
             self.inbox.put(Arrival(self.read - 1, self.clock.now(), shot))

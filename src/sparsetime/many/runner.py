@@ -123,7 +123,7 @@ class Runner:
                     "live": feed.live,
                     "policy": feed.policy,
                     "state": "failed" if lane.error else feed.state,
-                    "error": lane.error or (feed.error if feed.state in ("waiting", "failed") else ""),
+                    "error": lane.error or feed.error,
                     "damage": feed.damage,
                     "read": feed.read,
                     "dropped": feed.inbox.dropped,

@@ -167,7 +167,7 @@ class Source:
 
     def _decode_video(self, path: Path) -> Iterator[VideoFrame | None]:
         # What is wrong with the file is said by what decodes it.
-        with suppress(self._av.error.FFmpegError), self._av.open(f"file:{path}") as container:
+        with _LOG.talking(), suppress(self._av.error.FFmpegError), self._av.open(f"file:{path}") as container:
             self.rate = _rate(container)
         frames = _decode_file(path, self._av)
         # Of damage between packets only FFmpeg's log tells: it goes on at the next sound place without an error.
@@ -202,7 +202,8 @@ class Source:
             yield frames[0]
 
     def _decode_live(self) -> Iterator[VideoFrame | None]:
-        with self._av.open(self._address, format=self._form or None, **self._options) as container:
+        # As long as it is connected: a network complains at any time, and nobody else is to take that for his file's.
+        with _LOG.talking(), self._av.open(self._address, format=self._form or None, **self._options) as container:
             if not container.streams.video:
                 raise SourceError(f"{self.name}: holds no video stream")
             self.rate = _rate(container)
@@ -217,10 +218,23 @@ class _Log:
         self._inside = self._entered = 0
 
     @contextmanager
+    def talking(self) -> Iterator[None]:
+        """What is logged while this is open counts for nobody who listens."""
+        with self._lock:
+            self._inside += 1
+            self._entered += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+
+    @contextmanager
     def listening(self, log: Any) -> Iterator[list[tuple[int, str, str]]]:
         """What is logged as an error, by any thread, while this is open: (level, part of FFmpeg, message).
 
-        Known when it is closed. Nothing where another was open at any time meanwhile: it may be about that one's file.
+        Known when it is closed. Nothing where another, or `talking`, was open at any time meanwhile: it may be about
+        that one.
         """
         heard: list[tuple[int, str, str]] = []
         with self._lock:
