@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sparsetime.codec import Codec, CodecState, StateError, encode, encode_clip
+from sparsetime.engine.shapes import channel_axis
 from sparsetime.quantize import FLOOR
 
 CODECS = get_args(Codec)
@@ -102,6 +103,17 @@ def test_pixel_decides_for_each_place_by_itself() -> None:
     assert delta.nonzero().tolist() == [[0, 0, 0, 1], [0, 1, 0, 1]]
     assert state.reference[0, :, 0, 1].tolist() == [1.75, 0.125, 0]
     assert state.reference[0, :, 1, 0].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4, 5), (1, 4, 3), (1, 6), (1, 2, 3, 4, 5)])
+def test_channels_are_those_of_a_plan(shape: tuple[int, ...]) -> None:
+    x = torch.zeros(shape)
+    _, state = encode(x, None, torch.tensor(1.0), "pixel")
+    enough = math.sqrt(shape[channel_axis(shape)])  # in one of so many channels
+    for change, sent in ((enough - 0.01, 0), (enough + 0.01, 1)):
+        x.view(-1)[0] = change
+        delta, _ = encode(x, state, torch.tensor(1.0), "pixel")
+        assert int(delta.count_nonzero()) == sent
 
 
 @pytest.mark.parametrize("codec", ["hold", "residual"])

@@ -7,7 +7,8 @@ y = Q(x) for `exact`, y = x for the others.
     exact     y = Q(x) - r,                            r' = Q(x)       Q rounds to multiples of the step
     hold      y = x - r  where |x - r| > theta, else 0,  r' = r + y    send-on-delta
     pixel     y = x - r  where sum_c ((x - r) / theta)_c^2 > C, else 0, r' = r + y    the same for whole pixels: all C
-              channels of a place are sent, or none, as the root mean square of their changes in thresholds is above 1
+              channels of a place are sent, or none, as the root mean square of their changes in thresholds is above 1;
+              channels are axis 1 of (N, C, H, W), the last axis of any other frame, as in plans
     residual  y = q trunc((x - r) / q),                 r' = r + y    sigma-delta: whole steps are sent, the rest is
     kept
 
@@ -93,11 +94,16 @@ def pixels_sent(change: Tensor, threshold: Tensor, axis: int) -> Tensor:
     return (scaled.square().sum(axis, keepdim=True) > change.shape[axis]).expand_as(change)
 
 
+def _channel_axis(x: Tensor) -> int:
+    # `engine.shapes.channel_axis` for a batch; the engine stands above this file.
+    return 1 if x.dim() == 4 else x.dim() - 1
+
+
 def encode(x: Tensor, state: CodecState | None, step: Tensor, codec: Codec = "exact") -> tuple[Tensor, CodecState]:
     """Encode one frame; equations in this module's docstring.
 
     Args:
-        x: the frame, (N, C, H, W) or (N, F), floating point.
+        x: the frame, (N, C, H, W), (N, L, F) or (N, F), floating point.
         state: what the last call returned, or None at the start of a stream.
         step: q, or theta for `hold` and `pixel`; broadcastable to x, its magnitude counts.
 
@@ -118,7 +124,7 @@ def encode(x: Tensor, state: CodecState | None, step: Tensor, codec: Codec = "ex
         return x.clone(), CodecState(x.clone())
     change = x - state.reference
     if codec in ("hold", "pixel"):
-        sent = change.abs() > q if codec == "hold" else pixels_sent(change, q, axis=1)
+        sent = change.abs() > q if codec == "hold" else pixels_sent(change, q, _channel_axis(x))
         # The reference takes x itself: r + (x - r) may differ from it in the last bit.
         return torch.where(sent, change, 0.0), CodecState(torch.where(sent, x, state.reference))
     delta = straight_through(torch.trunc, change / q) * q
@@ -131,7 +137,7 @@ def encode_clip(
     """Encode a whole clip at once: what T calls of `encode` would do.
 
     Args:
-        x: clip, (N, T, C, H, W) or (N, T, F).
+        x: clip, (N, T, C, H, W), (N, T, L, F) or (N, T, F).
         state: state before the clip, or None.
         step: as for `encode`, broadcastable to one frame.
 

@@ -78,6 +78,44 @@ def test_an_argument_may_be_named_frames():
             torch.testing.assert_close(stream(frame), model(frame), rtol=1e-4, atol=1e-4)
 
 
+class Tokens(nn.Module):
+    """Patches, then tokens (N, L, F)."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(6, 8, 2, 2)
+        self.head = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3))
+
+    def forward(self, x):
+        return self.head(self.patches(x).flatten(2).transpose(1, 2))
+
+
+def lines():
+    """(N, C, L) by Conv1d."""
+    return nn.Sequential(
+        *(nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(), nn.Flatten(2)),
+        *(nn.Conv1d(8, 5, 3, padding=1), nn.ReLU(), nn.Conv1d(5, 4, 3), nn.Flatten(), nn.LazyLinear(3)),
+    )
+
+
+@pytest.mark.parametrize("make", [Tokens, lines])
+def test_pixels_of_sequences_are_the_same_before_and_after(make):
+    frames = torch.stack(clip(count=12), 1)
+    torch.manual_seed(0)
+    net = make()
+    net(frames[:, 0])
+    model = sparsetime.sparsify(net, frames[:, 0], codec="pixel")
+    sparsetime.calibrate(model, frames, levels=8)
+    stream = compile(model.eval(), frames[:, 0]).stream(backend="reference")
+    with torch.no_grad():
+        expected = model(frames)[0]
+        got = torch.cat([stream(frame) for frame in frames.unbind(1)])
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        dense = net(frames[0])
+    assert (expected - dense).abs().max() > 1e-3  # something was kept back
+
+
 def test_steps_are_the_learned_ones():
     model = sparse()
     plan = compile(model, clip()[0])
