@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from sparsetime.budget import Tuned
 from sparsetime.cli.tuning import parse_bytes, parse_share, register
 from sparsetime.engine import Plan
 
@@ -35,6 +37,27 @@ def test_tunes(plan: Plan, folder: Path, tmp_path: Path) -> None:
     assert "frozen" in result.output
     assert "skipping" in result.output
     assert "held-back clips" in result.output
+
+
+@pytest.mark.parametrize("dense_ms", [1e-6, 1e6])
+def test_a_result_slower_than_dense_is_warned_of(
+    plan: Plan, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dense_ms: float
+) -> None:
+    import sparsetime.budget
+
+    real = sparsetime.budget.tune
+
+    def tune(*args: Any, **kwargs: Any) -> Tuned:
+        found = real(*args, **kwargs)
+        found.figures["check"]["time_dense_ms"] = dense_ms
+        return found
+
+    monkeypatch.setattr(sparsetime.budget, "tune", tune)
+    plan.save(tmp_path / "small.plan")
+    command = ["tune", str(tmp_path / "small.plan"), "--video", str(folder), "--max-drop", "2%", "--clip-frames", "8"]
+    command += ["--tune-clips", "1", "--check-clips", "1", "--out", str(tmp_path / "tuned.plan")]
+    result = CliRunner().invoke(app(), command, catch_exceptions=False)
+    assert ("slower than dense" in result.output) == (dense_ms < 1)
 
 
 def test_errors_are_one_line(plan: Plan, folder: Path, tmp_path: Path) -> None:

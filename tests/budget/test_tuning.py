@@ -12,14 +12,15 @@ import torch
 
 import sparsetime
 from sparsetime.budget import BudgetError, tune
+from sparsetime.budget import tuning as tuning_module
 from sparsetime.budget.clips import answered, divided, read_clips, read_labels, video_files
 from sparsetime.budget.cost import FLUSH, Layout
 from sparsetime.budget.gains import balanced, gains, shaped
 from sparsetime.budget.judge import Judge, drop_of
-from sparsetime.budget.measure import _usual, accuracy_drop, measure
-from sparsetime.budget.search import shifted
+from sparsetime.budget.measure import Measured, _usual, accuracy_drop, measure
+from sparsetime.budget.search import Found, shifted
 from sparsetime.budget.setting import codecs
-from sparsetime.budget.tuning import MARGIN, apart, proven
+from sparsetime.budget.tuning import MARGIN, apart, keeps, proven
 from sparsetime.budget.workbench import Workbench
 from sparsetime.codec import Codec
 from sparsetime.engine import Plan
@@ -186,6 +187,38 @@ def test_what_the_proof_does_not_bear_is_made_finer(plan: Plan, folder: Path) ->
     assert proven(work, coarse, [], limit) == coarse
     with pytest.raises(BudgetError, match=r"walk1.*over the budget with the finest"):
         proven(work, coarse, clips, -1.0)
+
+
+def test_a_plan_within_the_budget_is_not_made_slower(
+    plan: Plan, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Found([], (-12,) * len(codecs(plan)))
+    monkeypatch.setattr(tuning_module, "search", lambda *_: slow)
+    options = {"clip_frames": 8, "tune_clips": 6, "check_clips": 2, "out": tmp_path / "tuned.plan"}
+    found = tune(plan, [str(folder)], max_drop=BUDGET, **options)
+    assert found.figures["kept"]
+    assert {row["multiple"] for row in found.figures["layers"]} == {1.0}
+    before = found.figures["tuning"]["as_compiled"]
+    for key in ("drop", "time_model_ms", "op_density"):
+        assert found.figures["tuning"][key] == before[key]
+    plan.save(tmp_path / "given.plan")
+    assert (tmp_path / "tuned.plan").read_bytes() == (tmp_path / "given.plan").read_bytes()
+    tight = before["drop"] / (1 - MARGIN) * 0.9  # the plan is over it
+    assert not tune(plan, [str(folder)], max_drop=tight, **options).figures["kept"]
+    (tmp_path / "tuned.plan.tune.json").unlink()
+    assert not tune(plan, [str(folder)], max_drop=BUDGET, **options, max_state=plan.state_bytes - 1).figures["kept"]
+
+
+def test_what_is_kept() -> None:
+    def does(drop: float, time: float) -> Measured:
+        return Measured([0.0, drop], [], 0.0, time, 0.0, 1.0, 1.0)
+
+    found = does(0.2, 10.0)
+    assert keeps(does(0.2, 10.0), found, does(0.2, 99.0), 0.2)
+    assert keeps(does(0.2, 10.0), found, None, 0.2)
+    assert not keeps(does(0.2, 10.1), found, None, 0.2)
+    assert not keeps(does(0.3, 5.0), found, None, 0.2)
+    assert not keeps(does(0.1, 5.0), found, does(0.3, 5.0), 0.2)
 
 
 def test_one_video_is_divided_by_its_frames(plan: Plan, folder: Path) -> None:

@@ -27,7 +27,7 @@ from sparsetime.engine import Plan
 from sparsetime.run.dense import Dense, dense_network
 from sparsetime.run.flush import flush_of
 
-__all__ = ["MARGIN", "Sources", "Tuned", "apart", "lively", "proven", "tune"]
+__all__ = ["MARGIN", "Sources", "Tuned", "apart", "keeps", "lively", "proven", "tune"]
 
 MARGIN = 0.25
 """Share of the budget that is left unused on the tuning clips, for what other clips will need."""
@@ -61,7 +61,8 @@ def tune(
 
     Every third of the videos is held back, of a single one the last third. Of the clips of the others the search sees
     two thirds (with labels all), and leaves `MARGIN` of the budget unused there; what it finds is made finer until it
-    does so on the last third, too, the proof, and is then checked on what was held back. A clip on which the answer to
+    does so on the last third, too, the proof, and is then checked on what was held back. A plan that keeps within as
+    much as it came, and takes no more time than what was found, is kept. A clip on which the answer to
     its first frame is good enough for all of it is neither tuned on nor counted.
 
     Args:
@@ -123,13 +124,18 @@ def tune(
         found = search(work, [start, balance], limit, lambda stage: say(stage, work.count))
         say("proof", work.count)
         best = proven(work, found.best, proof, limit)
+        before = work.of(compiled, clips)
+        kept = (max_state is None or plan.state_bytes <= max_state) and keeps(
+            before, work(best), work.of(compiled, proof) if proof else None, limit
+        )
         for by in (-2 * OCTAVE, -OCTAVE, 0, OCTAVE, 2 * OCTAVE):
             say("Pareto curve", work.count)
             work(shifted(best, by))
     finally:
         work.save()
 
-    tuned = dataclasses.replace(apply(work.plan, best), structure=plan.structure)
+    flat = compiled if kept else apply(work.plan, best)
+    tuned = dataclasses.replace(flat, structure=plan.structure)
     say("checking", work.count)
     held = sources.held(check_clips, lambda: say("checking", work.count))
 
@@ -146,15 +152,16 @@ def tune(
         "flush": flush,
         "settings_measured": work.count,
         "state_bytes": tuned.state_bytes,
+        "kept": kept,
         "proof": {"clips": [clip.name for clip in proof], "finer": _octaves(found.best, best)},
-        "tuning": _figures(judge, clips, work(best), max_drop)
+        "tuning": _figures(judge, clips, before if kept else work(best), max_drop)
         | {
             "too_still": [clip.name for clip in still],
-            "as_compiled": one(work.of(compiled, clips)),
+            "as_compiled": one(before),
         },
-        "check": check(apply(work.plan, best)) | {"as_compiled": check(compiled)},
+        "check": check(flat) | {"as_compiled": check(compiled)},
         "pareto": work.pareto(),
-        "layers": work.layers(best),
+        "layers": work.layers(flat, (0,) * len(best) if kept else best),
     }
     if out is not None:
         tuned.save(out)
@@ -183,6 +190,18 @@ def proven(work: Workbench, setting: Setting, clips: list[Clip], limit: float) -
         f"{', '.join(clip.name for clip in clips)}: over the budget with the finest thresholds of all, though the "
         f"other clips are not; allow a --max-drop larger than {limit / (1 - MARGIN):.2%}"
     )
+
+
+def keeps(own: Measured, found: Measured, proof: Measured | None, limit: float) -> bool:
+    """Whether a plan is kept as it came: within the limit on all clips, and by the cost model no slower than another.
+
+    Args:
+        own, found: of the plan and of the other, on the clips of the search.
+        proof: of the plan on the clips of the proof, where there are any.
+        limit: what no drop may exceed.
+    """
+    within = passes(own, limit) and (proof is None or passes(proof, limit))
+    return within and own.time_ns <= found.time_ns
 
 
 def _octaves(found: Setting, best: Setting) -> float:

@@ -104,9 +104,9 @@ class Workbench:
                 kept.append(one(found) | {"exponents": list(setting)})
         return kept
 
-    def layers(self, setting: Setting) -> list[dict[str, Any]]:
-        """Each codec: multiple of its step, and share of its elements that it sends on the tuning clips."""
-        counted = self._run(apply(self.plan, setting), self._clips)[1]
+    def layers(self, plan: Plan, setting: Setting) -> list[dict[str, Any]]:
+        """Each codec of a plan made by a setting: multiple of its step, share of its elements sent on these clips."""
+        counted = self._run(plan, self._clips)[1]
         events, times = counted.events.mean(axis=0), self.cost(counted)
         rows = []
         for number, k in zip(codecs(self.plan), setting, strict=True):

@@ -86,6 +86,13 @@ def tune_command(
     finish(found.figures, json_file)
     for text in summary(found.figures):
         print(text)
+    check = found.figures["check"]
+    if check["time_ms"] > check["time_dense_ms"]:
+        say(
+            f"slower than dense: {check['time_ms']:.2f} ms a frame, the dense network "
+            f"({found.figures['dense_runtime']}) {check['time_dense_ms']:.2f} ms. Allow a larger --max-drop, or run "
+            "the plan with --fallback"
+        )
 
 
 class Line:
@@ -165,6 +172,8 @@ def summary(figures: dict[str, Any]) -> list[str]:
         f"over the budget        {len(check['missed'])} of {check['clips_counted']} held-back clips"
         + (f": {', '.join(check['missed'])}" if check["missed"] else "")
     )
+    if figures["kept"]:
+        lines.append("kept as compiled       it is within the budget, and nothing quicker was found")
     if figures["tuning"]["too_still"]:
         lines.append(f"too still to tune on   {', '.join(figures['tuning']['too_still'])}")
     lines.append(f"state                  {figures['state_bytes'] / 2**20:.1f} MiB a stream")
