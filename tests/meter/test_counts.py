@@ -38,6 +38,8 @@ B = OpCounts(
     macs_first=15.0,
     macs_later=45.0,
     delta_macs_later=15.0,
+    acs_later=45.0,
+    delta_acs_later=15.0,
     nb_macs=0.0,
     nb_acs=60.0,
     nb_dense=120.0,
@@ -71,14 +73,13 @@ def test_figures_by_deltas() -> None:
     assert figures["activation_density"] == pytest.approx((4 + 9 + 3 + 9) / (20 + 24))
     assert figures["delta_density"] == pytest.approx(9 / (15 + 18))
     assert figures["dense_macs"] == 40
-    assert figures["effective_macs"] == pytest.approx(9)
-    assert figures["acs"] == 15
+    assert (figures["effective_macs"], figures["acs"]) == (pytest.approx(12 / 3), pytest.approx(15 / 3))
     assert figures["state_bytes"] == (11 + 2 + 5) * 4
     assert figures["weight_bytes"] == 400
     assert (figures["clips"], figures["frames"]) == (1, 4)
     assert figures["not_counted"] == ["matmul"]
     assert figures["energy"]["dense"]["45nm_int8"]["energy_uj"] == pytest.approx(40 * 0.23e-6)
-    assert figures["energy"]["remaining"]["45nm_int8"]["energy_uj"] == pytest.approx(9 * 0.23e-6)
+    assert figures["energy"]["remaining"]["45nm_int8"]["energy_uj"] == pytest.approx((4 * 0.23 + 5 * 0.03) * 1e-6)
 
 
 def test_figures_by_activations() -> None:
@@ -86,6 +87,7 @@ def test_figures_by_activations() -> None:
     assert figures["op_density"] == pytest.approx(63 / 120)
     assert figures["op_density_with_first_frame"] == pytest.approx((8 + 15 + 63) / 160)
     assert figures["op_density_deltas"] == pytest.approx(27 / 120)
+    assert (figures["effective_macs"], figures["acs"]) == (pytest.approx(18 / 3), pytest.approx(45 / 3))
     assert figures["state_bytes"] == 44  # what layers keep; no accumulators
 
 
@@ -98,13 +100,13 @@ def test_an_operation_that_is_not_encoded_skips_zeros_and_has_no_accumulator() -
     rows = {row["name"]: row for row in figures["layers"]}
     assert (rows["a"]["encoded"], rows["b"]["encoded"]) == (True, False)
     assert rows["b"]["op_density"] == pytest.approx(45 / 90)
-    assert rows["b"]["effective_macs"] == 15
+    assert (rows["b"]["effective_macs"], rows["b"]["acs"]) == (0, 15)
 
 
 def test_figures_of_a_layer() -> None:
     row = counts().summary()["layers"][0]
     assert (row["name"], row["kind"], row["dense_macs"], row["elements"]) == ("a", "conv", 10.0, 5)
-    assert row["effective_macs"] == 4
+    assert (row["effective_macs"], row["acs"]) == (4, 0)
     assert row["op_density"] == pytest.approx(12 / 30)
     assert row["op_density_with_first_frame"] == pytest.approx(20 / 40)
     assert row["activation_density"] == pytest.approx(13 / 20)
@@ -128,7 +130,16 @@ def test_two_clips_add() -> None:
             name: 2 * getattr(A, name)
             for name in (
                 *("frames_first", "frames_later", "nonzero_first", "nonzero_later", "changed_later"),
-                *("macs_first", "macs_later", "delta_macs_later", "nb_macs", "nb_acs", "nb_dense"),
+                *(
+                    "macs_first",
+                    "macs_later",
+                    "delta_macs_later",
+                    "acs_later",
+                    "delta_acs_later",
+                    "nb_macs",
+                    "nb_acs",
+                    "nb_dense",
+                ),
             )
         },
     )
@@ -176,7 +187,14 @@ def test_what_does_not_belong_together_does_not_add(changes: dict[str, object], 
 
 def test_nothing_counted_is_none_and_not_zero() -> None:
     figures = Counts().summary()
-    for name in ("op_density", "op_density_with_first_frame", "activation_density", "delta_density", "effective_macs"):
+    for name in (
+        "op_density",
+        "op_density_with_first_frame",
+        "activation_density",
+        "delta_density",
+        "effective_macs",
+        "acs",
+    ):
         assert figures[name] is None
     assert figures["neurobench"]["ActivationSparsity"] is None
     assert figures["neurobench"]["ConnectionSparsity"] is None

@@ -472,7 +472,30 @@ def test_inputs_of_minus_one_zero_and_one_are_accumulated() -> None:
             net(torch.tensor(x))
         operations = meter.summary()["neurobench"]["SynapticOperations"]
         assert operations == {"Effective_MACs": macs, "Effective_ACs": acs, "Dense": 15.0}
-        assert meter.summary()["acs"] == acs
+
+
+def test_an_operation_that_remains_is_counted_once() -> None:
+    """Spikes: by zeros 2 and 1 of three inputs, by deltas 1 and 3; -1 to 1 is a change by 2, no accumulate."""
+    net = nn.Linear(3, 5)
+    spikes = [[1.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
+    signed = [[1.0, -1.0, 0.0], [1.0, 1.0, 0.0], [1.0, 1.0, 0.0]]
+    values = [[1.0, 0.5, 0.0], [2.0, 0.5, 0.0], [2.0, 0.5, 0.0]]  # changes by ones
+    cases: list[tuple[list[list[float]], Any, float, float]] = [
+        (spikes, "activations", 0.0, 5 * 3 / 2),
+        (spikes, "deltas", 0.0, 5 * 5 / 2),
+        (signed, "activations", 0.0, 5 * 4 / 2),
+        (signed, "deltas", 5 * 1 / 2, 0.0),
+        (values, "activations", 5 * 4 / 2, 0.0),
+        (values, "deltas", 0.0, 5 * 1 / 2),
+    ]
+    for frames, skips, macs, acs in cases:
+        with torch.no_grad(), Meter(net, frames=3, skips=skips) as meter:
+            net(torch.tensor(frames))
+        figures = meter.summary()
+        assert (figures["effective_macs"], figures["acs"]) == (macs, acs)
+        assert figures["effective_macs"] + figures["acs"] == figures["op_density"] * figures["dense_macs"]
+        energy = figures["energy"]["remaining"]["45nm_float32"]["energy_uj"]
+        assert energy == pytest.approx((4.6 * macs + 0.9 * acs) * 1e-6)
 
 
 def test_footprint_and_weights_that_are_zero() -> None:

@@ -29,6 +29,8 @@ class OpCounts:
         changed_later: input elements that differ from the frame before.
         macs_first, macs_later: fan-out of the elements that are not zero.
         delta_macs_later: fan-out of the elements that changed.
+        acs_later, delta_acs_later: the part of the two before it from calls in which all inputs, or all changes, are
+            -1, 0 or 1: accumulates, nothing is multiplied.
         nb_macs, nb_acs, nb_dense: synaptic operations after NeuroBench: weights that are zero count for nothing, and a
             call whose inputs are all -1, 0 or 1 counts as accumulates.
     """
@@ -46,6 +48,8 @@ class OpCounts:
     macs_first: float = 0.0
     macs_later: float = 0.0
     delta_macs_later: float = 0.0
+    acs_later: float = 0.0
+    delta_acs_later: float = 0.0
     nb_macs: float = 0.0
     nb_acs: float = 0.0
     nb_dense: float = 0.0
@@ -136,8 +140,13 @@ class Counts:
     def summary(self) -> dict[str, Any]:
         """The figures. Densities are None where nothing was counted (no later frames, say); MACs are means per frame.
 
-        op_density: MACs that remain / dense MACs, first frames out; by `skips`. With its two forms by name:
+        op_density: operations that remain / dense MACs, first frames out; by `skips`. With its two forms by name:
             op_density_deltas and op_density_activations.
+        effective_macs, acs: the operations that remain, each in one of the two: accumulates where all that a call is
+            given (its changes by deltas, else its inputs) is -1, 0 or 1, else multiply-accumulates. So
+            effective_macs + acs = op_density * dense_macs. NeuroBench's Effective_MACs and Effective_ACs are divided in
+            the same way, but are of inputs, with first frames and without weights that are zero.
+        energy: of all operations as multiply-accumulates, and of those that remain, see `estimate_energy`.
         op_density_with_first_frame: the same with the first frame of each clip, which is computed from nothing.
         activation_density, delta_density: shares of input elements of linear operations that are not zero (all
             frames), and that changed (later frames).
@@ -151,7 +160,9 @@ class Counts:
             frames = op.frames_first + op.frames_later
             by_delta = self.skips == "deltas" and op.encoded
             remaining = op.delta_macs_later if by_delta else op.macs_later
+            acs = op.delta_acs_later if by_delta else op.acs_later
             row = {
+                "acs": acs,
                 "later": op.dense_macs * op.frames_later,
                 "all": op.dense_macs * frames,
                 "first": op.macs_first,
@@ -172,7 +183,8 @@ class Counts:
                     "kind": op.kind,
                     "encoded": op.encoded,
                     "dense_macs": op.dense_macs,
-                    "effective_macs": _share(remaining, op.frames_later),
+                    "effective_macs": _share(remaining - acs, op.frames_later),
+                    "acs": _share(acs, op.frames_later),
                     "elements": op.elements,
                     **_densities(row),
                 }
@@ -180,8 +192,11 @@ class Counts:
         frames = max((op.frames_first + op.frames_later for op in self.ops.values()), default=0)
         dense = sum(op.dense_macs for op in self.ops.values())
         figures = _densities(total)
-        effective = None if figures["op_density"] is None else dense * figures["op_density"]
-        acs = _share(sum(op.nb_acs for op in self.ops.values()), frames) or 0.0
+        if total["later"]:
+            effective: float | None = dense * (total["remaining"] - total["acs"]) / total["later"]
+            accumulates: float | None = dense * total["acs"] / total["later"]
+        else:
+            effective = accumulates = None
         return {
             "skips": self.skips,
             "clips": self.clips,
@@ -189,13 +204,13 @@ class Counts:
             **figures,
             "dense_macs": dense,
             "effective_macs": effective,
-            "acs": acs,
+            "acs": accumulates,
             "state_bytes": (self.reference_elements + accumulators) * self.element_bytes,
             "weight_bytes": self.weight_bytes,
             "neurobench": self._neurobench(frames),
             "energy": {
                 "dense": estimate_energy(dense, 0.0),
-                "remaining": estimate_energy(effective if effective is not None else dense, 0.0),
+                "remaining": estimate_energy(dense if effective is None else effective, accumulates or 0.0),
             },
             "not_counted": sorted(self.not_counted),
             "layers": layers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
@@ -165,6 +166,7 @@ class Meter:
         delta = _sum_clips(changed)
         dense = float(maps[0].expand(frame).sum() if call.op.kind == "linear" else maps[0].sum())
         nb = float(((first + later) * maps[1]).sum())
+        macs_later, delta_macs_later = float((later * maps[0]).sum()), float((delta * maps[0]).sum())
         ternary = _ternary(x)
         frames = x.shape[0]
         encoded = not isinstance(self._root, SparseNetwork) or name in self._root.encoded
@@ -180,8 +182,10 @@ class Meter:
             nonzero_later=int(later.sum()),
             changed_later=int(delta.sum()),
             macs_first=float((first * maps[0]).sum()),
-            macs_later=float((later * maps[0]).sum()),
-            delta_macs_later=float((delta * maps[0]).sum()),
+            macs_later=macs_later,
+            delta_macs_later=delta_macs_later,
+            acs_later=macs_later if ternary else 0.0,
+            delta_acs_later=delta_macs_later if _ternary_changes(clip) else 0.0,
             nb_macs=0.0 if ternary else nb,
             nb_acs=nb if ternary else 0.0,
             nb_dense=dense * frames,
@@ -244,6 +248,12 @@ def _sum_clips(mask: Tensor) -> Tensor:
             count += frame
         total += count
     return total
+
+
+def _ternary_changes(clip: Tensor) -> bool:
+    """Whether all changes from frame to frame are -1, 0 or 1."""
+    frames = clip.to(torch.promote_types(clip.dtype, torch.float32)).unbind(1)
+    return all(_ternary(new - old) for old, new in pairwise(frames))  # frame by frame: most say no at once
 
 
 def _ternary(x: Tensor) -> bool:

@@ -75,7 +75,9 @@ def _tip(layer: dict[str, Any], group: Group, density: float) -> str:
     lines = [f"{layer.get('name', '?')} · {group.label}", f"{decimal(density)} of operations remain"]
     dense, effective = number(layer, "dense_macs"), number(layer, "effective_macs")
     if dense is not None and effective is not None:
-        lines.append(f"{counted(effective, 'MAC')} of {counted(dense, 'MAC')}")
+        acs = number(layer, "acs")
+        added = f" and {counted(acs, 'AC')}" if acs else ""
+        lines.append(f"{counted(effective, 'MAC')}{added} of {counted(dense, 'MAC')}")
     for key, word in (("activation_density", "activations"), ("delta_density", "deltas")):
         value = number(layer, key)
         if value is not None:
