@@ -237,6 +237,21 @@ def test_bfloat16_equals_the_composition() -> None:
     assert torch.equal(fused(x, torch.tensor(0.5), "relu", 2)[0], plain(x, torch.tensor(0.5), "relu", 2)[0])
 
 
+@pytest.mark.parametrize("step_shape", [(), (40,)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_over_many_elements_of_a_half_type(dtype: torch.dtype, step_shape: tuple[int, ...]) -> None:
+    """Of more than 65504, where float16 ends, and of more than 256 elements, where bfloat16 stops to count."""
+    x = torch.cat([torch.zeros(4000, 1, 40), torch.full((4000, 1, 40), 2.0)], 1).flatten(0, 1)
+    results = {}
+    for kind in (torch.float32, dtype):
+        step = torch.full(step_shape, 0.5, requires_grad=True)
+        value, penalty = clamp_quantize(x.to(kind), step, 0.0, math.inf, 2)
+        (value.sum(dtype=torch.float32) + penalty.float()).backward()
+        results[kind] = [penalty.float(), step.grad]
+        assert penalty.dtype == kind
+    torch.testing.assert_close(results[dtype], results[torch.float32], rtol=2e-3, atol=0)
+
+
 @pytest.mark.parametrize("shape", [(2, 300_007), (6, 70_001), (9, 5, 40, 41)])
 def test_any_number_of_threads_gives_the_same_bits(shape: tuple[int, ...]) -> None:
     """Penalty and gradient of the step are sums over everything: their order must not depend on who adds."""

@@ -24,6 +24,14 @@ def test_penalty_and_gradient_by_hand() -> None:
     assert x.grad.flatten().tolist() == [0.25, -0.25, 0.0, 0.25]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_mean_of_many_elements_of_a_half_type(dtype: torch.dtype) -> None:
+    layer = SpatialL1().train()
+    layer(torch.full((2, 100_000), 2.0, dtype=dtype))
+    assert layer.penalty is not None
+    assert (layer.penalty.item(), layer.penalty.dtype) == (2.0, dtype)
+
+
 def test_the_penalty_does_not_know_time() -> None:
     layer = SpatialL1().train()
     x = torch.randn(6, 5)

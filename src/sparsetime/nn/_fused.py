@@ -49,7 +49,8 @@ class _ClampQuantize(torch.autograd.Function):
                 torch.logical_and(x > low, x < high, out=inside)
             q = step.detach().abs().clamp_min(FLOOR).to(x.dtype)
             value = (x.clamp(low, high) if clamped else x.clone()).div_(q).round_().mul_(q)
-            penalty = torch.diff(value.unflatten(0, (-1, frames)), dim=1).abs().sum() / changes
+            change = torch.diff(value.unflatten(0, (-1, frames)), dim=1).abs()
+            penalty = (change.sum(dtype=_wide(x)) / changes).to(x.dtype)
         ctx.save_for_backward(value, inside, step)
         return value, penalty
 
@@ -85,10 +86,11 @@ class _ClampQuantize(torch.autograd.Function):
                 clip = grad.unflatten(0, (-1, frames))
                 clip[:, 1:] += sign
                 clip[:, :-1] -= sign
-            product = (grad * value).sum_to_size(step.shape).to(step.dtype)
+            product = (grad.to(_wide(value)) * value).sum_to_size(step.shape)
             if inside is not None:
                 grad *= inside
-            grad_step = -(product / step.detach().abs().clamp_min(FLOOR)) * torch.where(step < 0, -1.0, 1.0)
+            q = step.detach().to(product.dtype).abs().clamp_min(FLOOR)
+            grad_step = (-(product / q) * torch.where(step < 0, -1.0, 1.0)).to(step.dtype)
         wanted = ctx.needs_input_grad
         return (grad if wanted[0] else None), (grad_step if wanted[1] else None), None, None, None, None
 
@@ -141,6 +143,11 @@ def _dense(x: Tensor) -> Tensor:
 def native(x: Tensor, step: Tensor) -> bool:
     """Whether the native kernels take these."""
     return x.device.type == "cpu" and x.dtype == torch.float32 and step.dim() == 0
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """What sums over x are made in: float16 ends at 65504."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _changes(x: Tensor, frames: int) -> int:
