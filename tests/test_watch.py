@@ -150,6 +150,27 @@ def test_other_padding_is_input(pad: Callable[[Tensor], Tensor]) -> None:
     assert call.op.padding == (0, 0)
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_what_is_written_into_after_padding_is_no_padding(inference: bool) -> None:
+    weight = torch.ones(8, 4, 3, 3)
+
+    def written(into_source: bool) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            x = X2.clone()
+            y = F.pad(x, (1, 1, 1, 1))
+            (x if into_source else y).sub_(1)
+            return F.conv2d(y, weight)
+
+        return run
+
+    with torch.inference_mode(inference):
+        for into_source in (False, True):
+            (call,), _ = watched(written(into_source))
+            assert (call.x.shape, call.op.padding) == ((2, 4, 11, 10), (0, 0))
+        (call,), _ = watched(lambda: F.conv2d(F.pad(X2, (1, 1, 1, 1)), weight))
+        assert (call.x.shape, call.op.padding) == ((2, 4, 9, 8), (1, 1))
+
+
 def test_a_padded_tensor_that_something_else_reads() -> None:
     (call,), _ = watched(lambda: F.linear(F.pad(X2, (0, 1)), torch.ones(5, 9)))
     assert call.x.shape == (2, 4, 9, 9)

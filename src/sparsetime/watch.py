@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +104,31 @@ def _zero_padded(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor,
     return None if mode != "constant" or value or min(pad) < 0 else (x, tuple(pad))
 
 
+class _Padded(NamedTuple):
+    """What a tensor was padded from, and the versions that both had then."""
+
+    source: Tensor
+    pad: tuple[int, ...]
+    versions: tuple[int | None, int | None]
+
+
+def _version(x: Tensor) -> int | None:
+    """How often a tensor was written into; None in inference mode, where PyTorch does not count."""
+    return None if x.is_inference() else x._version
+
+
+def _source(x: Tensor, padded: WeakTensorKeyDictionary) -> tuple[Tensor, tuple[int, ...]] | None:
+    """What x is with zeros around it, if neither was written into since."""
+    if x not in padded:
+        return None
+    source, pad, versions = padded[x]
+    if (_version(source), _version(x)) != versions:
+        return None
+    if None in versions and not torch.equal(F.pad(source, pad), x):
+        return None
+    return source, pad
+
+
 def _describe(
     function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor, padded: WeakTensorKeyDictionary
 ) -> LinearCall | None:
@@ -124,8 +149,9 @@ def _describe(
         elif padding == "valid":
             padding = 0
         padding = _per_dim(padding, dims)
-        if x in padded and len(padded[x][1]) <= 2 * dims:  # zeros that the convolution could not add itself
-            x, pad = padded[x]
+        source = _source(x, padded)
+        if source is not None and len(source[1]) <= 2 * dims:  # zeros that the convolution could not add itself
+            x, pad = source
             before = (0,) * (dims - len(pad) // 2) + pad[::2][::-1]
             padding = tuple(map(operator.add, padding, before))
         kind = "conv"
@@ -196,7 +222,8 @@ class WatchLinear(TorchFunctionMode):
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         if func is F.pad and (source := _zero_padded(args, kwargs)) is not None:
-            self._padded[output] = source
+            x, pad = source
+            self._padded[output] = _Padded(x, pad, (_version(x), _version(output)))
         call = _describe(func, args, kwargs, output, self._padded) if isinstance(output, Tensor) else None
         if call is not None:
             self._on_linear(call)

@@ -590,6 +590,15 @@ def test_zeros_that_are_padded_apart_are_no_operations() -> None:
     assert figures[0] == figures[1]
 
 
+def test_zeros_that_are_padded_before_something_in_place_are_counted_as_they_arrive() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 2, 6, 6)
+    net = nn.Sequential(nn.ZeroPad2d(1), nn.ReLU(inplace=True), nn.Conv2d(2, 3, 3))
+    with torch.no_grad(), Meter(net) as meter:
+        net(x)
+    assert meter.counts.ops["2"].nonzero_first == int((x > 0).sum())
+
+
 def test_layers_that_send_deltas_are_counted_by_what_they_send() -> None:
     """Placed by hand between operations that read deltas: zeros are what is skipped."""
 
