@@ -99,6 +99,31 @@ A, V = torch.ones(2, 3, 3), torch.ones(3)
         (lambda: nn.LSTMCell(3, 4)(A[0]), "lstm_cell"),
         (lambda: nn.GRUCell(3, 4)(A[0]), "gru_cell"),
         (lambda: nn.RNNCell(3, 4)(A[0]), "rnn_tanh_cell"),
+        (lambda: torch.outer(V, V), "outer"),
+        (lambda: V.outer(V), "outer"),
+        (lambda: torch.addr(A[0], V, V), "addr"),
+        (lambda: torch.vdot(V, V), "vdot"),
+        (lambda: torch.linalg.vecdot(A, A), "vecdot"),
+        (lambda: torch.kron(V, V), "kron"),
+        pytest.param(
+            *(lambda: torch.chain_matmul(A[0], A[0]), "chain_matmul"),
+            marks=pytest.mark.filterwarnings("ignore:torch.chain_matmul is deprecated"),
+        ),
+        (lambda: torch.cdist(A, A), "cdist"),
+        (lambda: torch.linalg.matrix_power(A, 2), "matrix_power"),
+        (lambda: A[0].clone().addmm_(A[0], A[0]), "addmm"),
+        (lambda: V.clone().addmv_(A[0], V), "addmv"),
+        (lambda: A.clone().baddbmm_(A, A), "baddbmm"),
+        (lambda: torch.sparse.mm(A[0].to_sparse(), A[0]), "sparse_mm"),
+        (lambda: torch.ops.aten.mm(A[0], A[0]), "mm"),
+        (lambda: torch.ops.aten.conv2d(X2, torch.ones(5, 4, 3, 3)), "conv2d"),
+        (lambda: torch.ops.aten.conv2d.default(X2, torch.ones(5, 4, 3, 3)), "conv2d"),
+        (
+            lambda: torch._convolution(
+                X2, torch.ones(5, 4, 1, 1), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, False, False, False, False
+            ),
+            "convolution",
+        ),
         (lambda: F.linear(V, A[0]), "linear"),  # no batch
         (lambda: nn.Conv2d(2, 4, 1)(A), "conv2d"),  # no batch
         (lambda: F.conv_transpose1d(A[0], torch.ones(3, 1, 1)), "conv_transpose1d"),

@@ -29,49 +29,21 @@ _TRANSPOSED = {
     F.conv_transpose2d: 2,
     F.conv_transpose3d: 3,
 }
-_UNCOUNTED: dict[Any, str] = {
-    torch.matmul: "matmul",
-    torch.mm: "mm",
-    torch.bmm: "bmm",
-    torch.baddbmm: "baddbmm",
-    torch.addmm: "addmm",
-    torch.addbmm: "addbmm",
-    torch.addmv: "addmv",
-    torch.mv: "mv",
-    torch.dot: "dot",
-    torch.inner: "inner",
-    torch.tensordot: "tensordot",
-    torch.linalg.matmul: "matmul",
-    torch.linalg.multi_dot: "multi_dot",
-    torch.linalg.vecdot: "vecdot",
-    torch.einsum: "einsum",
-    torch.functional.einsum: "einsum",
-    Tensor.matmul: "matmul",
-    Tensor.__matmul__: "matmul",
-    Tensor.__rmatmul__: "matmul",
-    Tensor.mm: "mm",
-    Tensor.bmm: "bmm",
-    Tensor.baddbmm: "baddbmm",
-    Tensor.addmm: "addmm",
-    Tensor.addbmm: "addbmm",
-    Tensor.addmv: "addmv",
-    Tensor.mv: "mv",
-    Tensor.dot: "dot",
-    Tensor.inner: "inner",
-    torch.convolution: "convolution",
-    F.linear: "linear",
-    F.bilinear: "bilinear",
-    F.scaled_dot_product_attention: "scaled_dot_product_attention",
-    F.multi_head_attention_forward: "multi_head_attention_forward",
-    torch.lstm: "lstm",
-    torch.gru: "gru",
-    torch.rnn_tanh: "rnn_tanh",
-    torch.rnn_relu: "rnn_relu",
-    torch.lstm_cell: "lstm_cell",
-    torch.gru_cell: "gru_cell",
-    torch.rnn_tanh_cell: "rnn_tanh_cell",
-    torch.rnn_relu_cell: "rnn_relu_cell",
+_PRODUCTS = {
+    spelling: name
+    for name in (
+        *("matmul", "mm", "bmm", "baddbmm", "addmm", "addbmm", "addmm_activation", "addmv", "mv", "addr", "ger"),
+        *("outer", "dot", "vdot", "vecdot", "inner", "kron", "tensordot", "einsum", "multi_dot", "chain_matmul"),
+        *("matrix_power", "cdist", "cov", "corrcoef", "sparse_mm", "sparse_addmm", "sspaddmm", "smm", "hspmm"),
+        *("linear", "mkldnn_linear", "bilinear", "trilinear", "conv_tbc", "convolution", "mkldnn_convolution"),
+        *("cudnn_convolution", "miopen_convolution"),
+        *(f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2, 3)),
+        *("scaled_dot_product_attention", "multi_head_attention_forward"),
+        *(f"{kind}{cell}" for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu") for cell in ("", "_cell")),
+    )
+    for spelling in (name, f"{name}_", f"_{name}", f"linalg_{name}", f"__{name}__", f"__r{name}__")
 }
+"""Functions that multiply, by torch's names for them: as functions, as methods, in place, as operators, private."""
 
 
 class LinearCall:
@@ -127,6 +99,11 @@ def _source(x: Tensor, padded: WeakTensorKeyDictionary) -> tuple[Tensor, tuple[i
     if None in versions and not torch.equal(F.pad(source, pad), x):
         return None
     return source, pad
+
+
+def _product(function: Any) -> str | None:
+    """The name of a function that multiplies, else None."""
+    return _PRODUCTS.get(getattr(function, "__name__", "").partition(".")[0])  # aten.mm.default is mm.default
 
 
 def _describe(
@@ -227,8 +204,8 @@ class WatchLinear(TorchFunctionMode):
         call = _describe(func, args, kwargs, output, self._padded) if isinstance(output, Tensor) else None
         if call is not None:
             self._on_linear(call)
-        elif self._on_uncounted is not None and (func in _UNCOUNTED or func in _CONVS or func in _TRANSPOSED):
-            self._on_uncounted(_UNCOUNTED.get(func, getattr(func, "__name__", "convolution")))
+        elif self._on_uncounted is not None and (name := _product(func)) is not None:
+            self._on_uncounted(name)
         if self._on_output is not None:
             self._on_output(func, output)
         return output

@@ -548,6 +548,31 @@ def test_what_is_not_counted_is_named() -> None:
     assert meter.counts.ops["proj"].dense_macs == 3 * 16
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_modules_in_which_nothing_is_seen_are_named() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    traced = torch.jit.trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), x)
+    with torch.no_grad(), Meter(nn.Sequential(traced, nn.Flatten(), nn.Linear(16, 2))) as meter:
+        meter._model(x)
+    assert meter.summary()["not_counted"] == ["0 (compiled by torch.jit)"]
+    assert list(meter.counts.ops) == ["2"]
+
+
+def test_a_pass_without_linear_operations_is_named_where_there_are_weights() -> None:
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x[:, None] * self.weight).sum(-1)
+
+    for net, words in ((Hidden(), ["Hidden (no linear operation was seen in a forward pass)"]), (nn.ReLU(), [])):
+        with torch.no_grad(), Meter(net) as meter:
+            net(torch.ones(1, 2))
+        assert meter.summary()["not_counted"] == words
+
+
 def test_operations_that_are_not_on_frames_are_named_and_not_counted_wrongly() -> None:
     """Windows, and tables that are the same for all frames: their first dimension is not the frames'."""
 

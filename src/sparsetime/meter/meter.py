@@ -62,7 +62,8 @@ class Meter:
         meter.summary()["op_density"]
 
     Meters add: `a + b` is the meter of both runs. What is read is the actual input of every linear operation, whatever
-    class or function called it; operations with multiplications that cannot be described are named in `not_counted`.
+    class or function called it; operations with multiplications that cannot be described are named in `not_counted`,
+    and so is what is not seen: modules of torch.jit, and a pass in which weights are there but no linear operation is.
     An operation of a sparse network whose input was left without a delta layer skips zeros, not deltas.
 
     The model computes what it computes without a meter, to the bit, with one exception: in evaluation PyTorch's
@@ -93,6 +94,7 @@ class Meter:
         self._frames = frames or 1
         self._batch: int | None = None  # frames in the forward pass that runs
         self._delta_layers = layers
+        self._seen = False  # whether this pass had an operation with multiplications
         self._inside = 0  # delta layers that run: they are counted by what they give
         self._names = OpNames(root)
         self._fanouts: dict[tuple[str, tuple[int, ...], LinearOp], Tensor] = {}
@@ -102,11 +104,14 @@ class Meter:
         self._watch: WatchLinear | None = None
 
     def __enter__(self) -> Meter:
-        self._handles = [self._root.register_forward_pre_hook(self._start, prepend=True, with_kwargs=True)]
+        self._handles = [
+            self._root.register_forward_pre_hook(self._start, prepend=True, with_kwargs=True),
+            self._root.register_forward_hook(self._end),
+        ]
         for layer in self._delta_layers:
             self._handles.append(layer.register_forward_pre_hook(self._enter_delta_layer))
             self._handles.append(layer.register_forward_hook(self._on_delta_layer, with_kwargs=True))
-        self._watch = WatchLinear(self._on_linear, self.counts.not_counted.add, self._on_output)
+        self._watch = WatchLinear(self._on_linear, self._on_uncounted, self._on_output)
         self._watch.__enter__()
         return self
 
@@ -145,12 +150,24 @@ class Meter:
             self._batch = x.shape[0]
         self._names.restart()
         self._inside = 0
+        self._seen = False
+        self.counts.not_counted |= _compiled(self._root)
         self.counts.clips += clips
         self.counts.weight_bytes = sum(p.numel() * p.element_size() for p in self._model.parameters())
         self.counts.buffer_bytes = sum(b.numel() * b.element_size() for b in self._model.buffers())
         self.counts.element_bytes = x.element_size() if x.is_floating_point() else 4
 
+    def _end(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """A forward pass is over."""
+        if not self._seen and any(p.dim() > 1 for p in model.parameters()):
+            self.counts.not_counted.add(f"{type(model).__name__} (no linear operation was seen in a forward pass)")
+
+    def _on_uncounted(self, name: str) -> None:
+        self._seen = True
+        self.counts.not_counted.add(name)
+
     def _on_linear(self, call: LinearCall) -> None:
+        self._seen = True
         t = self._frames
         x = call.x.detach()
         name = self._names(call)
@@ -236,6 +253,17 @@ class Meter:
 def _integers(fanouts: NDArray[np.float64]) -> Tensor:
     """Fan-outs, which are whole numbers, as int64: exact on every device, and not all have float64."""
     return torch.from_numpy(fanouts.astype(np.int64))
+
+
+def _compiled(model: nn.Module) -> set[str]:
+    """Modules of torch.jit: nothing shows what runs in them."""
+    found: set[str] = set()
+    inside: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and not (inside and name.startswith(inside)):
+            found.add(f"{name or type(model).__name__} (compiled by torch.jit)")
+            inside += (f"{name}." if name else "",)
+    return found
 
 
 def _sum_clips(mask: Tensor) -> Tensor:
