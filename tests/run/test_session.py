@@ -28,10 +28,10 @@ def test_figures_leave_the_first_frame_out() -> None:
     full = plan.dense_macs
     half = full // 2
     tally = Tally(plan)
-    tally.add(stats(full, dense=True), 9_000_000, 8_000_000)
-    tally.add(stats(full // 2), 2_000_000, 8_000_000)
-    tally.add(stats(0), 4_000_000, 16_000_000)
-    tally.add(stats(full, dense=True), 6_000_000, 6_000_000)
+    tally.add(stats(full, dense=True), 9_000_000, 8_000_000, flushed=True)
+    tally.add(stats(full // 2), 2_000_000, 8_000_000, flushed=False)
+    tally.add(stats(0), 4_000_000, 16_000_000, flushed=False)
+    tally.add(stats(full, dense=True), 6_000_000, 6_000_000, flushed=False)
     figures = tally.summary()
     assert figures["frames"] == 4
     assert figures["fps"] == pytest.approx(3 / 0.012)
@@ -60,11 +60,26 @@ def test_figures_of_nothing_and_of_one_frame() -> None:
     tally = Tally(tiny())
     nothing = tally.summary()
     assert (nothing["frames"], nothing["fps"], nothing["op_density"], nothing["time_ms"]) == (0, None, None, None)
-    tally.add(stats(tiny().dense_macs, dense=True), 5_000_000, 0)
+    tally.add(stats(tiny().dense_macs, dense=True), 5_000_000, 0, flushed=True)
     one = tally.summary()
     assert (one["fps"], one["fps_dense"], one["op_density"]) == (200, None, None)
     assert one["op_density_with_first_frame"] == 1
     json.dumps([nothing, one, tally.layers()], allow_nan=False)
+    means = ("effective_macs", "op_density", "events_in", "events", "delta_density", "time_ms", "dense_path")
+    assert {layer[key] for layer in tally.layers() for key in means} == {None}
+
+
+def test_a_first_frame_that_was_no_flush_counts() -> None:
+    full = tiny().dense_macs
+    tally = Tally(tiny())
+    tally.add(stats(full // 2), 2_000_000, 8_000_000, flushed=False)
+    tally.add(stats(full, dense=True), 6_000_000, 8_000_000, flushed=True)
+    figures = tally.summary()
+    assert figures["op_density"] == figures["op_density_with_first_frame"] == pytest.approx(0.75)
+    assert figures["fps"] == pytest.approx(2 / 0.008)
+    assert figures["speedup_median"] == pytest.approx((4 + 8 / 6) / 2)
+    assert figures["time_ms"] == {"first": 2, "median": 4, "p95": pytest.approx(5.8)}
+    assert tally.layers()[1]["op_density"] == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize(

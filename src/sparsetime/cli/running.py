@@ -208,7 +208,8 @@ def summary(result: dict[str, Any]) -> list[str]:
         f"state               {result['state_bytes'] / 1e6:.1f} MB, weights {result['weight_bytes'] / 1e6:.1f} MB",
     ]
     lines += [
-        f"dense island        {island['name']} ({island['operator']}): {island['time_share']:.0%} of the time"
+        f"dense island        {island['name']} ({island['operator']}): "
+        f"{number(island['time_share'], '.0%')} of the time"
         for island in result["islands"]
     ]
     if result["dense_frames"]:

@@ -45,8 +45,8 @@ def run_file(
 
     Only the network is timed: from the uint8 frame at the network's size to its outputs, decoding, resizing and drawing
     left out. With `compare` the dense network runs on the same frames, in turn with the stream, and the answers are
-    compared (`sparsetime.run.quality`). The first frame is dense by nature; times, densities and distances leave
-    it out, where a second one comes.
+    compared (`sparsetime.run.quality`). A first frame in which the stream was flushed is dense by nature: times and
+    densities leave it out, where a second one comes. Distances always begin with the second.
 
     Args:
         plan_file: written by `Plan.save`; takes pictures of three channels.
@@ -110,7 +110,7 @@ def run_file(
                 stream, beside, shot.picture, dense_first=tally.frames % 2 == 1
             )
             stats = stream.stats
-            tally.add(stats, time_ns, dense_ns)
+            tally.add(stats, time_ns, dense_ns, flushed=not isinstance(stream, Stream) or stream.flushed)
             if comparison is not None:
                 comparison.add(reader(outputs), reader(expected), time_ns, dense_ns)
             density = tally.last_density
@@ -254,7 +254,9 @@ class Tally:
         self._dense_times: list[int] = []
         self._first_macs = 0
         self._dense_macs = max(plan.dense_macs, 1)
-        # Columns: events in, events, macs, time_ns, frames on the dense path. The first frame is left out.
+        self._left_out = 0  # frames at the start: the first, if it was a flush
+        # Columns: events in, events, macs, effective macs, time_ns, frames on the dense path, of the frames that are not
+        # left out.
         self._sums = np.zeros((len(plan.ops), 6), np.int64)
         self.last_density = 0.0
 
@@ -263,35 +265,42 @@ class Tally:
         """Frames counted."""
         return len(self._times)
 
-    def add(self, stats: Mapping[str, OpStats], time_ns: int, dense_ns: int) -> None:
-        """Count one frame; dense_ns is 0 where the dense network did not run."""
+    def add(self, stats: Mapping[str, OpStats], time_ns: int, dense_ns: int, *, flushed: bool) -> None:
+        """Count one frame; dense_ns is 0 where the dense network did not run.
+
+        Args:
+            stats, time_ns: of the stream.
+            dense_ns: of the dense network.
+            flushed: whether the stream was; a first frame in which it was is left out.
+        """
         rows = np.asarray(
             [[s.events_in, s.events, s.macs, s.effective_macs, s.time_ns, s.path == "dense"] for s in stats.values()]
         )
         macs = int(rows[:, 2].sum())
         self.last_density = macs / self._dense_macs
-        if self._times:
+        if self._times or not flushed:
             self._sums += rows
         else:
-            self._first_macs = macs
+            self._first_macs, self._left_out = macs, 1
         self._times.append(time_ns)
         if dense_ns:
             self._dense_times.append(dense_ns)
 
     def summary(self) -> dict[str, Any]:
         """Times and densities of the whole network."""
-        frames, rest = self.frames, self.frames - 1
+        frames, rest = self.frames, self.frames - self._left_out
         macs = int(self._sums[:, 2].sum())
-        fps, fps_dense = _rate(self._times), _rate(self._dense_times)
-        ratios = [dense / own for dense, own in zip(_rest(self._dense_times), _rest(self._times), strict=False)]
+        times, dense_times = self._rest(self._times), self._rest(self._dense_times)
+        fps, fps_dense = _rate(times), _rate(dense_times)
+        ratios = [dense / own for dense, own in zip(dense_times, times, strict=False)]
         return {
             "frames": frames,
             "fps": fps,
             "fps_dense": fps_dense,
             "speedup": fps / fps_dense if fps and fps_dense else None,
             "speedup_median": statistics.median(ratios) if ratios else None,
-            "time_ms": _percentiles(self._times),
-            "time_dense_ms": _percentiles(self._dense_times),
+            "time_ms": _percentiles(self._times, times),
+            "time_dense_ms": _percentiles(self._dense_times, dense_times),
             "op_density": macs / (rest * self._dense_macs) if rest > 0 else None,
             "effective_density": int(self._sums[:, 3].sum()) / (rest * self._dense_macs) if rest > 0 else None,
             "op_density_with_first_frame": (macs + self._first_macs) / (frames * self._dense_macs) if frames else None,
@@ -299,17 +308,29 @@ class Tally:
             "islands": self._islands(),
         }
 
+    def _rest(self, times: list[int]) -> list[int]:
+        """Without what is left out, where there are others."""
+        return times[self._left_out :] or times
+
     def _islands(self) -> list[dict[str, Any]]:
-        total = max(int(self._sums[:, 4].sum()), 1)
+        total = int(self._sums[:, 4].sum())
         return [
-            {"name": op.name, "operator": op.attributes["target"], "time_share": int(sums[4]) / total}
+            {
+                "name": op.name,
+                "operator": op.attributes["target"],
+                "time_share": int(sums[4]) / total if total else None,
+            }
             for op, sums in zip(self._plan.ops, self._sums, strict=True)
             if op.kind == "island"
         ]
 
     def layers(self) -> list[dict[str, Any]]:
-        """What each operation did in a mean frame, the first left out."""
-        rest = max(self.frames - 1, 1)
+        """What each operation did in a mean frame, a first one that was a flush left out; None where that was all."""
+        rest = self.frames - self._left_out
+
+        def mean(total: float, of: float = 1.0) -> float | None:
+            return total / (rest * of) if rest and of else None
+
         found = []
         for op, (events_in, events, macs, effective, time_ns, dense) in zip(
             self._plan.ops, self._sums.tolist(), strict=True
@@ -322,33 +343,27 @@ class Tally:
                     "kind": op.kind,
                     "codec": None if op.codec is None else op.codec["kind"],
                     "dense_macs": dense_macs,
-                    "macs": macs / rest,
-                    "op_density": macs / (rest * dense_macs) if dense_macs else None,
-                    "effective_macs": effective / rest,
-                    "effective_density": effective / (rest * dense_macs) if dense_macs else None,
-                    "events_in": events_in / rest,
-                    "events": events / rest,
-                    "delta_density": events / (rest * elements),
-                    "time_ms": time_ns / rest / 1e6,
-                    "dense_path": dense / rest,
+                    "macs": mean(macs),
+                    "op_density": mean(macs, dense_macs),
+                    "effective_macs": mean(effective),
+                    "effective_density": mean(effective, dense_macs),
+                    "events_in": mean(events_in),
+                    "events": mean(events),
+                    "delta_density": mean(events, elements),
+                    "time_ms": mean(time_ns / 1e6),
+                    "dense_path": mean(dense),
                 }
             )
         return found
 
 
-def _rest(times: list[int]) -> list[int]:
-    """Without the first frame, where there are others."""
-    return times[1:] or times
-
-
 def _rate(times: list[int]) -> float | None:
     """Frames a second."""
-    rest = _rest(times)
-    return 1e9 * len(rest) / sum(rest) if rest else None
+    return 1e9 * len(times) / sum(times) if times else None
 
 
-def _percentiles(times: list[int]) -> dict[str, float] | None:
+def _percentiles(times: list[int], rest: list[int]) -> dict[str, float] | None:
     if not times:
         return None
-    middle, high = np.percentile(_rest(times), [50, 95]) / 1e6
+    middle, high = np.percentile(rest, [50, 95]) / 1e6
     return {"first": times[0] / 1e6, "median": float(middle), "p95": float(high)}
