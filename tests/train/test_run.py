@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from sparsetime.train import Machine, RunError, load_run, to_dict, train
-from sparsetime.train.run import recipe_of, same_run
+from sparsetime.train.run import recipe_of, same_run, write_weights
 from sparsetime.train.start import build
 
 from .conftest import CLASSES, small_recipe
@@ -38,6 +38,13 @@ def test_files_of_a_run(clips: Path, run: Path) -> None:
     with safe_open(run / "model.safetensors", "pt") as file:
         meta = {key: json.loads(value) for key, value in file.metadata().items()}
     assert meta == {"network": "small_cnn", "method": "delta", "num_classes": CLASSES, "input_size": [32, 32]}
+
+
+def test_the_same_weights_are_the_same_bytes(run: Path, tmp_path: Path) -> None:
+    model, config = load_run(run)
+    for _ in range(8):
+        write_weights(tmp_path, model.model, config)
+        assert (tmp_path / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
 
 
 def test_load_run_gives_the_trained_model(run: Path) -> None:

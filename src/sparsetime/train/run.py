@@ -96,7 +96,7 @@ def spec_of(config: dict[str, Any]) -> NetworkSpec:
 
 
 def write_weights(path: Path, model: nn.Module, config: dict[str, Any]) -> None:
-    """Write model.safetensors, in one step."""
+    """Write model.safetensors, in one step; the same bytes for the same weights and configuration."""
     spec = config["spec"]
     meta = {
         "network": config["network"],
@@ -106,7 +106,17 @@ def write_weights(path: Path, model: nn.Module, config: dict[str, Any]) -> None:
     }
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
     content = safetensors.torch.save(state, {key: json.dumps(value) for key, value in meta.items()})
-    write_whole(path / WEIGHTS, content)
+    write_whole(path / WEIGHTS, _ordered(content))
+
+
+def _ordered(content: bytes) -> bytes:
+    """A safetensors file with the keys of its metadata in order: the library writes them in another one each time."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # so that arrays begin where they are aligned; their offsets count from there
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
