@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny_plan
 
-from sparsetime.files import write_csv, write_json, write_whole
+from sparsetime.files import TargetError, ready, write_csv, write_json, write_whole
 
 
 def test_write_replaces_the_whole_file(tmp_path: Path) -> None:
@@ -17,6 +17,48 @@ def test_write_replaces_the_whole_file(tmp_path: Path) -> None:
     write_whole(path, b"short")
     assert path.read_bytes() == b"short"
     assert [file.name for file in path.parent.iterdir()] == ["file"]
+
+
+def test_what_cannot_be_written_is_known_before(tmp_path: Path) -> None:
+    assert ready(str(tmp_path / "a" / "b" / "file")) == tmp_path / "a" / "b" / "file"
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("")
+    for path, words in (
+        (tmp_path, "is a folder; expected the file to write: name one in it, such as .*/out"),
+        (tmp_path / "file" / "x", "its folder cannot be made: .*; name a file elsewhere"),
+    ):
+        for write in (ready, lambda path: write_whole(path, b"x")):
+            with pytest.raises(TargetError, match=words):
+                write(path)
+    assert sorted(file.name for file in tmp_path.rglob("*")) == ["a", "b", "file"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("compile small_cnn --out OUT", "compile small_cnn --out x.plan --json OUT"),
+        *("run a.plan v.mp4 --json OUT", "run PLAN v.mp4 --save-state OUT", "many a.plan v.mp4 --json OUT"),
+        *("watch a.plan v.mp4 --json OUT", "tune PLAN --video v --max-drop 1% --out OUT"),
+        *("export PLAN --to onnx --out OUT", "export PLAN --to nir --out OUT", "report runs/a --out OUT"),
+        *("evaluate runs/a --data d --json OUT", "bench layers --json OUT"),
+    ],
+)
+def test_every_command_refuses_a_folder_before_the_work(command: str, tmp_path: Path) -> None:
+    tiny_plan.tiny().save(tmp_path / "a.plan")
+    names = {"OUT": str(tmp_path), "PLAN": str(tmp_path / "a.plan")}
+    arguments = [names.get(word, word) for word in command.split()]
+    # In a process: it would be long if it began.
+    program = "from sparsetime.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env=os.environ | {"COLUMNS": "400"},
+    )
+    assert done.returncode in (1, 2)
+    assert f"{tmp_path} is a folder; expected the file to write" in done.stderr
 
 
 WRITERS = {

@@ -9,9 +9,29 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["write_csv", "write_json", "write_whole"]
+__all__ = ["TargetError", "ready", "write_csv", "write_json", "write_whole"]
 
 _number = itertools.count()
+
+
+class TargetError(OSError):
+    """A file cannot be written where it is to be: its name and why."""
+
+
+def ready(path: str | Path) -> Path:
+    """Make the folder of a file that is to be written, so that what cannot be is known before the work.
+
+    Raises:
+        TargetError: the path is a folder, or its folder cannot be made.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise TargetError(f"{path} is a folder; expected the file to write: name one in it, such as {path / 'out'}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TargetError(f"{path}: its folder cannot be made: {error.strerror}; name a file elsewhere") from error
+    return path
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
@@ -20,10 +40,10 @@ def write_whole(path: str | Path, content: bytes) -> None:
     A full disk, a kill or a power cut leaves the old file as it was.
 
     Raises:
+        TargetError: see `ready`.
         OSError: the content could not be written; nothing of it is left behind.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = ready(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.{next(_number)}.part")  # no other process's or thread's
     try:
         with part.open("xb") as file:

@@ -11,6 +11,7 @@ from torch import nn
 
 import sparsetime
 from sparsetime.engine import Plan, Stream
+from sparsetime.files import TargetError
 from sparsetime.run import run_file
 from sparsetime.run.draw import OutputError, VideoSink, Work, _shares, overlay
 
@@ -112,11 +113,14 @@ def test_drawing_changes_no_figure(small_plan: Path, square: Path, tmp_path: Pat
     assert plain["op_density"] == drawn["op_density"]
 
 
-@pytest.mark.parametrize(("name", "message"), [("o.txt", "expected a video file"), ("no/o.mp4", "there is no folder")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("o.txt", "expected a video file"), ("folder.mp4", "is a folder; expected the file to write")]
+)
 def test_a_target_that_cannot_be_is_found_before_the_run(
     small_plan: Path, square: Path, tmp_path: Path, name: str, message: str
 ) -> None:
-    with pytest.raises(OutputError, match=message):
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises((OutputError, TargetError), match=message):
         run_file(small_plan, str(square), out_video=tmp_path / name, progress=lambda *_: pytest.fail("too late"))
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 import sparsetime
 from sparsetime.engine import Plan
+from sparsetime.files import TargetError
 from sparsetime.networks import create
 from sparsetime.run.models import ModelError, load_model
 from sparsetime.run.planning import compile_file, spread
@@ -128,8 +129,8 @@ def test_options_that_do_not_belong_together(module: str, weights: Path, square:
         compile_file("small_cnn", out, weights=weights)
     with pytest.raises(ModelError, match="--weights is for built-in networks"):
         compile_file(f"{module}:sized", out, weights=weights)
-    with pytest.raises(ModelError, match="there is no folder"):
-        compile_file("small_cnn", tmp_path / "no" / "p.plan", weights=weights)
+    with pytest.raises(TargetError, match="is a folder; expected the file to write"):
+        compile_file("small_cnn", tmp_path, weights=weights)
     with pytest.raises(SourceError, match="expected a video file or a folder of pictures"):
         compile_file("small_cnn", out, weights=weights, calibrate="rtsp://host/x")
     cut = tmp_path / "cut.mkv"

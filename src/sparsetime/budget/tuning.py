@@ -24,6 +24,7 @@ from sparsetime.budget.search import FINEST, passes, search, shifted
 from sparsetime.budget.setting import OCTAVE, Setting, apply, codecs
 from sparsetime.budget.workbench import Say, Workbench, one, or_none
 from sparsetime.engine import Plan
+from sparsetime.files import ready
 from sparsetime.run.dense import Dense, dense_network
 from sparsetime.run.flush import flush_of
 
@@ -82,9 +83,12 @@ def tune(
     Raises:
         BudgetError: the budget cannot be met, or the clips cannot say so: too still, too short, one video twice.
         PlanError, RunError, SourceError: plan, run or videos cannot be read.
+        TargetError: `out` cannot be written.
     """
     if not 0 < max_drop <= 1:
         raise BudgetError(f"max_drop: expected a share in (0, 1], such as 0.005 for 0.5 %, got {max_drop}")
+    if out is not None:
+        ready(out)
     say = progress or (lambda stage, measured: None)
     say("reading", 0)
     plan, classes = _loaded(plan)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from sparsetime.cli.common import DebugOption, JsonOption, finish, guarded, make_folder_of, say
+from sparsetime.cli.common import DebugOption, JsonOption, finish, guarded, say
 
 BENCH_HELP = """
 Measure what streams cost against the fastest dense runtimes: PyTorch, ONNX Runtime and OpenVINO.
@@ -99,7 +99,6 @@ def layers_command(
     from sparsetime.bench.machine import machine
 
     chosen = _chosen(list(layers.LAYERS), only)
-    make_folder_of(json_file)
     found: dict[str, list[dict[str, Any]]] = {}
     result: dict[str, Any] = {"machine": machine(), "rounds": rounds, "clock": clock, "layers": found}
     for name in chosen:
@@ -146,7 +145,6 @@ def network_command(
     from sparsetime.bench import network
     from sparsetime.bench.machine import machine
 
-    make_folder_of(json_file)
     settings = network.Settings(threads, _values(precision), compiled, rounds, clock=clock, codec=codec)
     result: dict[str, Any] = {"machine": machine(), "rounds": rounds, "clock": clock}
     if plan is not None:

@@ -9,11 +9,23 @@ from typing import Annotated, Any, Literal, ParamSpec
 
 import typer
 
-from sparsetime.files import write_json
+from sparsetime.files import TargetError, ready, write_json
 
 P = ParamSpec("P")
 
-JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON to FILE.")]
+
+def _target(file: Path | None) -> Path | None:
+    """Refuse a file that cannot be written before the work is done."""
+    try:
+        return None if file is None else ready(file)
+    except TargetError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+JsonOption = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write the result as JSON to FILE.", callback=_target),
+]
 DebugOption = Annotated[
     bool, typer.Option("--debug", envvar="SPARSETIME_DEBUG", help="Show where an error comes from.")
 ]
@@ -67,12 +79,6 @@ def one_line(error: Exception) -> str:
     """An error as one line. Errors of this package speak for themselves, others are named."""
     text = " ".join(str(error).split()) or "no message"
     return text if type(error).__module__.startswith("sparsetime") else f"{type(error).__name__}: {text}"
-
-
-def make_folder_of(file: Path | None) -> None:
-    """Make the folder of a --json file, so that what cannot be written is known before the work is done."""
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
 
 
 def finish(result: dict[str, Any], file: Path | None) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sparsetime.cli.common import DebugOption, JsonOption, finish, guarded, make_folder_of
+from sparsetime.cli.common import DebugOption, JsonOption, finish, guarded
 
 EXPORT_EXAMPLES = """
 Write a plan for another runtime. Its state becomes explicit: one graph is one frame.
@@ -35,7 +35,6 @@ def export_command(
 
     if max_code is not None and to != "nir":
         raise typer.BadParameter("--max-code belongs to --to nir: ONNX needs no bound")
-    make_folder_of(json_file)
     loaded = Plan.load(plan)
     if to == "onnx":
         from sparsetime.neighbours import onnx

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from sparsetime.cli.common import DebugOption, FlushOption, JsonOption, finish, guarded, make_folder_of, say
+from sparsetime.cli.common import DebugOption, FlushOption, JsonOption, finish, guarded, say
 
 COMPILE_EXAMPLES = """
 Compile a network to a plan: one file of plain data that `sparsetime run` runs.
@@ -85,7 +85,6 @@ def compile_command(
 ) -> None:
     from sparsetime.run.planning import compile_file
 
-    make_folder_of(json_file)
     result = compile_file(
         model,
         out,
@@ -135,8 +134,6 @@ def run_command(
     from sparsetime.run import run_file
     from sparsetime.run.progress import Progress
 
-    make_folder_of(json_file)
-    make_folder_of(save_state)
     with CtrlC() as interrupt, Progress() as progress:
         result = run_file(
             plan,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sparsetime.cli.common import DebugOption, FlushOption, JsonOption, finish, guarded, make_folder_of, say
+from sparsetime.cli.common import DebugOption, FlushOption, JsonOption, finish, guarded, say
 
 TUNE_EXAMPLES = """
 Find a step or threshold for each layer: the least time within a budget of accuracy.
@@ -58,9 +58,6 @@ def tune_command(
     from sparsetime.budget import tune
 
     budget, limit = parse_share(max_drop), None if max_state is None else parse_bytes(max_state)
-    if not out.absolute().parent.is_dir():
-        raise typer.BadParameter(f"--out {out}: there is no folder {out.parent}")
-    make_folder_of(json_file)
     line = Line()
     try:
         found = tune(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from sparsetime.cli.common import DebugOption, FlushOption, JsonOption, finish, guarded, make_folder_of, say
+from sparsetime.cli.common import DebugOption, FlushOption, JsonOption, finish, guarded, say
 
 WATCH_EXAMPLES = """
 Show a plan at work on a video, in a page that this machine serves.
@@ -56,7 +56,6 @@ def watch_command(
     from sparsetime.live.player import Player
     from sparsetime.live.server import serve
 
-    make_folder_of(json_file)
     player = Player(plan, video, threads=threads, flush=flush)
     result = serve(player, host=host, port=port, ready=lambda address: print(address, flush=True))
     finish(result, json_file)
@@ -87,7 +86,6 @@ def many_command(
     from sparsetime.cli.running import CtrlC
     from sparsetime.many import run_many
 
-    make_folder_of(json_file)
     terminal = sys.stderr.isatty()
     with CtrlC() as interrupt:
         result = run_many(

@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 from sparsetime.engine import Op, Plan
 from sparsetime.engine.ops import LINEAR
 from sparsetime.engine.reference import Reference, activate
-from sparsetime.files import write_whole
+from sparsetime.files import ready, write_whole
 from sparsetime.neighbours.errors import ExportError, need_float32
 
 try:
@@ -61,6 +61,7 @@ _MOST_CODES = 4096
 
 def export(plan: Plan, path: str | Path, max_code: int | None = None) -> None:
     """Write a plan as a NIR file; a file of that name is replaced when the new one is whole. See `build`."""
+    ready(path)
     content = io.BytesIO()
     nir.write(content, build(plan, max_code))
     write_whole(path, content.getvalue())

@@ -38,7 +38,7 @@ from sparsetime.engine import Op, Plan
 from sparsetime.engine.ops import LINEAR
 from sparsetime.engine.planfile import header_of
 from sparsetime.engine.shapes import channel_axis
-from sparsetime.files import write_whole
+from sparsetime.files import ready, write_whole
 from sparsetime.neighbours.errors import ExportError, need_float32
 
 try:
@@ -87,7 +87,9 @@ def export(plan: Plan, path: str | Path) -> None:
 
     Raises:
         ExportError: ONNX cannot say an operation; names it.
+        TargetError: no file can be written there.
     """
+    ready(path)
     write_whole(path, build(plan).SerializeToString())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import sparsetime
-from sparsetime.files import write_whole
+from sparsetime.files import ready, write_whole
 from sparsetime.report import bars, curves, maps, tables
 from sparsetime.report.groups import Finding, Group, chance, finding, group_runs
 from sparsetime.report.groups import tasks as tasks_of
@@ -38,9 +38,9 @@ def write_report(run_dirs: Sequence[Path], out: Path, *, streams: Sequence[Path]
 
     Raises:
         ReportError: no directory was given, one is no run, or jinja2 is not installed.
-        OSError: the page cannot be written.
+        TargetError, OSError: the page cannot be written.
     """
-    out = Path(out)
+    out = ready(out)
     runs = read_runs(run_dirs)
     split = choose_split(runs)
     groups = group_runs(runs, split)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from sparsetime.engine.plan import Plan
 from sparsetime.engine.stream import Stream
 from sparsetime.fanout import position_fanout
+from sparsetime.files import ready
 from sparsetime.video.reader import Frames, import_av
 
 __all__ = ["OutputError", "VideoSink", "Work", "overlay"]
@@ -117,15 +118,14 @@ class VideoSink:
         path: file to write, `.mp4`, `.mkv`, `.avi` or `.mov`.
 
     Raises:
-        OutputError: another suffix, or no such folder.
+        OutputError: another suffix.
+        TargetError: no file can be written there.
     """
 
     def __init__(self, path: Path) -> None:
         if path.suffix.lower() not in _SUFFIXES:
             raise OutputError(f"{path}: expected a video file to write, one of {', '.join(_SUFFIXES)}")
-        if not path.absolute().parent.is_dir():
-            raise OutputError(f"{path}: there is no folder {path.parent}")
-        self._path = path
+        self._path = ready(path)
         self._av = import_av()
         self._container: Any = None
         self._stream: Any = None

@@ -12,6 +12,7 @@ import torch
 import sparsetime
 from sparsetime.convert.steps import DEFAULT_CODECS
 from sparsetime.engine.crossover import measured
+from sparsetime.files import ready
 from sparsetime.run.models import Model, ModelError, load_model
 from sparsetime.run.sources import Source, SourceError
 from sparsetime.video.reader import Frames
@@ -54,10 +55,10 @@ def compile_file(
         ModelError: no such model, nothing to calibrate a plain network on, or a clip for one that has its steps.
         SourceError: the clip cannot be read in full.
         CompileError: the network cannot be a plan.
+        TargetError: `out` cannot be written.
     """
     started = time.perf_counter()
-    if not out.absolute().parent.is_dir():
-        raise ModelError(f"--out {out}: there is no folder {out.parent}")
+    ready(out)
     model = load_model(name, weights=weights, size=size)
     chosen = codec or DEFAULT_CODECS[precision]
     example, steps = torch.zeros(1, 3, *model.size), None

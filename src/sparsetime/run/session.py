@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsetime.engine import OpStats, Plan, Stream, statefile
+from sparsetime.files import ready
 from sparsetime.run.dense import Dense, dense_network
 from sparsetime.run.draw import VideoSink, Work, overlay
 from sparsetime.run.fallback import FallbackStream
@@ -70,6 +71,7 @@ def run_file(
         PlanError: the plan cannot be read, or takes no pictures.
         SourceError: no frame can be had.
         OutputError: the video cannot be written.
+        TargetError: `out_video` or `save_state` cannot.
         StreamError: `resume_state` is no state of this plan.
         ValueError: `fallback` with what needs the state after every frame: a drawn video, a state file.
     """
@@ -78,6 +80,8 @@ def run_file(
             "a run that falls back to the dense network has no state in between: leave out --fallback, or --out-video, "
             "--save-state and --resume-state"
         )
+    if save_state is not None:
+        ready(save_state)
     plan, size = picture_plan(plan_file)
     source = Source(video, size, show=out_video is not None)
     flat = plan.flat()
