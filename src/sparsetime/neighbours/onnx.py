@@ -334,6 +334,8 @@ class _Writer:
         if codec is None or array is None:
             self.node("Identity", [y], new)
             return
+        if codec["kind"] == "pixel":  # which has no use for the thresholds themselves
+            array = (1 / np.maximum(array, np.float32(LEAST_THRESHOLD))).astype(np.float32)
         size = self.constant(array)
         match codec["kind"]:
             case "exact":
@@ -346,8 +348,7 @@ class _Writer:
                 far = self.node("Greater", [self.node("Abs", [self.node("Sub", [y, old])]), size])
                 self.node("Where", [self.node("Or", [far, self.first]), y, old], new)
             case "pixel":
-                inverse = self.constant((1 / np.maximum(array, np.float32(LEAST_THRESHOLD))).astype(np.float32))
-                scaled = self.node("Mul", [self.node("Sub", [y, old]), inverse])
+                scaled = self.node("Mul", [self.node("Sub", [y, old]), size])
                 axis = channel_axis(self.plan.values[op.output])
                 axes = self.constant(np.asarray([axis], np.int64))
                 total = self.node("ReduceSum", [self.node("Mul", [scaled, scaled]), axes], keepdims=1)
