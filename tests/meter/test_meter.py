@@ -556,6 +556,11 @@ def test_modules_in_which_nothing_is_seen_are_named() -> None:
         meter._model(x)
     assert meter.summary()["not_counted"] == ["0 (compiled by torch.jit)"]
     assert list(meter.counts.ops) == ["2"]
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 2)))
+    for net in (traced, scripted):
+        with torch.no_grad(), Meter(net) as meter:
+            net(x)
+        assert meter.summary()["not_counted"] == [f"{type(net).__name__} (compiled by torch.jit)"]
 
 
 def test_a_pass_without_linear_operations_is_named_where_there_are_weights() -> None:

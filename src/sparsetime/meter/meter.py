@@ -104,10 +104,12 @@ class Meter:
         self._watch: WatchLinear | None = None
 
     def __enter__(self) -> Meter:
-        self._handles = [
-            self._root.register_forward_pre_hook(self._start, prepend=True, with_kwargs=True),
-            self._root.register_forward_hook(self._end),
-        ]
+        self.counts.not_counted |= _compiled(self._root)
+        if not isinstance(self._root, torch.jit.ScriptModule):  # that takes no hooks, and shows nothing
+            self._handles = [
+                self._root.register_forward_pre_hook(self._start, prepend=True, with_kwargs=True),
+                self._root.register_forward_hook(self._end),
+            ]
         for layer in self._delta_layers:
             self._handles.append(layer.register_forward_pre_hook(self._enter_delta_layer))
             self._handles.append(layer.register_forward_hook(self._on_delta_layer, with_kwargs=True))
@@ -151,7 +153,6 @@ class Meter:
         self._names.restart()
         self._inside = 0
         self._seen = False
-        self.counts.not_counted |= _compiled(self._root)
         self.counts.clips += clips
         self.counts.weight_bytes = sum(p.numel() * p.element_size() for p in self._model.parameters())
         self.counts.buffer_bytes = sum(b.numel() * b.element_size() for b in self._model.buffers())
