@@ -96,6 +96,28 @@ def test_a_camera_that_is_down_is_not_heard_as_damage_of_a_file() -> None:
     assert [text for _, _, text in heard] == ["after it"]
 
 
+def test_a_camera_that_decodes_is_not_heard_either_and_one_that_waits_deafens_nobody(
+    square: Path, tmp_path: Path
+) -> None:
+    import av.logging
+
+    data = bytearray(square.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 400] = bytes(400)
+    (tmp_path / "bad.mkv").write_bytes(bytes(data))
+    camera = Source("rtsp://host/x", (8, 8))
+    camera._address, camera._options = str(tmp_path / "bad.mkv"), {}  # as if it came from there
+    frames = iter(camera)
+    with _LOG.listening(av.logging) as heard:
+        next(frames)
+    assert heard == []
+    with _LOG.listening(av.logging) as heard:
+        av.logging.log(av.logging.ERROR, "test", "of a file")
+    assert [text for _, _, text in heard] == ["of a file"]
+    with _LOG.listening(av.logging) as heard:
+        list(frames)
+    assert heard == []
+
+
 def test_what_is_heard_while_two_decode_is_said_of_neither() -> None:
     import av.logging as log
 

@@ -20,7 +20,7 @@ from sparsetime.video.reader import (
     Frames,
     VideoError,
     _decode_file,
-    _decode_stream,
+    _frames_of,
     _picture,
     image_files,
     import_av,
@@ -167,7 +167,7 @@ class Source:
 
     def _decode_video(self, path: Path) -> Iterator[VideoFrame | None]:
         # What is wrong with the file is said by what decodes it.
-        with _LOG.talking(), suppress(self._av.error.FFmpegError), self._av.open(f"file:{path}") as container:
+        with self._unheard(), suppress(self._av.error.FFmpegError), self._av.open(f"file:{path}") as container:
             self.rate = _rate(container)
         frames = _decode_file(path, self._av)
         # Of damage between packets only FFmpeg's log tells: it goes on at the next sound place without an error.
@@ -202,12 +202,29 @@ class Source:
             yield frames[0]
 
     def _decode_live(self) -> Iterator[VideoFrame | None]:
-        # As long as it is connected: a network complains at any time, and nobody else is to take that for his file's.
-        with _LOG.talking(), self._av.open(self._address, format=self._form or None, **self._options) as container:
+        # Between frames a network complains at any time: that is no damage of a file that another thread decodes.
+        with self._unheard():
+            container = self._av.open(self._address, format=self._form or None, **self._options)
+        try:
             if not container.streams.video:
                 raise SourceError(f"{self.name}: holds no video stream")
             self.rate = _rate(container)
-            yield from _decode_stream(container, self._av)
+            packets = container.demux(container.streams.video[0])
+            while True:
+                with self._unheard():
+                    packet = next(packets, None)
+                if packet is None:
+                    return
+                with _LOG.talking():  # decoders have threads of their own
+                    frames = _frames_of(packet, self._av)
+                yield from frames
+        finally:
+            with self._unheard():
+                container.close()
+
+    def _unheard(self) -> Any:
+        """What this thread logs while it is open goes to nobody who listens."""
+        return self._av.logging.Capture(local=True)
 
 
 class _Log:

@@ -177,9 +177,10 @@ def _decode_file(path: Path, av: Any) -> Iterator["VideoFrame | None"]:
         with av.open(f"file:{path}") as container:
             if not container.streams.video:
                 raise VideoError(path, "holds no video stream")
-            for frame in _decode_stream(container, av):
-                good += frame is not None
-                yield frame
+            for packet in container.demux(container.streams.video[0]):
+                for frame in _frames_of(packet, av):
+                    good += frame is not None
+                    yield frame
     except av.error.FFmpegError as error:
         stopped = error.strerror
     try:
@@ -194,16 +195,13 @@ def _decode_file(path: Path, av: Any) -> Iterator["VideoFrame | None"]:
         raise VideoError(path, "holds no frame that decodes")
 
 
-def _decode_stream(container: Any, av: Any) -> Iterator["VideoFrame | None"]:
-    """Frames of the first video stream in order of display; None stands for a damaged one."""
-    for packet in container.demux(container.streams.video[0]):
-        try:
-            frames = packet.decode()
-        except av.error.InvalidDataError:
-            yield None
-            continue
-        for frame in frames:
-            yield None if frame.is_corrupt or packet.is_corrupt else frame
+def _frames_of(packet: Any, av: Any) -> list["VideoFrame | None"]:
+    """What a packet of a video completes, in order of display; None stands for a damaged frame."""
+    try:
+        frames = packet.decode()
+    except av.error.InvalidDataError:
+        return [None]
+    return [None if frame.is_corrupt or packet.is_corrupt else frame for frame in frames]
 
 
 def _decode_folder(folder: Path, av: Any) -> Iterator["VideoFrame"]:
