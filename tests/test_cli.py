@@ -129,25 +129,6 @@ def test_train_evaluate_report(clips: Path, tmp_path: Path) -> None:
     assert json.loads(file.read_text())
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("train", "--data", "none", "--model", "small_cnn", "--out", "none"),
-        ("evaluate", "none", "--data", "none", "--split", "test"),
-        ("report", "none", "--out", "none"),
-        ("demo", "--out", "none"),
-    ],
-)
-def test_a_json_file_that_cannot_be_is_found_before_the_work(command: tuple[str, ...], tmp_path: Path) -> None:
-    none = tmp_path / "none"
-    none.write_text("no folder")
-    code, _, err = call(
-        *(str(none) if word == "none" else word for word in command), "--json", none / "json" / "a.json"
-    )
-    assert code == 1
-    assert f"{none / 'json'}" in err
-
-
 def test_weights_may_be_a_run(clips: Path, tmp_path: Path) -> None:
     common = ["--data", clips, "--model", "small_cnn", "--epochs", 1, "--clip-length", 4, *SMALL]
     assert call("train", *common, "--method", "dense", "--out", tmp_path / "dense")[0] == 0

@@ -15,7 +15,6 @@ from sparsetime.cli.common import (
     WorkersOption,
     finish,
     guarded,
-    make_folder_of,
     say,
 )
 
@@ -122,7 +121,6 @@ def train(
     from sparsetime.train import train as run_training
     from sparsetime.train.fit import leave_group
 
-    make_folder_of(json_file)
     given = {
         "data": data,
         "network": model,
@@ -178,7 +176,6 @@ def evaluate(
 ) -> None:
     from sparsetime.train import evaluate as run_evaluation
 
-    make_folder_of(json_file)
     result = run_evaluation(
         run, data, split, device=accelerator, window=window, limit=limit, threads=threads, workers=workers
     )
@@ -207,7 +204,6 @@ def report(
 ) -> None:
     from sparsetime.report import write_report
 
-    make_folder_of(json_file)
     result = write_report(runs, out, streams=stream or ())
     finish(result, json_file)
     print(out)
@@ -228,7 +224,6 @@ def demo(
     from sparsetime.train import Machine
     from sparsetime.train.demo import run_demo
 
-    make_folder_of(json_file)
     started = time.perf_counter()
     results = run_demo(out, machine=Machine(threads=threads, workers=workers), tell=say)
     page = out / "report.html"

@@ -259,7 +259,7 @@ class Tally:
         self._first_macs = 0
         self._dense_macs = max(plan.dense_macs, 1)
         self._left_out = 0  # frames at the start: the first, if it was a flush
-        # Columns: events in, events, macs, effective macs, time_ns, frames on the dense path, of the frames that are not
+        # Columns: events in, events, macs, effective macs, time_ns, frames on the dense path, of frames that are not
         # left out.
         self._sums = np.zeros((len(plan.ops), 6), np.int64)
         self.last_density = 0.0
