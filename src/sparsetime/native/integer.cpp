@@ -268,17 +268,11 @@ void Stream::convolve_codes(const Node& node, NodeStats& stats) {
     const int32_t* list = all_.data();
     int n = conv.out.pixels();
     if (!dense_) {
-        n = conv.touched(states_[size_t(x)].change, touch_.data(), list_.data(), workspaces_[0]);
+        n = touched_by(conv, node);
         list = list_.data();
-        if (r >= 0 && states_[size_t(r)].change.active_count) {
-            const uint8_t* mask = states_[size_t(r)].change.mask;
-            for (int p = 0; p < conv.out.pixels(); ++p) touch_[size_t(p)] |= mask[p];
-            n = listed(conv.out);
-        }
     }
     stats.path = n == 0 ? "sparse" : "dense";
-    stats.effective_macs = flush_ ? conv.macs().dense() : conv.macs().caused(states_[size_t(x)].change);
-    stats.macs = conv.macs().done(list, n);
+    stats.whole = n == conv.out.pixels();
     if (n == 0) return clear(y);
     Settle settle = settle_of(node, y);
     if (r >= 0) {

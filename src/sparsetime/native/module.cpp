@@ -346,9 +346,9 @@ NB_MODULE(_native, m) {
             for (size_t i = 0; i < stats.size(); ++i) data[i] = stats[i].events;
             return nb::cast(nb::ndarray<nb::numpy, int64_t, nb::ndim<1>>(data, {stats.size()}, owner));
         }, "What each operation sent in the last frame.")
-        .def("stats", [](const BoundStream& s) {
+        .def("stats", [](BoundStream& s) {
             std::vector<std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, std::string>> all;
-            for (const NodeStats& n : s.stats()) all.emplace_back(n.events_in, n.events, n.macs, n.effective_macs, n.time_ns, n.path);
+            for (const NodeStats& n : s.counted_stats()) all.emplace_back(n.events_in, n.events, n.macs, n.effective_macs, n.time_ns, n.path);
             return all;
         });
 }

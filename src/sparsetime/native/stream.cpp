@@ -156,6 +156,25 @@ bool Stream::events_of(int value) {
     return c.listed = true;
 }
 
+// Multiply-accumulates of the last frame, whose changes are still there: they cost a frame that nobody asks about nothing.
+const std::vector<NodeStats>& Stream::counted_stats() {
+    for (size_t i = 0; i < stats_.size(); ++i) {
+        const Node& node = program_->nodes[i];
+        if (node.kind != Kind::conv) continue;
+        NodeStats& stats = stats_[i];
+        const Macs& macs = node.integers ? node.integers->macs() : node.conv->macs();
+        stats.effective_macs = flush_ ? macs.dense() : macs.caused(states_[size_t(node.inputs[0])].change);
+        // The dense path computes touched outputs only, from all of their inputs.
+        if (*stats.path != 'd') stats.macs = stats.effective_macs;
+        else if (stats.whole) stats.macs = macs.dense();
+        else {
+            const int n = node.integers ? touched_by(*node.integers, node) : touched_by(*node.conv, node);
+            stats.macs = macs.done(list_.data(), n);
+        }
+    }
+    return stats_;
+}
+
 void Stream::convolve(const Node& node, NodeStats& stats) {
     const Conv& conv = *node.conv;
     const int x = node.inputs[0], y = node.outputs[0];
@@ -167,13 +186,8 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
     int n = out.pixels();
     bool by_event = false;
     if (!dense_) {
-        n = conv.touched(change, touch_.data(), list_.data(), workspaces_[0]);
+        n = touched_by(conv, node);
         list = list_.data();
-        if (r >= 0 && states_[size_t(r)].change.active_count) {
-            const uint8_t* mask = states_[size_t(r)].change.mask;
-            for (int p = 0; p < out.pixels(); ++p) touch_[size_t(p)] |= mask[p];
-            n = listed(out);
-        }
         PathTimes times = conv.estimate(change, n);
         if (node.crossover >= 0 && n > 0) {
             // Measured: event by event costs as much as the dense path at this density of the inputs of touched outputs.
@@ -207,15 +221,9 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
         if (path != DENSE) dense_frames_[size_t(current_)] = 0;
     }
     if (n) stale_[size_t(current_)] = !keep_;
-    stats.path = path == DENSE ? "dense" : "sparse";
-    stats.effective_macs = flush_ ? conv.macs().dense() : conv.macs().caused(change);
-    // The dense path computes touched outputs only, from all of their inputs.
-    stats.macs = path == DENSE ? conv.macs().done(list, n) : stats.effective_macs;
-    if (n == 0) {
-        stats.path = "sparse";
-        stats.macs = 0;
-        return clear(y);
-    }
+    stats.path = path == DENSE && n > 0 ? "dense" : "sparse";
+    stats.whole = n == out.pixels();
+    if (n == 0) return clear(y);
     by_event = by_event && path != DENSE;
     if (by_event) {
         const Change& c = states_[size_t(r)].change;

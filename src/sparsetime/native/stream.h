@@ -20,6 +20,7 @@ using FillRows = std::function<void(const int32_t*, int, float*, int)>;
 struct NodeStats {
     int64_t events_in = 0, events = 0, macs = 0, effective_macs = 0, time_ns = 0;
     const char* path = "dense";
+    bool whole = false;  // all outputs were computed
 };
 
 // How bytes become the network's input: (x - mean) / std; empty where they are taken as they are.
@@ -72,7 +73,8 @@ class Stream {
     // Opaque outputs, which the caller keeps, changed.
     void touch(int value);
 
-    const std::vector<NodeStats>& stats() const { return stats_; }
+    const std::vector<NodeStats>& stats() const { return stats_; }  // without multiply-accumulates
+    const std::vector<NodeStats>& counted_stats();
     const Program& program() const { return *program_; }
     size_t memory_bytes() const;  // all that is this stream's own
 
@@ -93,6 +95,8 @@ class Stream {
     void execute_all(const Frame& frame);
     void execute(int number, const Frame& frame);
     void convolve(const Node& node, NodeStats& stats);
+    template <class Convolution>
+    int touched_by(const Convolution& conv, const Node& node);
     void move(const Node& node);
     void recompute(const Node& node);
     void carry(const Node& node);

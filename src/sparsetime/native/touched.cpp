@@ -104,6 +104,20 @@ int touched_outputs(const Axis& rows, const Axis& columns, const Shape& in, cons
 // The marks of touch_ as list_.
 int Stream::listed(const Shape& map) { return kernels().rows->list(touch_.data(), map.pixels(), 0, list_.data()); }
 
+// Outputs that a change of the input, or of a residual that is added, reaches, as list_.
+template <class Convolution>
+int Stream::touched_by(const Convolution& conv, const Node& node) {
+    const int n = conv.touched(states_[size_t(node.inputs[0])].change, touch_.data(), list_.data(), workspaces_[0]);
+    if (node.inputs.size() < 2) return n;
+    const Change& residual = states_[size_t(node.inputs[1])].change;
+    if (residual.active_count == 0) return n;
+    for (int p = 0; p < conv.out.pixels(); ++p) touch_[size_t(p)] |= residual.mask[p];
+    return listed(conv.out);
+}
+
+template int Stream::touched_by(const Conv&, const Node&);
+template int Stream::touched_by(const IntConv&, const Node&);
+
 int Stream::union_of(const std::vector<int>& inputs) {
     const Change& first = states_[size_t(inputs[0])].change;
     const int pixels = first.shape.pixels();
