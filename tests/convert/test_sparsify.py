@@ -1022,6 +1022,55 @@ def test_a_wrong_example() -> None:
     assert not network.training
 
 
+class Mixed(nn.Module):
+    def __init__(self, before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.a, self.b, self.before, self.after = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), before, after
+
+    def forward(self, x: Tensor) -> Any:
+        return self.after(self.b(torch.relu(self.a(self.before(x)))))
+
+
+def same(x: Tensor) -> Tensor:
+    return x
+
+
+@pytest.mark.parametrize("example", [clip()[:, 0], clip()[:1, 0], torch.zeros(1, 3, 16, 16)], ids=["2", "1", "zeros"])
+def test_a_model_that_mixes_frames_is_refused_with_its_line(example: Tensor) -> None:
+    line = Path(__file__).read_text().splitlines().index("    cases = [  # of mixing") + 2
+    # fmt: off
+    cases = [  # of mixing
+        (lambda x: (x - x.min()) / (x.max() - x.min()), same),
+        (same, lambda y: y / y.std()),
+        (same, lambda y: y - y.mean()),
+        (same, lambda y: y.reshape(1, -1, 8)),
+        (same, lambda y: y.reshape(1, -1, 8).mean(1)),
+    ]
+    # fmt: on
+    for number, (before, after) in enumerate(cases):
+        model = Mixed(before, after)
+        where = rf"Mixed mixes the frames of a batch, at \w+ \(.*test_sparsify.py:{line + number}\)"
+        with pytest.raises(SparsifyError, match=where):
+            sparsetime.sparsify(model, example)
+        assert model.training
+
+
+def test_a_model_that_computes_over_each_frame_is_taken() -> None:
+    def after(y: Tensor) -> dict[str, Tensor]:
+        own = (y - y.mean((1, 2, 3), keepdim=True)) / y.std((1, 2, 3), keepdim=True)
+        return {"own": own, "loss": y.mean(), "anchors": torch.ones(3, 4), "codes": (y * 100).round()}
+
+    sparsetime.sparsify(Mixed(lambda x: x / (x.abs().amax((1, 2, 3), keepdim=True) + 1), after), clip()[:, 0])
+    # Noise tells frames apart too, but not by mixing them.
+    sparsetime.sparsify(Mixed(same, lambda y: y + torch.rand_like(y)), clip()[:, 0])
+
+
+def test_a_model_for_a_batch_of_one_is_told_that_it_is_the_two_that_fail() -> None:
+    model = Mixed(same, lambda y: y.reshape(1, 8, 144))
+    with pytest.raises(SparsifyError, match=r"Mixed runs on the example \(1, 3, 16, 16\), but not on a batch of two"):
+        sparsetime.sparsify(model, clip()[:1, 0])
+
+
 def test_a_model_without_linear_operations() -> None:
     with pytest.raises(SparsifyError, match="no linear operation"):
         sparsetime.sparsify(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), clip()[:, 0])

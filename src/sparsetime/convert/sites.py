@@ -163,34 +163,134 @@ class Site:
 
 
 def look(model: nn.Module, graph: fx.Graph, inputs: list[Tensor]) -> Seen:
+    """Run the graph on the example.
+
+    Raises:
+        SparsifyError: the model does not run, computes something else when it is traced, or mixes the frames of a
+            batch.
+    """
+    name = type(model).__name__
     flags = {module: module.training for module in model.modules()}
+    devices = [i.device for i in inputs if i.device.type == "cuda"]
     try:
-        # Two frames at least, so that the batch is told from other dimensions of size one.
-        batch = [(i if i.shape[0] > 1 else i.expand(2, *i.shape[1:])).clone() for i in inputs]
         model.eval()
-        watcher = _Look(fx.GraphModule(model, graph), OpNames(model), len(batch[0]))
-        devices = [i.device for i in inputs if i.device.type == "cuda"]
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            seed = torch.random.seed()
-            expected = model(*(i.clone() for i in batch))
-            torch.random.manual_seed(seed)
-            with WatchLinear(watcher.note, watcher.note_uncounted):
-                got = watcher.run(*batch)
-    except Exception as error:
-        raise SparsifyError(
-            f"sparsify: the model does not run on the example {tuple(inputs[0].shape)}: {error}"
-        ) from error
+            try:
+                # Two frames at least, so that the batch is told from other dimensions of size one.
+                batch = [(i if i.shape[0] > 1 else i.expand(2, *i.shape[1:])).clone() for i in inputs]
+                watcher = _Look(fx.GraphModule(model, graph), OpNames(model), len(batch[0]))
+                seed = torch.random.seed()
+                expected = model(*(i.clone() for i in batch))
+                torch.random.manual_seed(seed)
+                with WatchLinear(watcher.note, watcher.note_uncounted):
+                    got = watcher.run(*batch)
+            except Exception as error:
+                shape = tuple(inputs[0].shape)
+                if shape[0] == 1 and _runs(model, inputs):
+                    raise SparsifyError(
+                        f"sparsify: {name} runs on the example {shape}, but not on a batch of two such frames, and "
+                        f"all frames of a clip are one batch: {error}\nTake the batch from the input, as in "
+                        "x.reshape(x.shape[0], -1)."
+                    ) from error
+                raise SparsifyError(f"sparsify: the model does not run on the example {shape}: {error}") from error
+            for one, other in zip(pytree.tree_leaves(got), pytree.tree_leaves(expected), strict=True):
+                if isinstance(one, Tensor) and one.is_floating_point() and not _agree(one, other):
+                    raise SparsifyError(
+                        f"sparsify: {name} computes something else when it is traced. Does it write with an operator "
+                        "like += into a tensor that it reads under another name, or keep what it computed before? "
+                        "Write x = x + y."
+                    )
+            if (where := _where_frames_mix(model, graph, inputs)) is not None:
+                raise SparsifyError(
+                    f"sparsify: {name} mixes the frames of a batch{where}: two frames together give other results "
+                    "than each alone. All frames of a clip are one batch, so training would see what no stream of "
+                    "frames does. Compute over the dimensions of a frame alone, as in x.amax((1, 2, 3), keepdim=True) "
+                    "in place of x.max(), and keep the batch as first dimension of what is reshaped."
+                )
     finally:
         for module, flag in flags.items():
             module.training = flag
-    for one, other in zip(pytree.tree_leaves(got), pytree.tree_leaves(expected), strict=True):
-        if isinstance(one, Tensor) and one.is_floating_point() and not _agree(one, other):
-            raise SparsifyError(
-                f"sparsify: {type(model).__name__} computes something else when it is traced. Does it write with an "
-                "operator like += into a tensor that it reads under another name, or keep what it computed before? "
-                "Write x = x + y."
-            )
     return watcher.seen
+
+
+def _runs(model: nn.Module, inputs: list[Tensor]) -> bool:
+    try:
+        model(*(i.clone() for i in inputs))
+    except Exception:
+        return False
+    return True
+
+
+class _Values(fx.Interpreter):
+    """Runs the graph and keeps what every node gave."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.value: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        self.value[n] = result.clone() if isinstance(result, Tensor) else result  # others may write into it
+        return result
+
+
+def _another(x: Tensor) -> Tensor:
+    """A frame of another range and another mean than x, within its extent; whole numbers are those of x."""
+    if not x.is_floating_point():
+        return x.flip(tuple(range(1, x.dim())))
+    largest = float(x.abs().max()) or 1.0
+    return 0.25 * x + 0.5 * largest * torch.rand_like(x)
+
+
+def _where_frames_mix(model: nn.Module, graph: fx.Graph, inputs: list[Tensor]) -> str | None:
+    """Run two different frames as one batch and each alone: None if that gives the same, else where it does not, in
+    words ("" where that is not known).
+    """
+    first = [i[:1] for i in inputs]
+    second = [_another(i) for i in first]
+    both = [torch.cat(pair) for pair in zip(first, second, strict=True)]
+    module = fx.GraphModule(model, graph)
+    together, *alone = (module(*(i.clone() for i in frames)) for frames in (both, first, second))
+    again = module(*(i.clone() for i in first))
+    leaves = [pytree.tree_leaves(x) for x in (together, *alone, again)]
+    if any(not _near(a, c) for _, a, _, c in zip(*leaves, strict=True)):
+        return None  # it draws random numbers, so nothing can be compared
+    if all(_is_number(whole) or _near(*_paired(whole, a, b)) for whole, a, b, _ in zip(*leaves, strict=True)):
+        return None
+    runs = [_Values(module) for _ in range(3)]
+    for run, frames in zip(runs, (both, first, second), strict=True):
+        run.run(*(i.clone() for i in frames))
+    for node in module.graph.nodes:
+        if node.op != "output" and not _near(*_paired(*(run.value[node] for run in runs))):
+            return f", at {label(node)} ({node.meta.get('line', '')})"
+    return ""
+
+
+def _is_number(x: Any) -> bool:
+    """True for an output such as a loss, which is one for the batch in any case."""
+    return isinstance(x, Tensor) and x.dim() == 0
+
+
+def _paired(together: Any, first: Any, second: Any) -> tuple[Any, Any]:
+    """What two frames together gave, and what it should be."""
+    if not all(isinstance(x, Tensor) for x in (together, first, second)):
+        return None, None
+    if first.dim() and first.shape == second.shape and together.shape == (2 * first.shape[0], *first.shape[1:]):
+        return together, torch.cat([first, second])  # windows of frames too, (N * windows, ...)
+    return together, first  # what does not vary with the frame, such as anchors
+
+
+def _near(one: Any, other: Any) -> bool:
+    """True if two results differ by at most 1e-3 of their length, or by some roundings of a coarser data type. Not
+    element by element: where rounding turns a code of a quantised network, a few elements differ by a whole step.
+    """
+    if not isinstance(one, Tensor) or not one.is_floating_point():
+        return True
+    if one.shape != other.shape:
+        return False
+    tolerance = max(1e-3, 4 * torch.finfo(one.dtype).eps)
+    one, other = one.nan_to_num().float(), other.nan_to_num().float()
+    return bool((one - other).norm() <= tolerance * other.norm())
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:

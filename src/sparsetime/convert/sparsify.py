@@ -61,7 +61,7 @@ def sparsify(
 
     Raises:
         SparsifyError: the model cannot be traced (naming the line), has delta layers already, has no linear operation,
-            behaves differently in training and evaluation, or a pattern fits nothing.
+            behaves differently in training and evaluation, mixes the frames of a batch, or a pattern fits nothing.
     """
     if layer not in ("delta", "spatial_l1"):
         raise SparsifyError(f"sparsify: layer must be 'delta' or 'spatial_l1', got {layer!r}")
