@@ -93,11 +93,36 @@ def test_steps_of_windows_are_by_their_last_axis():
         compile(module, clip()[0], steps={"a": torch.ones(2)})
 
 
-def test_a_silent_layer_gets_a_step():
-    model = nn.Sequential(nn.Conv2d(6, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1)).eval()
-    nn.init.constant_(model[0].bias, -1e6)
-    plan = compile(model, clip()[0])
-    assert plan.tensors[plan.ops[1].codec["tensor"]] > 0
+@pytest.mark.parametrize(
+    ("codec", "precision"),
+    [(c, "float32") for c in ("exact", "hold", "pixel", "residual")]
+    + [(c, "int8") for c in ("exact", "hold", "pixel")],
+)
+def test_a_layer_that_is_silent_on_the_clip_is_heard_later(codec, precision):
+    """relu(left - right) is 0 on all frames of the clip, and not once left and right have changed places."""
+    torch.manual_seed(0)
+    model = Function(lambda m, x: m.conv((x[:, :3] - x[:, 3:]).relu()), conv=nn.Conv2d(3, 2, 1)).eval()
+    calm = torch.rand(4, 6, 9, 11) * 0.3 + torch.tensor([0.0, 0.7]).repeat_interleave(3).view(6, 1, 1)
+    plan = compile(model, calm[0], steps=calm, codec=codec, precision=precision)
+    for backend in ("reference", "cpu"):
+        stream = plan.stream(backend=backend)
+        stream(calm[0])
+        for frame in calm.flip(1):
+            with torch.no_grad():
+                expected = model(frame[None])
+            assert float((stream(frame) - expected).norm() / expected.norm()) < 0.1  # steps of the input
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_steps_are_not_found_on_a_picture_of_one_colour(precision):
+    model = nn.Sequential(nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    for example in (torch.zeros(1, 6, 9, 11), torch.ones(6, 9, 11)):
+        with pytest.raises(ValueError, match=r"all elements of this one are [01].*as steps="):
+            compile(model, example, precision=precision)
+        compile(model, example, precision=precision, steps=clip())
+    compile(model, torch.zeros(1, 6, 9, 11), steps=0.0, codec="hold")
+    with pytest.raises(ValueError, match=r"ranges of values \(int8\).*one of them as the example"):
+        compile(model, torch.zeros(1, 6, 9, 11), steps=0.1, precision="int8")
 
 
 def test_exact_plans_equal_the_quantised_network():

@@ -472,7 +472,7 @@ def test_values_of_islands_are_coded():
 def test_residual_codecs_are_refused():
     with pytest.raises(ValueError, match="residual"):
         sparsetime.compile(
-            torch.nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 4, 4), steps=0.1, codec="residual", precision="int8"
+            torch.nn.Conv2d(3, 4, 1), torch.rand(1, 3, 4, 4), steps=0.1, codec="residual", precision="int8"
         )
 
 

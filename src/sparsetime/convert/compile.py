@@ -66,7 +66,7 @@ def compile(
 
     Raises:
         CompileError: the network cannot be a plan, or not without islands (`strict`); names operation and source line.
-        ValueError: a frame or steps that do not fit.
+        ValueError: a frame or steps that do not fit, or nothing to find steps on but an example frame of one colour.
     """
     if codec not in LEVELS:
         raise ValueError(f"codec must be one of {', '.join(LEVELS)}, got {codec!r}")
@@ -93,8 +93,19 @@ def compile(
     plan = draft.plan(spec, producer)
     if precision == "float32":
         return plan
+    if kept is None:
+        _check_contrast(frame, "ranges of values (int8)", "one of them as the example")
     read = FrameReader(plan)
     return quantised_plan(plan, (read(x) for x in (kept if kept is not None else [frame])))
+
+
+def _check_contrast(example: Tensor, what: str, otherwise: str) -> None:
+    """Raise where ranges would be those of a picture of one colour."""
+    if example.numel() > 1 and bool((example == example.flatten()[0]).all()):
+        raise ValueError(
+            f"compile: {what} are found on the example frame unless frames are given, and all elements of this one are "
+            f"{float(example.flatten()[0]):g}. Give frames of what the network will see, as steps=..., or {otherwise}"
+        )
 
 
 def _are_frames(steps: Steps) -> bool:
@@ -139,17 +150,20 @@ def _set_steps(
     rest = [op for op in chosen if op.name not in stated]
     if not rest:
         return
-    frames: Iterable[Tensor] = [example]
+    frames: Iterable[Tensor]
     if _are_frames(steps):
         frames = steps  # type: ignore[assignment]
+    else:
+        _check_contrast(example, "steps", 'codec="hold" with steps=0.0, which sends every change')
+        frames = [example]
     read = FrameReader(plain)
     numbers = {op.name: op.output for op in plain.ops if op.name in {o.name for o in chosen}}
     found = ranges(plain, [numbers[op.name] for op in rest], (read(frame) for frame in frames), percentile)
     factors = fan_out_factors(plain, numbers.values())
     for op in rest:
         assert op.codec is not None
-        # A value that is zero on all frames has no range; with any step it stays zero.
-        step = found[numbers[op.name]] / levels or 1.0
+        # Of a value that is zero on all frames every change is sent: what it will be is unknown.
+        step = found[numbers[op.name]] / levels
         if op.codec.kind in ("hold", "pixel"):
             step *= factors[numbers[op.name]]
         else:

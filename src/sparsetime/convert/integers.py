@@ -159,17 +159,21 @@ def _input_extent(plan: Plan) -> list[float] | None:
     return [min(*ends, 0.0), max(*ends, 0.0)]
 
 
-def _coding(low: float, high: float, steps: set[float | None]) -> Coding:
+def _coding(low: float, high: float, steps: set[float | None], widest: float) -> Coding:
     """How a class of values is coded.
 
     Args:
         low: smallest value, at most 0.
         high: largest, at least 0.
         steps: of the `exact` codecs of the class; None stands for anything else.
+        widest: largest magnitude of any class. A class that was zero on all frames is coded from minus to plus this:
+            what it will be is unknown, and codes that end too early would cut it off.
     """
     (step,) = steps if len(steps) == 1 else (None,)
+    if low == high:
+        low, high = -widest, widest
     if step is None or (high - low) / step > CODES:
-        step = float(np.clip(np.float32((high - low) / CODES), LEAST_STEP, LARGEST_STEP)) if high > low else 1.0
+        step = float(np.clip(np.float32((high - low) / CODES), LEAST_STEP, LARGEST_STEP))
     return Coding(step, int(np.clip(np.rint(-low / step), 0, CODES)))
 
 
@@ -215,9 +219,10 @@ def quantised_plan(plan: Plan, frames: Iterable[Array], percentile: float = PERC
     for value in sources:
         members.setdefault(classes.find(value), []).append(value)
     codings: dict[int, Coding] = {}
+    widest = max((max(-low, high) for low, high in found.values()), default=0.0) or 1.0
     for values in members.values():
         low, high = min(found[v][0] for v in values), max(found[v][1] for v in values)
-        coding = _coding(low, high, {_exact_step(plan, made[v]) for v in values})
+        coding = _coding(low, high, {_exact_step(plan, made[v]) for v in values}, widest)
         codings.update(dict.fromkeys(values, coding))
     tensors: dict[str, Array] = {}
     ops = tuple(_quantised(plan, number, op, codings, tensors) for number, op in enumerate(plan.ops))
