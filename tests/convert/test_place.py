@@ -161,3 +161,31 @@ def test_arguments_are_checked():
     for shape in ((), (6,)):
         with pytest.raises(ValueError, match=r"expected an example frame \(1, C, H, W\)"):
             compile(model, torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"mean": [0.0] * 6, "std": [1.0] * 6}, r"Conv2d.spec must have attributes `mean` and `std`, 6.*got a dict"),
+        (SimpleNamespace(mean=[0.0] * 6), "6 numbers each.*got std = None"),
+        (SimpleNamespace(std=[1.0] * 6), "6 numbers each.*got mean = None"),
+        (SimpleNamespace(mean=[0.0], std=[1.0]), r"6 numbers each.*got mean = \[0.0\]"),
+        (SimpleNamespace(mean=[0.0] * 6, std=2.0), r"6 numbers each.*got std = 2.0"),
+        (SimpleNamespace(mean=0.5, std=0.5), "6 numbers each.*got mean = 0.5"),
+        (SimpleNamespace(mean=[0.485] * 6, std=[0.229] * 6), "units of 0 to 255 here: multiply both by 255"),
+    ],
+)
+def test_a_spec_that_does_not_fit_is_refused(spec, message):
+    model = nn.Conv2d(6, 2, 1)
+    model.spec = spec
+    with pytest.raises(ValueError, match=message):
+        compile(model, clip()[0])
+
+
+def test_a_spec_normalises_bytes_and_one_that_says_nothing_of_them_does_not():
+    model = nn.Conv2d(6, 2, 1)
+    model.spec = SimpleNamespace(mean=torch.arange(6.0), std=(2.0,) * 6)
+    assert compile(model, clip()[0]).input.mean == (0, 1, 2, 3, 4, 5)
+    for spec in (None, {"head": 3}, SimpleNamespace(name="net")):
+        model.spec = spec
+        assert compile(model, clip()[0]).input is None

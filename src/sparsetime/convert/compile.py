@@ -49,7 +49,9 @@ def compile(
     `sparsetime.convert.steps`.
 
     Args:
-        model: any module that `torch.export` takes; left as it was.
+        model: any module that `torch.export` takes; left as it was. Its attribute `spec`, if it has one, says what
+            uint8 frames become: (frame - spec.mean) / spec.std, a number per channel each, in units of 0 to 255, in the
+            order of spec.color ("rgb", "bgr").
         example_frame: (1, C, H, W), or (C, H, W).
         steps: of a plain network: frames to calibrate on, (T, C, H, W) or an iterable of (C, H, W), prepared as the
             network wants them or uint8 if it has a `spec`; or one number for all; or a mapping from names of operations
@@ -66,7 +68,8 @@ def compile(
 
     Raises:
         CompileError: the network cannot be a plan, or not without islands (`strict`); names operation and source line.
-        ValueError: a frame or steps that do not fit, or nothing to find steps on but an example frame of one colour.
+        ValueError: a frame, steps or a `spec` that do not fit, or an example of one colour and no other frame to find
+            steps on.
     """
     if codec not in LEVELS:
         raise ValueError(f"codec must be one of {', '.join(LEVELS)}, got {codec!r}")
@@ -118,12 +121,35 @@ def _name(model: nn.Module) -> str:
 
 
 def _input_spec(model: nn.Module, shape: tuple[int, ...]) -> InputSpec | None:
-    """How uint8 frames are normalised, of a network that says so."""
+    """How uint8 frames are normalised, of a network that says so.
+
+    Raises:
+        ValueError: its `spec` says it in other words than `compile` reads, or in other units.
+    """
     spec = getattr(model, "spec", None)
-    if not hasattr(spec, "mean") or not hasattr(spec, "std") or len(getattr(spec, "mean", ())) != shape[1]:
+    has = (lambda key: key in spec) if isinstance(spec, Mapping) else (lambda key: hasattr(spec, key))
+    if not has("mean") and not has("std"):
         return None
-    color = getattr(spec, "color", "rgb")
-    return InputSpec(tuple(map(float, spec.mean)), tuple(map(float, spec.std)), str(color))  # type: ignore[union-attr]
+    found: dict[str, tuple[float, ...]] = {}
+    for key in ("mean", "std"):
+        value = getattr(spec, key, None)
+        try:
+            found[key] = tuple(map(float, value))  # type: ignore[arg-type]  # what comes is not known
+        except (TypeError, ValueError):
+            found[key] = ()
+        if len(found[key]) != shape[1]:
+            got = f"a {type(spec).__name__}" if isinstance(spec, Mapping) else f"{key} = {value!r}"
+            raise ValueError(
+                f"compile: {type(model).__name__}.spec must have attributes `mean` and `std`, {shape[1]} numbers each "
+                f"(one per channel, in units of 0 to 255), got {got}. They say how uint8 frames are normalised: "
+                "model.spec = types.SimpleNamespace(mean=..., std=...), or delete the spec"
+            )
+    if max(found["std"]) < 1:
+        raise ValueError(
+            f"compile: {type(model).__name__}.spec.std is {found['std']}, which is of values from 0 to 1; mean and std "
+            "are in units of 0 to 255 here: multiply both by 255"
+        )
+    return InputSpec(found["mean"], found["std"], str(getattr(spec, "color", "rgb")))
 
 
 def _set_steps(
