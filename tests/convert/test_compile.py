@@ -220,6 +220,44 @@ def test_islands_with_several_outputs_and_other_types():
     assert plan.islands[0].attributes["types"] == ["float32", "int64"]
 
 
+def filled(index):
+    def fill(m, x):
+        y = m.conv(x)
+        y[index] = 0
+        return y
+
+    return fill
+
+
+def raised(m, x):
+    y = m.conv(x)
+    y[..., ::2] += 1
+    return y
+
+
+ASSIGNMENTS = {
+    "channel": filled((slice(None), 0)),
+    "element": filled((0, 0, 0, 0)),
+    "channels_by_number": filled((slice(None), [0, 2])),
+    "columns": raised,
+    "index_put": lambda m, x: m.conv(x).index_put((torch.tensor([0]), torch.tensor([3])), x.new_tensor(2.0)),
+    "masked_fill": lambda m, x: m.conv(x).masked_fill(x > 0, 2.0),
+    "masked_fill_tensor": lambda m, x: m.conv(x).masked_fill(x > 0, torch.tensor(2.0)),
+    "where_numbers": lambda m, x: torch.where(m.conv(x) > 0, 1.0, 0.0),
+    "where_tensor": lambda m, x: torch.where(x > 0, m.conv(x), torch.tensor(3.0)),
+}
+
+
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+def test_assignments_and_constants_of_no_dimensions(name, tmp_path):
+    module = Function(ASSIGNMENTS[name], conv=nn.Conv2d(6, 6, 1))
+    plan = check(module)
+    plan.save(tmp_path / "a.plan")
+    again = Plan.load(tmp_path / "a.plan")
+    assert {key: t.shape for key, t in again.tensors.items()} == {key: t.shape for key, t in plan.tensors.items()}
+    assert torch.equal(again.stream()(clip()[0]), plan.stream()(clip()[0]))
+
+
 def test_outputs_of_whole_numbers():
     plan = check(Function(lambda m, x: x.argmax(1)))
     frame, stream = clip()[0].numpy(), plan.stream()

@@ -136,7 +136,7 @@ class Draft:
             key = (id(array), str(array.shape))
             if key not in seen:
                 seen[key] = name
-                tensors[name] = np.ascontiguousarray(array)
+                tensors[name] = np.asarray(array, order="C")  # of no dimensions too, other than ascontiguousarray
             return seen[key]
 
         ops = []
