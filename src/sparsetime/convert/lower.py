@@ -430,21 +430,31 @@ class _Lowering:
         wires = [_Wire(value) for value in outputs]
         return wires if several else wires[0]
 
+    def origin(self, node: fx.Node) -> str:
+        """Where a constant comes from: the line that made it, or its name in the module."""
+        names = {spec.arg.name: spec.target for spec in self.program.graph_signature.input_specs}
+        return _source(node) or f"'{names.get(node.name) or node.name}'"
+
     def outputs(self, node: fx.Node) -> None:
         """Flat outputs, and how the module nested them."""
         flat = self.resolved(node.args[0])
+        spec = self.program.call_spec.out_spec
+        paths = [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(pytree.tree_unflatten(flat, spec))[0]]
         entries: list[Any] = []
-        for x in flat:
+        for x, made, path in zip(flat, node.args[0], paths, strict=True):  # type: ignore[arg-type]
             if isinstance(x, _Stream):
                 self.draft.outputs.append(self.value(x))
                 entries.append({"output": len(self.draft.outputs) - 1})
             elif x is None or isinstance(x, bool | int | float | str):
                 entries.append({"constant": x})
             else:
-                raise CompileError(f"{self.draft.name} returns a constant of type {type(x).__name__}")
+                raise CompileError(
+                    f"{self.draft.name} returns a constant as output{path}, {self.origin(made)}: a {type(x).__name__} "
+                    "that does not depend on the frame, which a plan cannot give. Return what does, and read the rest "
+                    "from the module."
+                )
         if not self.draft.outputs:
             raise CompileError(f"{self.draft.name} returns nothing that depends on its input")
-        spec = self.program.call_spec.out_spec
         tree = pytree.tree_unflatten([_Leaf(entry) for entry in entries], spec)
         self.draft.structure = _structure(tree)
 
