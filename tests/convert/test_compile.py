@@ -1,5 +1,7 @@
 """Modules become plans that compute the same: every operation, every folding, outputs of every shape."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -286,6 +288,10 @@ def test_outputs_keep_their_structure():
     ("module", "message"),
     [
         (Function(lambda m, x: x if x.sum() > 0 else -x), "must not branch on the values"),
+        (Function(lambda m, x: x * int(x.argmax())), "must not branch on the values"),
+        (Function(lambda m, x: x[x > 0].sum()), r"index \(aten.index.Tensor, .*: the size of its result depends on"),
+        (nn.Conv2d(1, 2, 1), r"This network takes 1 channel, the frame has 6\.$"),
+        (nn.Conv2d(6, 2, 1).half(), r"parameters float16: call model.float\(\) first"),
         (Function(lambda m, x: x + torch.rand_like(x)), "dense island|random"),
         (Function(lambda m, x: torch.ones(3)), r"returns a constant as output, \w+\.py:\d+: a Tensor that"),
         (
@@ -298,6 +304,20 @@ def test_outputs_keep_their_structure():
 def test_what_cannot_be_a_plan_is_refused(module, message):
     with pytest.raises(CompileError, match=message):
         compile(module, clip()[0], strict="random" in message)
+
+
+def test_what_goes_wrong_while_tracing_is_told_with_its_line_and_no_other_cause():
+    def broken(m, x):
+        raise KeyError("no such head")
+
+    with pytest.raises(CompileError, match=r"says at \S+test_compile.py:\d+: 'no such head'$"):
+        compile(Function(broken), clip()[0])
+    for channels, wanted in ((1, "1 channel, the frame has 3, .*: let the module make 1 of 3"), (4, "4 channels, the")):
+        module = nn.Conv2d(channels, 2, 1)
+        module.spec = SimpleNamespace(mean=[0.0] * channels, std=[255.0] * channels)
+        with pytest.raises(CompileError, match=f"This network takes {wanted}") as caught:
+            compile(module, torch.rand(1, 3, 8, 8))
+        assert "must not branch" not in str(caught.value)
 
 
 def test_a_module_that_counts_is_refused():

@@ -80,12 +80,12 @@ def compile(
         raise ValueError(
             f"compile: expected an example frame (1, C, H, W) or (C, H, W), got {tuple(example_frame.shape)}"
         )
-    spec = _input_spec(model, tuple(frame.shape))
     kept: list[Any] | None = None
     if precision == "int8" and _are_frames(steps):
         steps = kept = list(steps)  # type: ignore[arg-type]  # they are looked at twice
     with prepared(model, frame.detach().float()) as (module, inputs, learned):
         draft = lower(export(module, inputs), _name(model), strict)
+    spec = _input_spec(model, tuple(frame.shape))  # once it is known that the network takes so many channels
     fold(draft)
     producer = f"sparsetime {version('sparsetime')}"
     if not learned:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from sparsetime.convert.draft import CompileError
+from sparsetime.convert.trace import is_users
 
 __all__ = ["export"]
 
@@ -50,6 +54,32 @@ def _overwrites(program: ExportedProgram) -> bool:
     return any(isinstance(t, torch._ops.OpOverload) and t._schema.is_mutable for t in targets)
 
 
+def _where(error: Exception) -> str:
+    """The innermost line that is the network's own, in words."""
+    frames = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__) if is_users(f.filename)]
+    own = [f for f in frames if not f.startswith(("<", str(Path(traceback.__file__).parent))) or "-packages" in f]
+    return f" at {own[-1]}" if own else ""
+
+
+def _hint(module: nn.Module, inputs: tuple[object, ...], error: Exception) -> str:
+    """What mends it, where that is known."""
+    if "DataDependent" in type(error).__name__ or "data-dependent" in str(error):
+        return "\nA network must not branch on the values of its input."
+    frame = next(x for x in inputs if isinstance(x, Tensor))
+    shape = ", ".join(map(str, frame.shape))
+    if found := re.search(rf"expected input\[{shape}\] to have (\d+) channels", str(error)):
+        wanted = int(found[1])
+        hint = f"\nThis network takes {wanted} channel{'s' * (wanted != 1)}, the frame has {frame.shape[1]}"
+        if frame.shape[1] != 3:
+            return f"{hint}."
+        example = ", as x.mean(1, keepdim=True) does" if wanted == 1 else ""
+        return f"{hint}, and so have those of videos: let the module make {wanted} of 3 first{example}."
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.is_floating_point()} - {"float32"}
+    if dtypes:
+        return f"\nFrames are float32, this network's parameters {', '.join(sorted(dtypes))}: call model.float() first."
+    return ""
+
+
 def export(module: nn.Module, inputs: tuple[object, ...]) -> ExportedProgram:
     """Trace a module with `torch.export`; in-place operations become functional ones, everything else stays as it is.
 
@@ -58,7 +88,7 @@ def export(module: nn.Module, inputs: tuple[object, ...]) -> ExportedProgram:
         inputs: an example frame, and constants.
 
     Raises:
-        CompileError: torch.export cannot trace it; with what it says.
+        CompileError: torch.export cannot trace it; with what it says, where, and what mends it if that is known.
     """
     with _evaluating(module), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch's own, about its own internals
@@ -68,7 +98,7 @@ def export(module: nn.Module, inputs: tuple[object, ...]) -> ExportedProgram:
                 program = program.run_decompositions({})
         except Exception as error:
             raise CompileError(
-                f"{type(module).__name__} cannot be compiled, torch.export says: {error}\n"
-                "A network must not branch on the values of its input."
+                f"{type(module).__name__} cannot be compiled, torch.export says{_where(error)}: {error}"
+                f"{_hint(module, inputs, error)}"
             ) from error
     return program

@@ -303,6 +303,12 @@ class _Lowering:
         for node in self.program.graph.nodes:
             self.node = node
             if node.op == "call_function":
+                results = [x for x in pytree.tree_leaves(node.meta.get("val")) if isinstance(x, Tensor)]
+                if not all(isinstance(n, int) for x in results for n in x.shape):
+                    self.fail(
+                        "the size of its result depends on the values of the frame, and that of a plan's values must "
+                        "not. Compute on all elements, as torch.where does."
+                    )
                 self.env[node] = self.call(node)
             elif node.op == "output":
                 self.outputs(node)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-__all__ = ["Origin", "SparsifyError", "by_origin", "follow_in_place", "module_of", "trace", "writes_to"]
+__all__ = ["Origin", "SparsifyError", "by_origin", "follow_in_place", "is_users", "module_of", "trace", "writes_to"]
 
 Origin = tuple[Any, ...]
 """Modules entered, kind of node, target, line, and how many of the same came before."""
@@ -30,7 +30,7 @@ class SparsifyError(ValueError):
 
 
 @cache
-def _is_users(filename: str) -> bool:
+def is_users(filename: str) -> bool:
     """True for a file that belongs neither to PyTorch nor to tracing."""
     return not any(Path(filename).is_relative_to(folder) for folder in _FOREIGN)
 
@@ -41,7 +41,7 @@ class _Tracer(fx.Tracer):
     def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
         proxy = super().create_proxy(*args, **kwargs)
         frame: FrameType | None = sys._getframe(1)
-        while frame is not None and not _is_users(frame.f_code.co_filename):
+        while frame is not None and not is_users(frame.f_code.co_filename):
             frame = frame.f_back
         proxy.node.meta["line"] = "" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
         return proxy
@@ -64,7 +64,7 @@ def trace(model: nn.Module) -> tuple[dict[bool, fx.Graph], dict[str, bool]]:
         # What is frozen looks alike in both: would it, were it not frozen?
         thawed = graphs[True] if all(training.values()) else _trace_as(model, dict.fromkeys(flags, True))
     except Exception as error:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if is_users(f.filename)]
         where = f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "unknown line"
         raise SparsifyError(
             f"sparsify: {type(model).__name__} cannot be traced, at {where}\n  {error}\n"
