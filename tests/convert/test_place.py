@@ -152,6 +152,14 @@ def test_arguments_are_checked():
         ({"placement": "some"}, "placement must be one of"),
         ({"percentile": 0}, "percentile"),
         ({"steps": []}, "there was none"),
+        ({"steps": -1.0}, "steps: 'input' must have steps of at least 0, got -1"),
+        (
+            {"steps": {"input": torch.tensor([1.0, 2, 3, 4, 5, -6])}},
+            "steps: 'input' must have steps of at least 0, got -6",
+        ),
+        ({"steps": float("nan")}, "steps of at least 0, got nan"),
+        ({"levels": 0}, "levels must be a number above 0, got 0"),
+        ({"levels": -1.0}, "levels must be a number above 0, got -1"),
     ):
         with pytest.raises(ValueError, match=message):
             compile(model, clip()[0], **options)
@@ -161,6 +169,25 @@ def test_arguments_are_checked():
     for shape in ((), (6,)):
         with pytest.raises(ValueError, match=r"expected an example frame \(1, C, H, W\)"):
             compile(model, torch.zeros(shape))
+
+
+def test_things_of_another_kind_are_refused_in_a_line():
+    frame = clip()[0]
+    for model, example, options, message in (
+        ("mobilenet_v2", frame, {}, r"expected a torch module, got str; sparsetime.networks.create\(name"),
+        (torch.jit.trace(nn.Conv2d(6, 2, 1), frame), frame, {}, "got a ScriptModule; give what it was made from"),
+        (nn.Conv2d(6, 2, 1), (frame, frame), {}, r"one example frame as a torch tensor \(1, C, H, W\), got tuple$"),
+        (nn.Conv2d(6, 2, 1), frame.numpy(), {}, r"got ndarray; torch.from_numpy\(frame\) makes one$"),
+        (nn.Conv2d(6, 2, 1), frame, {"steps": "0.1"}, "steps must be frames, a number, a mapping or None, got str"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            compile(model, example, **options)
+
+
+def test_a_number_of_numpy_or_torch_is_a_number():
+    for step in (np.float32(0.25), np.asarray(0.25), torch.tensor(0.25)):
+        plan = compile(nn.Conv2d(6, 2, 1), clip()[0], steps=step)
+        assert plan.tensors[plan.ops[0].codec["tensor"]].tolist() == [0.25]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -70,11 +71,10 @@ def compile(
         CompileError: the network cannot be a plan, or not without islands (`strict`); names operation and source line.
         ValueError: a frame, steps or a `spec` that do not fit, or an example of one colour and no other frame to find
             steps on.
+        TypeError: no module, no tensor, or steps of another kind.
     """
-    if codec not in LEVELS:
-        raise ValueError(f"codec must be one of {', '.join(LEVELS)}, got {codec!r}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    _check_arguments(model, example_frame, codec, precision, levels)
+    steps = _number_or_frames(steps)
     frame = example_frame[None] if example_frame.dim() == 3 else example_frame
     if frame.dim() < 2 or frame.shape[0] != 1:
         raise ValueError(
@@ -100,6 +100,36 @@ def compile(
         _check_contrast(frame, "ranges of values (int8)", "one of them as the example")
     read = FrameReader(plan)
     return quantised_plan(plan, (read(x) for x in (kept if kept is not None else [frame])))
+
+
+def _check_arguments(model: Any, example_frame: Any, codec: str, precision: str, levels: float | None) -> None:
+    if codec not in LEVELS:
+        raise ValueError(f"codec must be one of {', '.join(LEVELS)}, got {codec!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if levels is not None and not 0 < levels < math.inf:
+        raise ValueError(f"compile: levels must be a number above 0, got {levels}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"compile: expected a torch module, got {type(model).__name__}; sparsetime.networks.create(name, "
+            "weights=...) makes the built-in ones"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("compile: expected a module that can be traced, got a ScriptModule; give what it was made from")
+    if not isinstance(example_frame, Tensor):
+        raise TypeError(
+            f"compile: expected one example frame as a torch tensor (1, C, H, W), got {type(example_frame).__name__}"
+            + ("; torch.from_numpy(frame) makes one" if isinstance(example_frame, np.ndarray) else "")
+        )
+
+
+def _number_or_frames(steps: Any) -> Steps:
+    """Numbers of numpy and torch as Python's."""
+    if isinstance(steps, np.generic | np.ndarray | Tensor) and steps.ndim == 0:
+        return float(steps)
+    if isinstance(steps, str) or not isinstance(steps, int | float | Iterable | None):
+        raise TypeError(f"compile: steps must be frames, a number, a mapping or None, got {type(steps).__name__}")
+    return steps
 
 
 def _check_contrast(example: Tensor, what: str, otherwise: str) -> None:
@@ -198,7 +228,9 @@ def _set_steps(
 
 
 def _step_array(op: DraftOp, step: float | Tensor, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    array = torch.as_tensor(step, dtype=torch.float32).detach().abs().numpy()
+    array = torch.as_tensor(step, dtype=torch.float32).detach().numpy()
+    if not (array >= 0).all():
+        raise ValueError(f"steps: '{op.name}' must have steps of at least 0, got {array.min():g}")
     if array.size == 1:
         return array.reshape(1)
     axis = channel_axis(shape)
