@@ -90,7 +90,7 @@ def test_an_exact_step_is_kept_where_its_codes_fit():
             return self.b(torch.relu(self.a(x)))
 
     for step, kept in ((0.05, True), (1e-5, False)):
-        plan = sparsetime.compile(One().eval(), CLIP[0], steps=step, precision="int8")
+        plan = sparsetime.compile(One().eval(), CLIP[0], steps=step, codec="exact", precision="int8")
         assert bool(plan.codings[1].step == np.float32(step)) is kept
 
 
@@ -138,6 +138,17 @@ def test_a_learned_network_needs_frames_or_takes_the_example():
     assert plan.precision == "int8"
     with pytest.raises(ValueError, match="learned steps"):
         sparsetime.compile(model, CLIP[0], steps=CLIP)
+
+
+def test_pixel_is_the_default():
+    model = Joined().eval()
+    default, pixel = (
+        sparsetime.compile(model, CLIP[0], steps=CLIP, precision="int8", **options)
+        for options in ({}, {"codec": "pixel"})
+    )
+    assert any(op.codec is not None and op.codec.get("pixel") for op in default.ops)
+    assert default.ops == pixel.ops
+    assert all(np.array_equal(array, pixel.tensors[name]) for name, array in default.tensors.items())
 
 
 def test_unknown_precisions_are_refused():

@@ -80,6 +80,14 @@ def test_a_built_in_network(weights: Path, square: Path, tmp_path: Path) -> None
     assert result["file_bytes"] == (tmp_path / "p.plan").stat().st_size
 
 
+def test_int8_has_the_same_default_codec(weights: Path, square: Path, tmp_path: Path) -> None:
+    result = compile_file(
+        "small_cnn", tmp_path / "p.plan", weights=weights, calibrate=str(square), size=(32, 48), precision="int8"
+    )
+    assert result["codec"] == "pixel"
+    assert any(op.codec and op.codec.get("pixel") for op in Plan.load(tmp_path / "p.plan").ops)
+
+
 def test_calibration_is_that_of_compile(weights: Path, square: Path, tmp_path: Path) -> None:
     from sparsetime.video import read_frames
 

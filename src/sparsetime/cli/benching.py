@@ -126,9 +126,7 @@ def network_command(
     density: DensityOption = None,
     threads: ThreadsOption = [1, 2],  # noqa: B006
     precision: PrecisionOption = ALL_PRECISIONS,
-    codec: Annotated[
-        Literal["hold", "pixel"] | None, typer.Option(help="Of the streams.  [default: pixel, in int8 hold]")
-    ] = None,
+    codec: Annotated[Literal["hold", "pixel"] | None, typer.Option(help="Of the streams.  [default: pixel]")] = None,
     compiled: Annotated[bool, typer.Option(help="PyTorch compiled too: needs a C++ compiler, and minutes.")] = True,
     rounds: RoundsOption = 12,
     clock: ClockOption = "wall",

@@ -26,8 +26,7 @@ Compile a network to a plan: one file of plain data that `sparsetime run` runs.
 MODEL is the run directory of `sparsetime train`, a built-in network with `--weights`, or `package.module:function`, a
 function that returns a torch module in which `spec.mean` and `spec.std` (0..255 units, per channel) say how frames are
 normalised; without them it is given RGB values of 0 to 255. A run of the method delta brings its steps. All others need
-a short clip to find them (the training videos of a run will do), and get the codec `pixel` unless one is given (int8:
-`hold`).
+a short clip to find them (the training videos of a run will do), and get the codec `pixel` unless one is given.
 """
 
 RUN_EXAMPLES = """
@@ -63,7 +62,7 @@ def compile_command(
     ] = None,
     codec: Annotated[
         Literal["exact", "hold", "pixel", "residual"] | None,
-        typer.Option(help="How changes are sent.  [default: the run's; pixel for a plain network, in int8 hold]"),
+        typer.Option(help="How changes are sent.  [default: the run's; pixel for a plain network]"),
     ] = None,
     levels: Annotated[
         float | None,

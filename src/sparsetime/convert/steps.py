@@ -27,8 +27,8 @@ from sparsetime.engine.reference import Reference
 
 __all__ = ["DEFAULT_CODECS", "FAN_OUT_POWER", "LEVELS", "fan_out_factors", "ranges"]
 
-DEFAULT_CODECS = {"float32": "pixel", "int8": "hold"}
-"""Of plain networks, by precision: with `exact` a camera's noise flips codes, and a third of the operations stay."""
+DEFAULT_CODECS = {"float32": "pixel", "int8": "pixel"}
+"""Of plain networks on the command line: with `exact` a camera's noise flips codes; a third of the operations stay."""
 
 LEVELS = {"exact": 64.0, "hold": 100.0, "pixel": 100.0, "residual": 64.0}
 """Into how many parts the range of a value is divided: steps for `exact` and `residual`, else thresholds."""
