@@ -190,6 +190,24 @@ def test_a_deep_copy_is_independent(name: str) -> None:
     assert {p.data_ptr() for p in back.parameters()} <= {p.data_ptr() for p in twin.parameters()}
 
 
+def test_a_whole_network_goes_through_pickle(name: str, tmp_path: Path) -> None:
+    model = sparsetime.sparsify(build(name), clip()[:, 0])
+    sparsetime.calibrate(model, clip())
+    torch.save(model, tmp_path / "model.pt")
+    other = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert [[(n.op, n.target) for n in graph.nodes] for graph in other.graphs.values()] == [
+        [(n.op, n.target) for n in graph.nodes] for graph in model.graphs.values()
+    ]
+    assert (other.graphs[True] is other.graphs[False]) == (model.graphs[True] is model.graphs[False])
+    for mode in (True, False):
+        results = []
+        for one in (model, other):
+            torch.manual_seed(0)
+            results.append(leaves(one.train(mode)(clip())))
+        for one, two in zip(*results, strict=True):
+            assert torch.equal(one, two)
+
+
 def test_the_network_that_came_in_is_left_alone(name: str) -> None:
     network, example = build(name).train(), clip()[:, 0]
     before, kept = copy.deepcopy(network.state_dict()), example.clone()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -62,6 +65,17 @@ class SparseNetwork(nn.Module):
         self.training = original.training
         self.delta.train(original.training)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but generated code, which has no name that pickle could find it by."""
+        state = {key: value for key, value in self.__dict__.items() if key != "_run"}
+        return state | {"graphs": _retargeted(self.graphs, _named)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.graphs = _retargeted(self.graphs, _found)
+        run = {graph: type(torch.fx.GraphModule(self, graph)).forward for graph in self.graphs.values()}
+        self._run = {mode: run[graph] for mode, graph in self.graphs.items()}
+
     def __getattr__(self, name: str) -> Any:
         # What else the original has: its own attributes, tensors made while tracing.
         try:
@@ -104,6 +118,38 @@ class SparseNetwork(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{len(self.delta)} delta layers, {len(self.left_dense)} linear operations left dense"
+
+
+@dataclass(frozen=True)
+class _Name:
+    """Stands for a function that is another one's local, as F.max_pool2d is in PyTorch, while a graph is pickled."""
+
+    module: str
+    name: str
+
+    def __call__(self) -> None:  # torch.fx wants targets that can be called
+        raise NotImplementedError
+
+
+def _named(target: Any) -> Any:
+    local = "<locals>" in getattr(target, "__qualname__", "")
+    return _Name(target.__module__, target.__name__) if local else target
+
+
+def _found(target: Any) -> Any:
+    return getattr(importlib.import_module(target.module), target.name) if isinstance(target, _Name) else target
+
+
+def _retargeted(graphs: dict[bool, torch.fx.Graph], change: Callable[[Any], Any]) -> dict[bool, torch.fx.Graph]:
+    """Copies of graphs, with other functions; one graph for both modes stays one."""
+    made = {}
+    for graph in set(graphs.values()):
+        copied = copy.deepcopy(graph)
+        for node in copied.nodes:
+            if node.op == "call_function":
+                node.target = change(node.target)
+        made[graph] = copy.deepcopy(copied)  # a graph looks nodes up by the targets that they were made with
+    return {mode: made[graph] for mode, graph in graphs.items()}
 
 
 def _accept_original_checkpoint(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
