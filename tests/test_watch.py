@@ -220,6 +220,25 @@ def test_results_are_those_without_watching() -> None:
     assert torch.equal(got, network(X2))
 
 
+def test_compiled_modules_are_seen_and_stay_compiled() -> None:
+    module, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)), torch.randn(2, 3, 8, 8)
+    compiled_parts = 0
+
+    def count(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        nonlocal compiled_parts
+        compiled_parts += 1
+        return graph.forward
+
+    compiled = torch.compile(module, backend=count)
+    for _ in range(2):
+        calls: list[LinearCall] = []
+        with WatchLinear(calls.append):
+            compiled(x)
+        assert [call.op.weight_shape for call in calls] == [(4, 3, 3, 3), (2, 4, 1, 1)]
+        compiled(x)
+        assert compiled_parts == 1
+
+
 def test_names_are_those_of_the_weights_and_count_their_calls() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -7,7 +7,9 @@ needs no particular module classes, and says which operations with multiplicatio
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -175,7 +177,8 @@ class OpNames:
 class WatchLinear(TorchFunctionMode):
     """Calls `on_linear` after every linear operation, and `on_uncounted` with the name of those it cannot describe.
 
-    The functions run as they would without it, on the same tensors.
+    The functions run as they would without it, on the same tensors; what torch.compile has compiled runs as it was
+    written, since compiled code calls none of them.
 
     Args:
         on_linear: receives a `LinearCall`.
@@ -194,6 +197,17 @@ class WatchLinear(TorchFunctionMode):
         self._on_uncounted = on_uncounted
         self._on_output = on_output
         self._padded = WeakTensorKeyDictionary()
+        self._uncompiled = ExitStack()
+
+    def __enter__(self) -> WatchLinear:
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled, and this would import it
+            self._uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._uncompiled.close()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

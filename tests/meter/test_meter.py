@@ -648,3 +648,16 @@ def test_layers_that_send_deltas_are_counted_by_what_they_send() -> None:
         net(torch.tensor([[1.0, 1.0], [1.0, 2.0], [1.0, 2.0]]))
     assert meter.summary()["skips"] == "activations"
     assert meter.summary()["op_density"] == pytest.approx(3 / 12)  # one of two elements, once in two later frames
+
+
+def test_a_compiled_network_is_metered_as_the_network_itself() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    clip = torch.randn(2, 3, 3, 8, 8)
+    model = sparsetime.sparsify(network, clip[:, 0])
+    summaries = []
+    for watched in (model, torch.compile(model, backend="eager")):
+        with sparsetime.Meter(watched) as meter:
+            watched(clip)
+        summaries.append(meter.summary())
+    assert summaries[0] == summaries[1]
