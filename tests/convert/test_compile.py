@@ -293,10 +293,11 @@ def test_outputs_keep_their_structure():
         (nn.Conv2d(1, 2, 1), r"This network takes 1 channel, the frame has 6\.$"),
         (nn.Conv2d(6, 2, 1).half(), r"parameters float16: call model.float\(\) first"),
         (Function(lambda m, x: x + torch.rand_like(x)), "dense island|random"),
-        (Function(lambda m, x: torch.ones(3)), r"returns a constant as output, \w+\.py:\d+: a Tensor that"),
+        (Function(lambda m, x: torch.ones(3)), "returns nothing that depends on its input"),
+        (Function(lambda m, x: torch.ones(3).half()), r"as output, \w+\.py:\d+: a Tensor of torch.float16, which"),
         (
-            Function(lambda m, x: {"y": x * 2, "box": [m.norm.running_var]}, norm=nn.BatchNorm2d(2)),
-            r"returns a constant as output\['box'\]\[0\], 'norm.running_var': a Tensor",
+            Function(lambda m, x: {"y": x * 2, "box": [m.norm.running_var]}, norm=nn.BatchNorm2d(2).double()),
+            r"returns a constant as output\['box'\]\[0\], 'norm.running_var': a Tensor of torch.float64, which",
         ),
         (Function(lambda m, x: x.half()), "works in float16"),
     ],
@@ -304,6 +305,37 @@ def test_outputs_keep_their_structure():
 def test_what_cannot_be_a_plan_is_refused(module, message):
     with pytest.raises(CompileError, match=message):
         compile(module, clip()[0], strict="random" in message)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_what_does_not_depend_on_the_frame_is_returned_as_it_is(precision, tmp_path):
+    def head(m, x):
+        y = m.conv(x)
+        return {"y": y, "rest": (m.norm.running_var, [torch.arange(3), y.new_tensor(2.0)], torch.ones(2) > 0), "n": 3}
+
+    module = Function(head, conv=nn.Conv2d(6, 2, 1), norm=nn.BatchNorm2d(5)).eval()
+    frame = clip()[0]
+    plan = compile(module, frame, precision=precision)
+    plan.save(tmp_path / "a.plan")
+    again = Plan.load(tmp_path / "a.plan")
+    assert plan.tensors.keys() == again.tensors.keys()
+    with torch.no_grad():
+        expected = module(frame)["rest"]
+        module.norm.running_var.fill_(7)  # the plan has its own
+    for each in (plan, again):
+        stream = each.stream()
+        for _ in range(2):
+            answer = stream(frame)
+            found = answer["rest"]
+            assert answer["n"] == 3
+            for one, two in zip(found[1], expected[1], strict=True):
+                assert one.dtype == two.dtype
+                assert torch.equal(one, two)
+            assert torch.equal(found[2], expected[2])
+            assert torch.equal(found[0], torch.ones(5))
+            found[0].fill_(9), found[1][0].fill_(9)  # the caller's own
+        assert isinstance(stream(frame.numpy())["rest"][0], np.ndarray)
+        assert len(each.flat().stream()(frame)) == 1
 
 
 def test_what_goes_wrong_while_tracing_is_told_with_its_line_and_no_other_cause():

@@ -207,6 +207,26 @@ def test_headers_are_read_with_distrust(tmp_path, text, message):
         Plan.load(header_file(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    ("structure", "message"),
+    [
+        ([{"output": 0}, {"tensor": "absent"}], "structure: there is no tensor 'absent'"),
+        ([{"output": 0}, {"tensor": ["more"]}], "structure: there is no tensor"),
+        ([{"output": 0}, {"array": [1, 2]}], "an array stands in a file as the name of a tensor"),
+        ([{"output": 0}, {"tensor": "bytes"}], "structure: expected an output, tuple, dict, list, array or constant"),
+        ([{"output": 0}, {"tensor": "weight"}], "weight"),
+        ([{"output": 0}, {"tensor": "more"}], r"no operation uses the tensors \['bytes'\]"),
+        ([[[[[[[[[[[[[[[[[[[{"tensor": "more"}]]]]]]]]]]]]]]]]]]], "nested more than 16 deep"),
+    ],
+)
+def test_tensors_that_a_network_returns_are_read_with_distrust(structure, message):
+    plan = tiny()
+    text = json.dumps(header_of(plan) | {"structure": structure})
+    tensors = dict(plan.tensors) | {"more": np.arange(3), "bytes": np.zeros(3, np.int8)}
+    with pytest.raises(PlanError, match=message):
+        parse(text, tensors)
+
+
 def test_a_truncated_file_is_refused(tmp_path):
     tiny().save(tmp_path / "a.plan")
     whole = (tmp_path / "a.plan").read_bytes()

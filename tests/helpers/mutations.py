@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from sparsetime.convert.integers import quantised_plan
 from sparsetime.engine import Op, Plan, PlanError
-from sparsetime.engine.planfile import header_of
+from sparsetime.engine.planfile import header_and_returned
 
 ODD: list[Any] = [
     *(None, True, False, 0, -1, 1, 2, 3, 7, 2**31, 2**63, -(2**63), 10**40, 0.5, -0.0, 1e308, 1e-320),
@@ -86,9 +86,9 @@ def change_tensor(tensors: dict[str, np.ndarray[Any, Any]], rng: random.Random) 
 def mutate(plan: Plan, path: Path, seed: int) -> None:
     """Write a damaged copy of a plan."""
     rng = random.Random(seed)
-    header = header_of(plan)
+    header, returned = header_and_returned(plan)
     header = json.loads(json.dumps(header))
-    tensors = {name: np.array(tensor) for name, tensor in plan.tensors.items()}
+    tensors = {name: np.array(tensor) for name, tensor in (*plan.tensors.items(), *returned.items())}
     kind = rng.randrange(4)
     if kind <= 1:
         for _ in range(rng.choice([1, 1, 1, 2, 4])):
@@ -152,6 +152,7 @@ def varied() -> Plan:
     maps = [(1, 2, 4, 4)] * 3 + [(1, 2, 2, 2)] * 4
     shapes = (*maps, (1, 2, 4, 2), (1, 8), (1, 3), (1, 3), (1, 3, 4, 2), (1, 3, 2, 2), (1, 3, 3, 4))
     structure = {"dict": {"a": {"output": 0}, "b": [{"output": 1}, {"constant": None}]}}
+    structure["dict"]["c"] = {"array": np.arange(3)}
     return Plan("varied", shapes, ops, (10, 13), structure, tensors)
 
 

@@ -262,6 +262,20 @@ def test_the_file_says_how_frames_are_prepared_and_outputs_nested(tmp_path: Path
     assert json.loads(metadata["sparsetime.structure"]) == {"output": 0}
 
 
+def test_what_does_not_depend_on_the_frame_is_an_output_like_the_others():
+    class Anchored(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.arange(5), super().forward(x)
+
+    plan = sparsetime.compile(Anchored(3, 2, 1), torch.rand(1, 3, 4, 4))
+    model = build(plan)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(metadata["sparsetime.structure"]) == {"tuple": [{"output": 1}, {"output": 0}]}
+    session = session_of(model)
+    answers, _ = step(session, np.zeros((1, 3, 4, 4), np.float32), initial_state(session))
+    np.testing.assert_array_equal(answers[1], np.arange(5))
+
+
 def test_an_island_is_named(tmp_path: Path):
     class Softmax(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from sparsetime.convert.draft import CompileError, Draft, DraftCodec, DraftOp
 from sparsetime.convert.tables import adaptive_windows, pool_windows, resize_taps
+from sparsetime.engine.check import CONSTANTS
 from sparsetime.engine.plan import Plan
 from sparsetime.engine.shapes import channel_axis, is_map
 
@@ -453,11 +454,14 @@ class _Lowering:
                 entries.append({"output": len(self.draft.outputs) - 1})
             elif x is None or isinstance(x, bool | int | float | str):
                 entries.append({"constant": x})
+            elif isinstance(x, Tensor) and str(x.dtype).removeprefix("torch.") in CONSTANTS:
+                array = x.detach().clone(memory_format=torch.contiguous_format).numpy()
+                entries.append({"array": array})
             else:
                 raise CompileError(
-                    f"{self.draft.name} returns a constant as output{path}, {self.origin(made)}: a {type(x).__name__} "
-                    "that does not depend on the frame, which a plan cannot give. Return what does, and read the rest "
-                    "from the module."
+                    f"{self.draft.name} returns a constant as output{path}, {self.origin(made)}: a {type(x).__name__}"
+                    f"{f' of {x.dtype}' if isinstance(x, Tensor) else ''}, which a plan cannot give; it knows numbers, "
+                    f"strings and tensors of {', '.join(CONSTANTS)}"
                 )
         if not self.draft.outputs:
             raise CompileError(f"{self.draft.name} returns nothing that depends on its input")

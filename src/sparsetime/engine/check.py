@@ -24,6 +24,9 @@ __all__ = ["MAX_ELEMENTS", "MAX_RANK", "check_plan"]
 MAX_ELEMENTS = 2**28
 MAX_RANK = 8
 _LARGEST = 1e30  # in magnitude: a factor beyond that only overflows float32
+CONSTANTS = ("float32", "int32", "int64", "bool")
+"""Data types of arrays that a network returns as they are."""
+
 LEAST_STEP = float(np.float32(1e-12))  # values over smaller ones overflow float32, in which the least itself is exact
 LARGEST_STEP = 1e12  # of codes and of weights of int8: products with sums are normal numbers, down to the least
 CODES = 255  # the largest code
@@ -601,9 +604,11 @@ def _check_structure(structure: Any, outputs: int, depth: int = 0) -> None:
         if key == "dict" and isinstance(entry, dict):
             _check_structure(list(entry.values()), outputs, depth + 1)
             return
+        if key == "array" and isinstance(entry, np.ndarray) and entry.dtype.name in CONSTANTS:
+            return
         if key == "constant" and (entry is None or type(entry) in (bool, int, float, str)):
             return
-    _fail(f"structure: expected an output, tuple, dict, list or constant, got {_short(structure)}")
+    _fail(f"structure: expected an output, tuple, dict, list, array or constant, got {_short(structure)}")
 
 
 def check_plan(plan: Plan) -> dict[int, Coding]:

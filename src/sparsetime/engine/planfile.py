@@ -15,7 +15,7 @@ from sparsetime.engine.ops import InputSpec, Op, PlanError
 from sparsetime.engine.plan import Plan
 from sparsetime.files import write_whole
 
-__all__ = ["FORMAT", "VERSION", "header_of", "load", "save", "tensors_of"]
+__all__ = ["FORMAT", "VERSION", "header_and_returned", "header_of", "load", "save", "tensors_of"]
 
 FORMAT = "sparsetime.plan"
 VERSION = 1
@@ -29,6 +29,28 @@ _OP = ("kind", "name", "inputs", "outputs", "attributes", "tensors", "activation
 
 def header_of(plan: Plan) -> dict[str, Any]:
     """The header as JSON-able data: everything of a plan but its tensors."""
+    return header_and_returned(plan)[0]
+
+
+def header_and_returned(plan: Plan) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
+    """The header, and by name the arrays that the network returns as they are."""
+    returned: dict[str, np.ndarray[Any, Any]] = {}
+
+    def named(x: Any) -> Any:
+        if isinstance(x, list):
+            return [named(item) for item in x]
+        ((key, entry),) = x.items()
+        if key == "array":
+            name = f"returned.{len(returned)}"
+            while name in plan.tensors:
+                name += "_"
+            returned[name] = entry
+            return {"tensor": name}
+        if key == "dict":
+            return {key: {k: named(item) for k, item in entry.items()}}
+        return {key: named(entry)} if key == "tuple" else x
+
+    structure = named(plan.structure)
     spec = plan.input
     ops = []
     for op in plan.ops:
@@ -46,7 +68,7 @@ def header_of(plan: Plan) -> dict[str, Any]:
         if op.crossover is not None:
             entry["crossover"] = op.crossover
         ops.append(entry)
-    return {
+    header = {
         "format": FORMAT,
         "version": VERSION if plan.precision == "float32" else INT8_VERSION,
         "producer": plan.producer,
@@ -56,14 +78,16 @@ def header_of(plan: Plan) -> dict[str, Any]:
         "values": [list(shape) for shape in plan.values],
         "ops": ops,
         "outputs": list(plan.outputs),
-        "structure": plan.structure,
+        "structure": structure,
     }
+    return header, returned
 
 
 def save(plan: Plan, path: Path) -> None:
     """Write a plan; a file of that name is replaced when the new one is whole."""
-    text = json.dumps(header_of(plan), allow_nan=False, separators=(",", ":"))
-    write_whole(path, serialised(dict(plan.tensors), metadata={FORMAT: text}))
+    header, returned = header_and_returned(plan)
+    text = json.dumps(header, allow_nan=False, separators=(",", ":"))
+    write_whole(path, serialised(dict(plan.tensors) | returned, metadata={FORMAT: text}))
 
 
 def _refuse(constant: str) -> Any:
@@ -133,6 +157,25 @@ def _input(x: Any) -> InputSpec | None:
     return InputSpec(numbers[0], numbers[1], _want(x["color"], str, "input, color"))
 
 
+def _structure(x: Any, tensors: dict[str, np.ndarray[Any, Any]], returned: set[str], depth: int = 0) -> Any:
+    """The structure with arrays in the place of names, which are added to `returned`; all else is checked later."""
+    if isinstance(x, list) and depth <= 16:
+        return [_structure(item, tensors, returned, depth + 1) for item in x]
+    if not isinstance(x, dict) or len(x) != 1 or depth > 16:
+        return x
+    ((key, entry),) = x.items()
+    if key == "array":
+        raise PlanError("structure: an array stands in a file as the name of a tensor")
+    if key == "tensor":
+        if not isinstance(entry, str) or entry not in tensors:
+            raise PlanError(f"structure: there is no tensor {repr(entry)[:60]}")
+        returned.add(entry)
+        return {"array": tensors[entry]}
+    if key == "dict" and isinstance(entry, dict):
+        return {key: {k: _structure(item, tensors, returned, depth + 1) for k, item in entry.items()}}
+    return {key: _structure(entry, tensors, returned, depth + 1)} if key == "tuple" else x
+
+
 def parse(text: str, tensors: dict[str, np.ndarray[Any, Any]]) -> Plan:
     """Build a plan from a header's text and its tensors.
 
@@ -157,13 +200,15 @@ def parse(text: str, tensors: dict[str, np.ndarray[Any, Any]]) -> Plan:
         raise PlanError(f"dtype: expected '{precision}', got {repr(header['dtype'])[:20]}")
     values = _want(header["values"], list, "values: expected a list")
     ops = _want(header["ops"], list, "ops: expected a list")
+    returned: set[str] = set()
+    structure = _structure(header["structure"], tensors, returned)
     return Plan(
         name=_want(header["name"], str, "name: expected a string"),
         values=tuple(_integers(shape, f"value {k}") for k, shape in enumerate(values)),
         ops=tuple(_op(op, k, precision) for k, op in enumerate(ops)),
         outputs=_integers(header["outputs"], "outputs"),
-        structure=header["structure"],
-        tensors=tensors,
+        structure=structure,
+        tensors={name: tensor for name, tensor in tensors.items() if name not in returned},
         input=_input(header["input"]),
         producer=_want(header["producer"], str, "producer: expected a string"),
         precision=precision,

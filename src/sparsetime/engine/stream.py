@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -77,6 +78,9 @@ def nested(structure: Any, outputs: list[Any]) -> Any:
         return tuple(nested(item, outputs) for item in entry)
     if key == "dict":
         return {name: nested(item, outputs) for name, item in entry.items()}
+    if key == "array":
+        copied = entry.copy()  # the caller's own
+        return sys.modules["torch"].from_numpy(copied) if is_tensor(outputs[0]) else copied
     return entry
 
 

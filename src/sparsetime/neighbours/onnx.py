@@ -19,8 +19,8 @@ is 0. So a new stream starts with zeros, and nothing but a runtime for ONNX is n
         answer = results["output.0"]
 
 The metadata entries `sparsetime.input` (mean, std, colour order of uint8 frames, or null) and `sparsetime.structure`
-(how outputs nest) are those of the plan's header. Runtimes compute this graph densely: it says what delta inference
-means, and saves no time by itself.
+(how outputs nest) are those of the plan's header; arrays that the network returns as they are follow its outputs.
+Runtimes compute this graph densely: it says what delta inference means, and saves no time by itself.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from sparsetime.codec import LEAST_THRESHOLD
 from sparsetime.engine import Op, Plan
 from sparsetime.engine.ops import LINEAR
-from sparsetime.engine.planfile import header_of
+from sparsetime.engine.planfile import header_and_returned
 from sparsetime.engine.shapes import channel_axis
 from sparsetime.files import ready, write_whole
 from sparsetime.neighbours.errors import ExportError, need_float32
@@ -99,7 +99,7 @@ def build(plan: Plan) -> onnx.ModelProto:
     Raises:
         ExportError: ONNX cannot say an operation; names it.
     """
-    header = header_of(plan)
+    header, returned = header_and_returned(plan)
     need_float32(plan, "ONNX")
     writer = _Writer(plan)
     for number, op in enumerate(plan.ops):
@@ -107,17 +107,25 @@ def build(plan: Plan) -> onnx.ModelProto:
     writer.node("Max", ["started", writer.one], "started.next")
     for place, value in enumerate(plan.outputs):
         writer.node("Identity", [writer.values[value]], f"output.{place}")
+    answers = [
+        helper.make_tensor_value_info(f"output.{k}", TensorProto.FLOAT, plan.values[value])
+        for k, value in enumerate(plan.outputs)
+    ]
+    metadata = {key: json.dumps(header[key]) for key in ("input", "structure")}
+    for name, array in returned.items():  # what does not depend on the frame is an output like the others
+        place = len(answers)
+        writer.node("Identity", [writer.constant(array)], f"output.{place}")
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        answers.append(helper.make_tensor_value_info(f"output.{place}", kind, array.shape))
+        entry, instead = json.dumps({"tensor": name}), json.dumps({"output": place})
+        metadata["structure"] = metadata["structure"].replace(entry, instead)
     frame = helper.make_tensor_value_info("frame", TensorProto.FLOAT, plan.input_shape)
     state = {"started": (1,)} | writer.state
     graph = helper.make_graph(
         writer.nodes,
         plan.name,
         [frame] + [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in state.items()],
-        [
-            helper.make_tensor_value_info(f"output.{k}", TensorProto.FLOAT, plan.values[value])
-            for k, value in enumerate(plan.outputs)
-        ]
-        + [helper.make_tensor_value_info(f"{n}.next", TensorProto.FLOAT, shape) for n, shape in state.items()],
+        answers + [helper.make_tensor_value_info(f"{n}.next", TensorProto.FLOAT, shape) for n, shape in state.items()],
         writer.constants,
     )
     model = helper.make_model(
@@ -127,7 +135,7 @@ def build(plan: Plan) -> onnx.ModelProto:
         producer_name="sparsetime",
         producer_version=plan.producer.removeprefix("sparsetime "),
     )
-    helper.set_model_props(model, {f"sparsetime.{key}": json.dumps(header[key]) for key in ("input", "structure")})
+    helper.set_model_props(model, {f"sparsetime.{key}": text for key, text in metadata.items()})
     return model
 
 
