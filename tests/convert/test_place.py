@@ -113,16 +113,18 @@ def test_a_layer_that_is_silent_on_the_clip_is_heard_later(codec, precision):
             assert float((stream(frame) - expected).norm() / expected.norm()) < 0.1  # steps of the input
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8"])
-def test_steps_are_not_found_on_a_picture_of_one_colour(precision):
+@pytest.mark.parametrize("codec", ["exact", "hold", "pixel"])
+def test_steps_are_not_found_on_a_picture_of_one_colour(codec):
     model = nn.Sequential(nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
     for example in (torch.zeros(1, 6, 9, 11), torch.ones(6, 9, 11)):
-        with pytest.raises(ValueError, match=r"all elements of this one are [01].*as steps="):
-            compile(model, example, precision=precision)
-        compile(model, example, precision=precision, steps=clip())
-    compile(model, torch.zeros(1, 6, 9, 11), steps=0.0, codec="hold")
-    with pytest.raises(ValueError, match=r"ranges of values \(int8\).*one of them as the example"):
-        compile(model, torch.zeros(1, 6, 9, 11), steps=0.1, precision="int8")
+        with pytest.warns(UserWarning, match=r"of one colour: every change will be sent.*as steps="):
+            stream = compile(model, example, codec=codec).stream()
+        for frame in clip():
+            with torch.no_grad():
+                torch.testing.assert_close(stream(frame), model(frame), rtol=1e-5, atol=1e-5)
+        compile(model, example, codec=codec, steps=clip())
+        with pytest.raises(ValueError, match=r"ranges of values \(int8\).*of one colour.*as steps="):
+            compile(model, example, codec="hold", steps=0.1, precision="int8")
 
 
 def test_exact_plans_equal_the_quantised_network():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -70,8 +71,8 @@ def compile(
 
     Raises:
         CompileError: the network cannot be a plan, or not without islands (`strict`); names operation and source line.
-        ValueError: a frame, steps or a `spec` that do not fit, or an example of one colour and no other frame to find
-            steps on.
+        ValueError: a frame, steps or a `spec` that do not fit, or in int8 an example of one colour and no other frame
+            to find ranges on (in float32 a warning: every change is sent then).
         TypeError: no module, no tensor, or steps of another kind.
     """
     codec = codec or ("pixel" if precision == "int8" else "exact")
@@ -98,8 +99,11 @@ def compile(
     plan = draft.plan(spec, producer)
     if precision == "float32":
         return plan
-    if kept is None:
-        _check_contrast(frame, "ranges of values (int8)", "one of them as the example")
+    if kept is None and _is_blank(frame):
+        raise ValueError(
+            "compile: ranges of values (int8) are found on the example frame unless frames are given, and this one is "
+            "of one colour. Give frames of what the network will see, as steps=..."
+        )
     read = FrameReader(plan)
     return quantised_plan(plan, (read(x) for x in (kept if kept is not None else [frame])))
 
@@ -134,13 +138,8 @@ def _number_or_frames(steps: Any) -> Steps:
     return steps
 
 
-def _check_contrast(example: Tensor, what: str, otherwise: str) -> None:
-    """Raise where ranges would be those of a picture of one colour."""
-    if example.numel() > 1 and bool((example == example.flatten()[0]).all()):
-        raise ValueError(
-            f"compile: {what} are found on the example frame unless frames are given, and all elements of this one are "
-            f"{float(example.flatten()[0]):g}. Give frames of what the network will see, as steps=..., or {otherwise}"
-        )
+def _is_blank(example: Tensor) -> bool:
+    return example.numel() > 1 and bool((example == example.flatten()[0]).all())
 
 
 def _are_frames(steps: Steps) -> bool:
@@ -208,15 +207,18 @@ def _set_steps(
     rest = [op for op in chosen if op.name not in stated]
     if not rest:
         return
-    frames: Iterable[Tensor]
-    if _are_frames(steps):
-        frames = steps  # type: ignore[assignment]
-    else:
-        _check_contrast(example, "steps", 'codec="hold" with steps=0.0, which sends every change')
-        frames = [example]
-    read = FrameReader(plain)
     numbers = {op.name: op.output for op in plain.ops if op.name in {o.name for o in chosen}}
-    found = ranges(plain, [numbers[op.name] for op in rest], (read(frame) for frame in frames), percentile)
+    if _are_frames(steps) or not _is_blank(example):
+        frames: Iterable[Tensor] = steps if _are_frames(steps) else [example]  # type: ignore[assignment]
+        read = FrameReader(plain)
+        found = ranges(plain, [numbers[op.name] for op in rest], (read(frame) for frame in frames), percentile)
+    else:
+        warnings.warn(
+            "compile: steps are found on the example frame unless frames are given, and this one is of one colour: "
+            "every change will be sent. Give frames of what the network will see, as steps=...",
+            stacklevel=3,
+        )
+        found = dict.fromkeys(numbers.values(), 0.0)
     factors = fan_out_factors(plain, numbers.values())
     for op in rest:
         assert op.codec is not None
