@@ -22,10 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from sparsetime.bench.density import op_density
 from sparsetime.bench.machine import machine
 from sparsetime.bench.opponents import Network, Opponent
-from sparsetime.engine import OpStats, Plan
+from sparsetime.engine import Plan
 from sparsetime.engine.frames import FrameReader
 from sparsetime.run.dense import Dense, dense_network, without_codecs
 from sparsetime.run.module import PlanModule
@@ -88,7 +87,7 @@ def measure(
     ours: list[np.ndarray] = []
     theirs: list[np.ndarray] = []
     times: list[tuple[int, int]] = []
-    statistics_of_frames: list[dict[str, OpStats]] = []
+    effective: list[int] = []  # multiply-accumulates that the events of each frame cause
     for clip in open_clips(str(data)).split(split).clips:
         shots = read_frames(clip.path, size=size)[:frames]
         if dense is None:
@@ -104,7 +103,7 @@ def measure(
                 taken.append(time.perf_counter_ns() - begin)
                 answers.append(reader(y).meaning)
                 if t and call is stream:
-                    statistics_of_frames.append(dict(stream.stats))
+                    effective.append(sum(entry.effective_macs for entry in stream.stats.values()))
             found.append(np.stack(answers))
             spent_here.append(taken[1:])
         times += zip(*spent_here, strict=True)
@@ -123,7 +122,7 @@ def measure(
         "accuracy_dense": right(theirs, labels),
         "accuracy_frozen": right([a[:1] for a in theirs], labels),
         "accuracy_skipping": right(skipped(theirs, spent / spent_dense), labels) if spent < spent_dense else None,
-        "op_density": op_density(plan, statistics_of_frames),
+        "op_density": statistics.fmean(effective) / plan.dense_macs,
         "dense_runtime": dense.name,
         "ms": spent / len(times) / 1e6,
         "ms_dense": spent_dense / len(times) / 1e6,

@@ -75,13 +75,8 @@ def _shares(plan: Plan, clip: Sequence[Mapping[str, OpStats]]) -> dict[int, floa
 
 
 def op_density(plan: Plan, clip: Sequence[Mapping[str, OpStats]]) -> float:
-    """Share of multiply-accumulates that the events cause: shares of the inputs, weighted by the operations.
-
-    Which path a layer took is not looked at; `macs` of the statistics counts a layer on its dense path as dense.
-    """
-    shares = _shares(plan, clip)
-    macs = {op.name: plan.op_macs(op) for op in plan.ops}
-    return sum(macs[op.name] * shares[op.inputs[0]] for op in plan.ops if macs[op.name]) / sum(macs.values())
+    """Share of multiply-accumulates that the events cause, by true fan-out, whatever paths the layers took."""
+    return float(np.mean([sum(s.effective_macs for s in stats.values()) for stats in clip])) / plan.dense_macs
 
 
 def with_density(plan: Plan, frames: Sequence[Array], wanted: float, *, rounds: int = 40) -> Plan:
