@@ -281,6 +281,14 @@ def test_a_cut_video_runs_as_far_as_it_goes(delta_plan: Path, clips: Path, tmp_p
     assert "cut off" in last
 
 
+def test_of_many_videos_the_one_that_is_not_there_is_named_once(delta_plan: Path, clips: Path) -> None:
+    down = "rtsp://127.0.0.1:9/x"
+    code, out, err = call("many", delta_plan, clips / "0.avi", down, "--frames", 2, "--retries", 0)
+    assert code == 1
+    assert down in out
+    assert err.splitlines()[-1] == f"sparsetime: error: {down}: Connection refused"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

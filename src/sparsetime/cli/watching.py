@@ -108,7 +108,8 @@ def many_command(
         print(line)
     bad = [s for s in result["streams"] if s["error"] or s["damage"]]
     for stream in bad:
-        reasons = list(dict.fromkeys(filter(None, (stream["error"], *stream["damage"]))))
+        found = filter(None, (stream["error"], *stream["damage"]))
+        reasons = dict.fromkeys(reason.removeprefix(f"{stream['video']}: ") for reason in found)
         say(f"sparsetime: error: {stream['video']}: {'; '.join(reasons)}")
     if bad:
         raise typer.Exit(1)
