@@ -363,6 +363,20 @@ def test_between_two_flushes_there_is_no_state(backend, precision, tmp_path):
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_frame_that_is_refused_changes_no_statistics(backend):
+    stream = holding(backend=backend)
+    first, second = gentle(stream.plan, 2)
+    first[..., 0] = 0  # in a first frame these elements count, too
+    for frame in (first, second):
+        stream(frame)
+        before = stream.stats
+        with pytest.raises(FrameError, match="NaN"):
+            stream(np.full(stream.plan.input_shape, np.nan, np.float32))
+        assert stream.stats == before
+    assert 0 < stream.stats["conv"].effective_macs < stream.plan.dense_macs
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_a_refresh_that_was_asked_for_outlives_a_snapshot(backend):
     stream = holding(backend=backend)
     first, second = gentle(stream.plan, 2)

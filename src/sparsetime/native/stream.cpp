@@ -365,9 +365,13 @@ void Stream::execute_all(const Frame& frame) {
 
 bool Stream::run(const Frame& frame, const std::vector<float*>& arrays, bool keep) {
     arrays_ = arrays;
+    const bool flushed = flush_;
     flush_ = !started_;
     state_ = keep || !flush_;
-    if (!look(frame)) return false;
+    if (!look(frame)) {
+        flush_ = flushed;  // what is said of the last frame stays true
+        return false;
+    }
     dense_ = refresh_;
     refresh_ = false;
     if (flush_) start_anew();
