@@ -42,7 +42,13 @@ def test_outputs_come_in_the_frames_own_kind(stream):
     frame = clip(1)[0]
     assert isinstance(stream(frame), np.ndarray)
     assert isinstance(stream(torch.from_numpy(frame)), torch.Tensor)
-    assert stream(torch.from_numpy(frame).double()).dtype == torch.float32
+    for other in (torch.float64, torch.float16, torch.bfloat16):
+        tensor = torch.from_numpy(frame).to(other)
+        stream.reset()
+        output = stream(tensor)
+        assert output.dtype == torch.float32
+        stream.reset()
+        np.testing.assert_array_equal(output, stream(tensor.float().numpy()))
 
 
 def test_outputs_nest_as_the_module_nested_them():
@@ -360,6 +366,13 @@ def test_between_two_flushes_there_is_no_state(backend, precision, tmp_path):
         np.testing.assert_array_equal(third(frame), other(frame))
         assert third.snapshot().pace == other.snapshot().pace
         np.testing.assert_array_equal(third.value(1), other.value(1))
+
+
+def test_arrays_alone_are_no_snapshot(stream):
+    stream(clip(1)[0])
+    with pytest.raises(TypeError, match=r"expected what `snapshot\(\)` gave, got dict"):
+        stream.restore(dict(stream.snapshot()))
+    assert stream.frames == 1
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

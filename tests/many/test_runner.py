@@ -259,6 +259,11 @@ def test_files(small_plan: Path, square: Path) -> None:
     assert (result["state_bytes"], result["weight_bytes"]) == (3 * plan.state_bytes, plan.weight_bytes)
 
 
+def test_one_name_is_no_list_of_videos(small_plan: Path) -> None:
+    with pytest.raises(TypeError, match=r"expected a sequence of videos, got one name: \['a\.avi'\]"):
+        run_many(small_plan, "a.avi")
+
+
 def test_files_flushed_at_every_change(small_plan: Path, square: Path) -> None:
     result = run_many(small_plan, [str(square)], flush=1e-9)
     assert result["flush"] == 1e-9

@@ -81,7 +81,9 @@ class FrameReader:
             FrameError: another shape or another data type.
         """
         if is_tensor(frame):
-            frame = frame.detach().numpy()
+            frame = frame.detach().cpu()
+            # numpy has no bfloat16.
+            frame = (frame.float() if frame.is_floating_point() and frame.element_size() < 4 else frame).numpy()
         if not isinstance(frame, np.ndarray):
             raise FrameError(f"expected a frame as a numpy array or a torch tensor, got {type(frame).__name__}")
         x = self._arranged(frame)

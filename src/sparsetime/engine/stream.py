@@ -205,7 +205,10 @@ class Stream:
 
         Raises:
             StreamError: the snapshot is of another plan; the stream is as it was.
+            TypeError: no `Snapshot`: its arrays alone do not say when the next flush is.
         """
+        if not isinstance(snapshot, Snapshot):
+            raise TypeError(f"restore: expected what `snapshot()` gave, got {type(snapshot).__name__}")
         expected = list(self.plan.state_entries()) if len(snapshot) else []
         if odd := sorted(set(snapshot) ^ {entry.name for entry in expected})[:3]:
             raise StreamError(f"snapshot is of another plan than '{self.plan.name}': entries {odd} do not match")

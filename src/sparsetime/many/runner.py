@@ -215,7 +215,10 @@ def run_many(
     Raises:
         PlanError: the plan cannot be read, or takes no pictures.
         SourceError: there is no such file or folder.
+        TypeError: one name instead of several.
     """
+    if isinstance(videos, str):
+        raise TypeError(f"run_many: expected a sequence of videos, got one name: [{videos!r}]")
     plan, size = picture_plan(plan_file)
     flush = flush_of(plan, flush)
     feeds = [
