@@ -114,6 +114,19 @@ def test_a_refinement_drops_the_warm_up(clips: Path, run: Path, tmp_path: Path) 
     assert config["penalty"] > 0
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_is_not_written_over_the_weights_it_starts_from(
+    clips: Path, run: Path, tmp_path: Path, *, overwrite: bool
+) -> None:
+    start, link = tmp_path / "start", tmp_path / "link"
+    shutil.copytree(run, start)
+    link.symlink_to(start)
+    for weights, out in ((start, link), (start / "model.safetensors", start), (start / "." / ".." / "start", start)):
+        with pytest.raises(RunError, match=f"out: {out} holds the weights to start from, {weights}; give another"):
+            train(small_recipe(clips, weights=str(weights)), out, machine=MACHINE, overwrite=overwrite, quiet=True)
+    assert (start / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+
+
 def test_same_run_ignores_where_it_ran() -> None:
     a = {"lr": 1.0, "seed": 0, "machine": {"threads": 1}, "versions": {}, "command": "x"}
     assert same_run(a, a | {"machine": {"threads": 2}, "command": "y"}) == []

@@ -64,12 +64,14 @@ def train(
         broken, time_s.
 
     Raises:
-        RunError: `out` holds a finished run or one with another recipe.
+        RunError: `out` holds a finished run, one with another recipe, or the weights to start from.
         TrainingError: the data cannot be used or the loss is not finite.
     """
     started = time.perf_counter()
     machine = machine or Machine()
     out = Path(out)
+    if recipe.weights is not None and Path(recipe.weights).resolve().is_relative_to(out.resolve()):
+        raise RunError(f"out: {out} holds the weights to start from, {recipe.weights}; give another --out")
     if machine.threads is not None:
         torch.set_num_threads(machine.threads)
     fabric = make_fabric(recipe, machine)
