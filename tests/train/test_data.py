@@ -8,7 +8,7 @@ import pytest
 from sparsetime.train import TrainingError, schedule
 from sparsetime.train.data import EpochBatches, TrainingData, hold_out, open_clips
 from sparsetime.train.recipe import resolve
-from sparsetime.video import Clip, ListError
+from sparsetime.video import Clip, ListError, VideoError
 
 from .conftest import small_recipe
 
@@ -82,6 +82,35 @@ def test_every_video_is_seen_for_as_many_frames_in_every_phase(clips: Path) -> N
         loader = data.loader(span, workers=0)
         frames.append(sum(batch["clip"].shape[0] * batch["clip"].shape[1] for batch in loader.epoch(0)))
     assert frames == [12 * 8] * 3
+
+
+def test_held_out_videos_keep_their_numbers_when_one_is_damaged_later(clips: Path, tmp_path: Path) -> None:
+    shutil.copytree(clips, tmp_path / "clips")
+    recipe = small_recipe(clips, validate=0.25)
+    data = TrainingData.decode(open_clips(str(tmp_path / "clips")), recipe, (32, 32))
+    seen = {}
+    for batch in data.windows():
+        seen |= dict(zip(batch["video"].tolist(), batch["label"].tolist(), strict=True))
+    assert seen == {n: data.classes.index(clip.label) for n, clip in enumerate(data.held_out)}
+    assert len(seen) == 3
+    data.held_out[0].path.write_bytes(b"not a video")
+    with pytest.raises(VideoError, match=data.held_out[0].name):
+        list(data.windows())
+
+
+def test_held_out_videos_that_are_all_damaged_are_an_error(clips: Path, tmp_path: Path) -> None:
+    shutil.copytree(clips, tmp_path / "clips")
+    recipe = small_recipe(clips, validate=0.25)
+    listed = open_clips(str(tmp_path / "clips"))
+    train, held_out = hold_out(listed.split("train"), recipe.validate, recipe.seed)
+    for clip in (*held_out[1:], train[0]):
+        clip.path.write_bytes(b"not a video")
+    data = TrainingData.decode(listed, recipe, (32, 32))
+    assert (data.clips, data.held_out) == (train[1:], (held_out[0],))
+    assert [broken.clip for broken in data.broken] == [train[0], *held_out[1:]]
+    held_out[0].path.write_bytes(b"not a video")
+    with pytest.raises(TrainingError, match=f"validate: of the videos held out none of the 3 .*{held_out[0].name}"):
+        TrainingData.decode(listed, recipe, (32, 32))
 
 
 def test_workers_see_the_epoch(clips: Path) -> None:

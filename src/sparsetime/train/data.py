@@ -90,17 +90,22 @@ class TrainingData:
 
     Attributes:
         clips: to train on, those that could be read.
-        held_out: to watch.
+        watched: windows of the videos held out; None where nothing is.
         broken: could not be read.
         classes: sorted names.
     """
 
     clips: list[Clip]
-    held_out: list[Clip]
+    watched: EvalDataset | None
     broken: list[Broken]
     classes: tuple[str, ...]
     recipe: Recipe
     size: Size
+
+    @property
+    def held_out(self) -> tuple[Clip, ...]:
+        """The videos to watch, those that could be read."""
+        return () if self.watched is None else self.watched.clips
 
     @classmethod
     def decode(
@@ -109,32 +114,23 @@ class TrainingData:
         """Read every video of the split ``train`` once, into the cache on disk.
 
         Raises:
-            TrainingError: no video can be read.
+            ListError: no video to train on can be read.
+            TrainingError: videos are held out, and none of them can be read.
         """
         if "train" not in clips.splits:
             raise ListError(f"the data has no split 'train', only {', '.join(clips.splits)}")
         train, held_out = hold_out(clips.split("train"), recipe.validate, recipe.seed)
-        every = ClipDataset(
-            train + held_out,
-            clips.classes,
-            size=size,
-            length=2,
-            stride=recipe.stride,
-            augment=Augment() if recipe.augment else None,
-            workers=workers,
-            progress=progress,
-        )
-        good = {clip.path for clip in every.clips}
-        if good.isdisjoint(clip.path for clip in train):
-            raise TrainingError(f"none of the {len(train)} training videos can be used")
-        return cls(
-            [c for c in train if c.path in good],
-            [c for c in held_out if c.path in good],
-            list(every.broken),
-            tuple(clips.classes),
-            recipe,
-            size,
-        )
+        shared: dict[str, Any] = {"size": size, "stride": recipe.stride, "workers": workers, "progress": progress}
+        augment = Augment() if recipe.augment else None
+        trained = ClipDataset(train, clips.classes, length=2, augment=augment, **shared)
+        try:
+            watched = EvalDataset(held_out, clips.classes, length=WINDOW, **shared) if held_out else None
+        except ListError as error:
+            raise TrainingError(
+                f"validate: of the videos held out {error}. Repair them, or give another seed or validate = 0"
+            ) from error
+        broken = [*trained.broken, *(watched.broken if watched else ())]
+        return cls(list(trained.clips), watched, broken, tuple(clips.classes), recipe, size)
 
     def sample(self, count: int, length: int) -> ClipDataset:
         """The middle of a few training videos, always the same ones, without augmentation."""
@@ -168,9 +164,9 @@ class TrainingData:
         return PhaseLoader(dataset, batches, workers)
 
     def windows(self, rank: int = 0, world_size: int = 1) -> "DataLoader[Any]":
-        """All windows of the held-out videos; every process takes its share."""
-        dataset = EvalDataset(self.held_out, self.classes, size=self.size, length=WINDOW, stride=self.recipe.stride)
-        return DataLoader(dataset, batch_sampler=dataset.batches(4)[rank::world_size])
+        """All windows of the held-out videos, whose `video` counts in `held_out`; every process takes its share."""
+        assert self.watched is not None, "asked for where nothing is held out"
+        return DataLoader(self.watched, batch_sampler=self.watched.batches(4)[rank::world_size])
 
 
 class PhaseLoader:
