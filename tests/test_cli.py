@@ -16,8 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sparsetime.cli import app
-from sparsetime.train.generated import write_video
-from sparsetime.video import GeneratedClips
+from sparsetime.video import GeneratedClips, write_video
 
 COMMANDS = (
     "demo",
@@ -59,9 +58,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer = csv.writer(file)
         writer.writerow(["file", "label", "group", "split"])
         for i in range(len(made)):
-            write_video(root / f"{i}.avi", made[i]["clip"].permute(0, 2, 3, 1).numpy())
+            write_video(root / f"{i}.mkv", made[i]["clip"].permute(0, 2, 3, 1).numpy())
             split = "train" if i < 8 else "test"
-            writer.writerow([f"{i}.avi", made.classes[i % 2], f"{split}{i}", split])
+            writer.writerow([f"{i}.mkv", made.classes[i % 2], f"{split}{i}", split])
     return root
 
 
@@ -226,7 +225,7 @@ def delta_plan(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_compile_and_run(delta_plan: Path, clips: Path, tmp_path: Path) -> None:
     file = tmp_path / "new" / "run.json"
     code, out, err = call(
-        *("run", delta_plan, clips / "0.avi", "--compare", "dense", "--threads", 1, "--frames", 5),
+        *("run", delta_plan, clips / "0.mkv", "--compare", "dense", "--threads", 1, "--frames", 5),
         *("--json", file, "--out-video", tmp_path / "drawn.mp4"),
     )
     assert code == 0, err
@@ -268,8 +267,8 @@ def test_a_dense_run_is_calibrated_on_its_own_videos(clips: Path, tmp_path: Path
 
 
 def test_a_cut_video_runs_as_far_as_it_goes(delta_plan: Path, clips: Path, tmp_path: Path) -> None:
-    cut = tmp_path / "cut.avi"
-    cut.write_bytes((clips / "0.avi").read_bytes()[:-6000])
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes((clips / "0.mkv").read_bytes()[:-6000])
     code, out, err = call("run", delta_plan, cut, "--json", tmp_path / "run.json")
     result = json.loads((tmp_path / "run.json").read_text())
     assert code == 1
@@ -283,7 +282,7 @@ def test_a_cut_video_runs_as_far_as_it_goes(delta_plan: Path, clips: Path, tmp_p
 
 def test_of_many_videos_the_one_that_is_not_there_is_named_once(delta_plan: Path, clips: Path) -> None:
     down = "rtsp://127.0.0.1:9/x"
-    code, out, err = call("many", delta_plan, clips / "0.avi", down, "--frames", 2, "--retries", 0)
+    code, out, err = call("many", delta_plan, clips / "0.mkv", down, "--frames", 2, "--retries", 0)
     assert code == 1
     assert down in out
     assert err.splitlines()[-1] == f"sparsetime: error: {down}: Connection refused"
@@ -307,7 +306,7 @@ def test_one_clear_line_from_compile_and_run(
     delta_plan: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    real = {"PLAN": str(delta_plan), "VIDEO": str(clips / "0.avi")}
+    real = {"PLAN": str(delta_plan), "VIDEO": str(clips / "0.mkv")}
     code, out, err = call(*(real.get(word, word) for word in arguments))
     assert (code, out) == (1, "")
     assert len(err.splitlines()) == 1
@@ -324,8 +323,6 @@ def test_a_size_that_is_none(size: str) -> None:
 
 def test_ctrl_c_ends_with_the_figures_so_far(delta_plan: Path, tmp_path: Path) -> None:
     """A run on a terminal is told to stop once it says that it goes on."""
-    from sparsetime.video import write_video
-
     video, file = tmp_path / "short.mkv", tmp_path / "run.json"
     write_video(video, np.zeros((30, 64, 64, 3), np.uint8))
     endless = (  # so that the signal never comes too late

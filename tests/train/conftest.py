@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from sparsetime.train import Recipe
-from sparsetime.train.generated import write_video
-from sparsetime.video import GeneratedClips
+from sparsetime.video import GeneratedClips, write_video
 
 CLASSES = 3
 
@@ -36,9 +35,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer.writerow(["file", "label", "group", "split"])
         for i in range(len(made)):
             item = made[i]
-            write_video(root / f"{i:02d}.avi", item["clip"].permute(0, 2, 3, 1).numpy())
+            write_video(root / f"{i:02d}.mkv", item["clip"].permute(0, 2, 3, 1).numpy())
             split = "train" if i < 12 else "test"
-            writer.writerow([f"{i:02d}.avi", made.classes[item["label"]], f"{split}{i % 4}", split])
+            writer.writerow([f"{i:02d}.mkv", made.classes[item["label"]], f"{split}{i % 4}", split])
     return root
 
 

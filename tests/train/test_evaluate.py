@@ -128,26 +128,26 @@ def test_frames_for_the_report(method: str, runs: dict[str, Path], clips: Path) 
 def test_broken_videos_are_counted_and_named(runs: dict[str, Path], clips: Path, tmp_path: Path) -> None:
     folder = tmp_path / "clips"
     shutil.copytree(clips, folder)
-    (folder / "13.avi").write_bytes(b"not a video")
+    (folder / "13.mkv").write_bytes(b"not a video")
     result = evaluate(runs["dense"], str(folder), "test", device="cpu")
     assert result["clips"] == 5
-    assert [broken["file"] for broken in result["broken"]] == ["13.avi"]
+    assert [broken["file"] for broken in result["broken"]] == ["13.mkv"]
     assert result["broken"][0]["reason"]
 
 
 def test_missing_files_are_an_error_unless_the_recipe_says_skip(clips: Path, tmp_path: Path) -> None:
     folder = tmp_path / "clips"
     shutil.copytree(clips, folder)
-    for name in ("00.avi", "12.avi"):
+    for name in ("00.mkv", "12.mkv"):
         (folder / name).unlink()
     recipe = small_recipe(folder, method="dense", epochs=1)
-    with pytest.raises(ListError, match=r"2 of 18 videos are not there: 00.avi, 12.avi"):
+    with pytest.raises(ListError, match=r"2 of 18 videos are not there: 00.mkv, 12.mkv"):
         train(recipe, tmp_path / "run", machine=MACHINE, quiet=True)
     result = train(recipe.replace(missing="skip"), tmp_path / "run", machine=MACHINE, quiet=True)
     assert result["clips"] == 11
     evaluation = evaluate(tmp_path / "run", str(folder), "test", device="cpu")
     assert evaluation["clips"] == 5
-    assert evaluation["missing"] == ["12.avi"]
+    assert evaluation["missing"] == ["12.mkv"]
 
 
 def test_labels_that_the_run_does_not_know(runs: dict[str, Path], clips: Path, tmp_path: Path) -> None:
