@@ -15,7 +15,6 @@ from sparsetime.video import (
     EvalDataset,
     FrameCache,
     ListError,
-    MemoryCache,
     read_frames,
 )
 
@@ -28,7 +27,9 @@ SIZE = (24, 32)
 
 def dataset(root: Path, **options: Any) -> ClipDataset:
     clips = ClipList.from_csv(root)
-    return ClipDataset(clips, clips.classes, **{"size": SIZE, "length": 8, "cache": MemoryCache(), **options})
+    return ClipDataset(
+        clips, clips.classes, **{"size": SIZE, "length": 8, "cache": FrameCache(root / "cache"), **options}
+    )
 
 
 def test_items(make_set: MakeSet) -> None:
@@ -129,17 +130,15 @@ def test_sets_that_cannot_be_used(make_set: MakeSet) -> None:
     root = make_set(LENGTHS)
     clips = ClipList.from_csv(root)
     with pytest.raises(ListError, match="not there: y"):
-        ClipDataset(clips, ["x"], size=SIZE, length=8, cache=MemoryCache())
+        ClipDataset(clips, ["x"], size=SIZE, length=8, cache=FrameCache(root / "cache"))
     with pytest.raises(ListError, match=r"none of the 4 videos can be used; the first: .*a\.mkv: has 20 frames"):
         dataset(root, stride=40)
     with pytest.raises(ListError, match="none of the 0 videos"):
-        ClipDataset([], ["x"], size=SIZE, length=8, cache=MemoryCache())
+        ClipDataset([], ["x"], size=SIZE, length=8, cache=FrameCache(root / "cache"))
     with pytest.raises(ValueError, match="length >= 2"):
         dataset(root, length=1)
-    with pytest.raises(ValueError, match="MemoryCache"):
-        dataset(root, workers=2)
     with pytest.raises(ValueError, match="overlap"):
-        EvalDataset(clips, clips.classes, size=SIZE, length=4, overlap=4, cache=MemoryCache())
+        EvalDataset(clips, clips.classes, size=SIZE, length=4, overlap=4, cache=FrameCache(root / "cache"))
 
 
 def test_progress(make_set: MakeSet) -> None:
@@ -151,7 +150,7 @@ def test_progress(make_set: MakeSet) -> None:
 def test_evaluation_covers_every_frame_once(make_set: MakeSet) -> None:
     root = make_set(LENGTHS)
     clips = ClipList.from_csv(root)
-    data = EvalDataset(clips, clips.classes, size=SIZE, length=8, cache=MemoryCache())
+    data = EvalDataset(clips, clips.classes, size=SIZE, length=8, cache=FrameCache(root / "cache"))
     assert [len(window) for _, window in data.windows] == [8, 8, 4, 8, 2, 5, 8, 8, 8, 6]
     for video, clip in enumerate(data.clips):
         items = [data[i] for i in range(len(data)) if data[i]["video"] == video]
@@ -163,13 +162,14 @@ def test_evaluation_covers_every_frame_once(make_set: MakeSet) -> None:
             whole = torch.cat([item["clip"] for item in items]).permute(0, 2, 3, 1).numpy()
             np.testing.assert_array_equal(whole, frames)
     assert data[len(data) - 1]["label"] == 1
-    whole = EvalDataset(clips, clips.classes, size=SIZE, cache=MemoryCache())
+    whole = EvalDataset(clips, clips.classes, size=SIZE, cache=FrameCache(root / "cache"))
     assert [tuple(item["clip"].shape) for item in (whole[0], whole[3])] == [(20, 3, *SIZE), (30, 3, *SIZE)]
 
 
 def test_evaluation_batches_hold_clips_of_one_length(make_set: MakeSet) -> None:
-    clips = ClipList.from_csv(make_set(LENGTHS))
-    data = EvalDataset(clips, clips.classes, size=SIZE, length=8, cache=MemoryCache())
+    root = make_set(LENGTHS)
+    clips = ClipList.from_csv(root)
+    data = EvalDataset(clips, clips.classes, size=SIZE, length=8, cache=FrameCache(root / "cache"))
     batches = data.batches(4)
     assert sorted(index for batch in batches for index in batch) == list(range(len(data)))
     shapes = [batch["clip"].shape for batch in DataLoader(data, batch_sampler=batches)]
@@ -179,9 +179,9 @@ def test_evaluation_batches_hold_clips_of_one_length(make_set: MakeSet) -> None:
 def test_training_frames_are_kept_larger_than_the_input(make_set: MakeSet) -> None:
     # A crop of 1 / 1.15 of the side is the input's size: nothing is scaled up, and the picture stays sharp.
     root = make_set({"a": 4, "b": 4})
-    cache = MemoryCache()
+    cache = FrameCache(root / "cache")
     dataset(root, size=(20, 24), length=2, cache=cache, augment=Augment())
-    assert cache.size_bytes() == 2 * 4 * 23 * 28 * 3
+    assert cache.size_bytes() == 2 * (4 * 23 * 28 * 3 + 128)  # with the header of .npy
 
 
 @pytest.mark.data

@@ -7,8 +7,8 @@ import torch
 from sparsetime.video import (
     ClipDataset,
     ClipList,
+    FrameCache,
     GeneratedClips,
-    MemoryCache,
     digit_glyphs,
     drift_clips,
     read_frames,
@@ -107,7 +107,8 @@ def test_written_clips_come_back_as_they_were(tmp_path: Path) -> None:
     clips = ClipList.open(tmp_path)
     assert (len(clips.split("train")), len(clips.split("test"))) == (8, 8)
     assert clips.classes == tuple(sorted(train.classes))
-    data = ClipDataset(clips.split("test"), train.classes, size=(64, 64), length=8, train=False, cache=MemoryCache())
+    cache = FrameCache(tmp_path / "cache")
+    data = ClipDataset(clips.split("test"), train.classes, size=(64, 64), length=8, train=False, cache=cache)
     for index in range(8):
         assert torch.equal(data[index]["clip"], test[index]["clip"])
         assert data[index]["label"] == test[index]["label"]

@@ -5,7 +5,7 @@ read.
 """
 
 from sparsetime.video.augment import Augment
-from sparsetime.video.cache import FrameCache, MemoryCache
+from sparsetime.video.cache import FrameCache
 from sparsetime.video.dataset import Broken, ClipDataset, EvalDataset
 from sparsetime.video.generate import GeneratedClips, digit_glyphs, drift_clips
 from sparsetime.video.lists import Clip, ClipList, ListError, by_share
@@ -23,7 +23,6 @@ __all__ = [
     "FrameCache",
     "GeneratedClips",
     "ListError",
-    "MemoryCache",
     "VideoError",
     "by_share",
     "digit_glyphs",

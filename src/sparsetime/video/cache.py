@@ -9,7 +9,6 @@ import hashlib
 import logging
 import os
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -109,40 +108,6 @@ class FrameCache:
         with (self.folder / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # released when the file closes, also by a killed process
             yield
-
-
-class MemoryCache:
-    """Frames in the memory of this process; workers that are forked later share what is in it by then."""
-
-    def __init__(self, *, max_bytes: int = 2 * 2**30) -> None:
-        self.max_bytes = max_bytes
-        self._entries: OrderedDict[str, Frames] = OrderedDict()
-
-    def frames(self, path: str | Path, size: tuple[int, int], fit: Fit = "whole") -> Frames:
-        """As `FrameCache.frames`."""
-        path = Path(path)
-        key = _key(path, size, fit)
-        if key in self._entries:
-            self._entries.move_to_end(key)
-            return self._entries[key]
-        frames = read_frames(path, size=size, fit=fit)
-        frames.flags.writeable = False
-        if frames.nbytes <= self.max_bytes:
-            while self._entries and self.size_bytes() + frames.nbytes > self.max_bytes:
-                self._entries.popitem(last=False)
-            self._entries[key] = frames
-        return frames
-
-    def size_bytes(self) -> int:
-        """Sum of the entries."""
-        return sum(frames.nbytes for frames in self._entries.values())
-
-    def clear(self) -> None:
-        """Remove all entries."""
-        self._entries.clear()
-
-
-Cache = FrameCache | MemoryCache
 
 
 def _key(path: Path, size: tuple[int, int], fit: Fit) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sparsetime.video.augment import Augment
-from sparsetime.video.cache import Cache, FrameCache, MemoryCache
+from sparsetime.video.cache import FrameCache
 from sparsetime.video.lists import Clip, ListError
 from sparsetime.video.reader import Fit, Frames, VideoError
 from sparsetime.video.sampling import Indices, eval_windows, train_window
@@ -52,7 +52,7 @@ class _Videos(Dataset[dict[str, Any]]):
         canvas: Size,
         stride: int,
         fit: Fit,
-        cache: Cache | None,
+        cache: FrameCache | None,
         workers: int,
         progress: Progress | None,
     ) -> None:
@@ -86,10 +86,6 @@ class _Videos(Dataset[dict[str, Any]]):
 
     def _scan(self, clips: Sequence[Clip], workers: int, progress: Progress | None) -> list[int | str]:
         """Decode every video into the cache: how many frames it has, or what is wrong with it."""
-        if workers and isinstance(self._cache, MemoryCache):
-            raise ValueError(
-                "workers: a MemoryCache is filled by this process only; expected workers=0, or a FrameCache"
-            )
         results = []
         generator = torch.Generator()  # a loader draws a seed: not from the generator that training uses
         scan = _Scan(clips, self._cache, self._canvas, self._fit)
@@ -157,7 +153,7 @@ class ClipDataset(_Videos):
         seed: int = 0,
         augment: Augment | None = Augment(),  # noqa: B008 -- frozen
         fit: Fit = "whole",
-        cache: Cache | None = None,
+        cache: FrameCache | None = None,
         workers: int = 0,
         progress: Progress | None = None,
     ) -> None:
@@ -219,7 +215,7 @@ class EvalDataset(_Videos):
         stride: int = 1,
         overlap: int = 0,
         fit: Fit = "whole",
-        cache: Cache | None = None,
+        cache: FrameCache | None = None,
         workers: int = 0,
         progress: Progress | None = None,
     ) -> None:
@@ -254,7 +250,7 @@ class EvalDataset(_Videos):
 
 
 class _Scan(Dataset[int | str]):
-    def __init__(self, clips: Sequence[Clip], cache: Cache, canvas: Size, fit: Fit) -> None:
+    def __init__(self, clips: Sequence[Clip], cache: FrameCache, canvas: Size, fit: Fit) -> None:
         self.clips, self.cache, self.canvas, self.fit = clips, cache, canvas, fit
 
     def __len__(self) -> int:
