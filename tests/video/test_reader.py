@@ -85,13 +85,12 @@ def test_resizing_averages_what_it_drops(tmp_path: Path) -> None:
     assert np.abs(small - 127).max() < 12
 
 
-def test_centre_cuts_the_middle_out(tmp_path: Path) -> None:
-    frames = gradient_frames(2, 32, 64)
-    write_video(tmp_path / "wide.mkv", frames)
-    path = tmp_path / "wide.mkv"
-    np.testing.assert_array_equal(read_frames(path, size=(32, 32), fit="centre"), frames[:, :, 16:48])
-    assert read_frames(path, size=(32, 32))[0, 0, 0, 0] < 50  # "whole" keeps the left border, where red is 40
-    assert read_frames(path, size=(21, 17), fit="centre").shape == (2, 21, 17, 3)
+def test_the_whole_picture_is_stretched(tmp_path: Path) -> None:
+    write_video(tmp_path / "wide.mkv", gradient_frames(2, 32, 64))
+    small = read_frames(tmp_path / "wide.mkv", size=(32, 32))
+    assert small[0, 0, 0, 0] < 50  # red is 40 at the left border and 240 at the right one
+    assert small[0, 0, -1, 0] > 230
+    assert read_frames(tmp_path / "wide.mkv", size=(21, 17)).shape == (2, 21, 17, 3)
 
 
 def test_colours_follow_the_standard_that_the_file_names(tmp_path: Path) -> None:
@@ -246,7 +245,7 @@ def test_folders_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_arguments_are_checked(tmp_path: Path) -> None:
-    for arguments in ({"start": -1}, {"stride": 0}, {"start": 5, "stop": 3}, {"size": (0, 4)}, {"fit": "stretch"}):
+    for arguments in ({"start": -1}, {"stride": 0}, {"start": 5, "stop": 3}, {"size": (0, 4)}):
         with pytest.raises(ValueError, match="expected"):
             next(iter_frames(tmp_path / "a.avi", **arguments))  # type: ignore[arg-type]
 

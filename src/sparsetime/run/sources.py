@@ -146,8 +146,8 @@ class Source:
                 if frame is None:
                     self._lost.append(number)
                     continue
-                shown = _picture(frame, None, "whole", whole) if self._show else None
-                yield Shot(_picture(frame, self._size, "whole", small), shown)
+                shown = _picture(frame, None, whole) if self._show else None
+                yield Shot(_picture(frame, self._size, small), shown)
                 given += 1
         except VideoError as error:
             if not given:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsetime.video.reader import Fit, Frames, VideoError, image_files, read_frames
+from sparsetime.video.reader import Frames, VideoError, image_files, read_frames
 
 logger = logging.getLogger("sparsetime.video")
 
@@ -39,17 +39,17 @@ class FrameCache:
         self.max_bytes = max_bytes
         self._told_full = False
 
-    def frames(self, path: str | Path, size: tuple[int, int], fit: Fit = "whole") -> Frames:
+    def frames(self, path: str | Path, size: tuple[int, int]) -> Frames:
         """All frames of a video at `size`: read-only (T, H, W, 3) uint8.
 
         Raises:
             VideoError: the video is damaged (nothing is kept of it), or is gone.
         """
         path = Path(path)
-        entry = self.folder / f"{_key(path, size, fit)}.npy"
+        entry = self.folder / f"{_key(path, size)}.npy"
         frames = _load(entry, size)
         if frames is None:
-            frames = read_frames(path, size=size, fit=fit)
+            frames = read_frames(path, size=size)
             frames.flags.writeable = False
             try:
                 self._store(entry, frames)
@@ -110,13 +110,13 @@ class FrameCache:
             yield
 
 
-def _key(path: Path, size: tuple[int, int], fit: Fit) -> str:
+def _key(path: Path, size: tuple[int, int]) -> str:
     try:
         files = image_files(path) if path.is_dir() else [path]
         state = [(file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]]
     except FileNotFoundError as error:
         raise VideoError(path, "there is no such file") from error
-    return hashlib.sha256(repr((_LAYOUT, str(path.absolute()), state, tuple(size), fit)).encode()).hexdigest()[:32]
+    return hashlib.sha256(repr((_LAYOUT, str(path.absolute()), state, tuple(size))).encode()).hexdigest()[:32]
 
 
 def _mark_used(entry: Path) -> None:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from sparsetime.video.augment import Augment
 from sparsetime.video.cache import FrameCache
 from sparsetime.video.lists import Clip, ListError
-from sparsetime.video.reader import Fit, Frames, VideoError
+from sparsetime.video.reader import Frames, VideoError
 from sparsetime.video.sampling import Indices, eval_windows, train_window
 
 logger = logging.getLogger("sparsetime.video")
@@ -51,7 +51,6 @@ class _Videos(Dataset[dict[str, Any]]):
         *,
         canvas: Size,
         stride: int,
-        fit: Fit,
         cache: FrameCache | None,
         workers: int,
         progress: Progress | None,
@@ -63,7 +62,6 @@ class _Videos(Dataset[dict[str, Any]]):
         self.classes = tuple(classes)
         self._labels = {name: number for number, name in enumerate(classes)}
         self._canvas = canvas
-        self._fit: Fit = fit
         self._cache = FrameCache() if cache is None else cache
         good: list[tuple[Clip, int]] = []
         broken: list[Broken] = []
@@ -88,7 +86,7 @@ class _Videos(Dataset[dict[str, Any]]):
         """Decode every video into the cache: how many frames it has, or what is wrong with it."""
         results = []
         generator = torch.Generator()  # a loader draws a seed: not from the generator that training uses
-        scan = _Scan(clips, self._cache, self._canvas, self._fit)
+        scan = _Scan(clips, self._cache, self._canvas)
         for result in DataLoader(
             scan, batch_size=None, num_workers=workers, collate_fn=_unchanged, generator=generator
         ):
@@ -108,7 +106,7 @@ class _Videos(Dataset[dict[str, Any]]):
 
     def _frames(self, index: int, numbers: Indices) -> Tensor:
         """Chosen frames of a video, uint8 (T, 3, H, W) at the canvas size."""
-        frames = self._cache.frames(self.clips[index].path, self._canvas, self._fit)
+        frames = self._cache.frames(self.clips[index].path, self._canvas)
         return torch.from_numpy(frames[numbers]).permute(0, 3, 1, 2)
 
     def _label(self, index: int) -> int:
@@ -130,7 +128,6 @@ class ClipDataset(_Videos):
         stride: take every stride-th frame.
         train: False: the middle window, no augmentation.
         augment: None: none.
-        fit: see `iter_frames`.
         cache: where decoded frames are kept; None: a `FrameCache` in its usual folder.
         workers: processes that decode in the constructor.
         progress: called with (videos done, videos in all) while decoding.
@@ -152,7 +149,6 @@ class ClipDataset(_Videos):
         train: bool = True,
         seed: int = 0,
         augment: Augment | None = Augment(),  # noqa: B008 -- frozen
-        fit: Fit = "whole",
         cache: FrameCache | None = None,
         workers: int = 0,
         progress: Progress | None = None,
@@ -168,9 +164,7 @@ class ClipDataset(_Videos):
         # Shared memory: workers that outlive an epoch see the next one's number.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         canvas = size if self.augment is None else (round(size[0] * _CANVAS), round(size[1] * _CANVAS))
-        super().__init__(
-            clips, classes, canvas=canvas, stride=stride, fit=fit, cache=cache, workers=workers, progress=progress
-        )
+        super().__init__(clips, classes, canvas=canvas, stride=stride, cache=cache, workers=workers, progress=progress)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose clips are given from now on; also seen by workers that run already."""
@@ -214,15 +208,12 @@ class EvalDataset(_Videos):
         length: int | None = None,
         stride: int = 1,
         overlap: int = 0,
-        fit: Fit = "whole",
         cache: FrameCache | None = None,
         workers: int = 0,
         progress: Progress | None = None,
     ) -> None:
         eval_windows(stride + 1, length, stride=stride, overlap=overlap)  # complain before everything is decoded
-        super().__init__(
-            clips, classes, canvas=size, stride=stride, fit=fit, cache=cache, workers=workers, progress=progress
-        )
+        super().__init__(clips, classes, canvas=size, stride=stride, cache=cache, workers=workers, progress=progress)
         self.windows = tuple(
             (video, window)
             for video, frames in enumerate(self.lengths)
@@ -250,15 +241,15 @@ class EvalDataset(_Videos):
 
 
 class _Scan(Dataset[int | str]):
-    def __init__(self, clips: Sequence[Clip], cache: FrameCache, canvas: Size, fit: Fit) -> None:
-        self.clips, self.cache, self.canvas, self.fit = clips, cache, canvas, fit
+    def __init__(self, clips: Sequence[Clip], cache: FrameCache, canvas: Size) -> None:
+        self.clips, self.cache, self.canvas = clips, cache, canvas
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, index: int) -> int | str:
         try:
-            frames: Frames = self.cache.frames(self.clips[index].path, self.canvas, self.fit)
+            frames: Frames = self.cache.frames(self.clips[index].path, self.canvas)
         except VideoError as error:
             return error.reason
         return len(frames)

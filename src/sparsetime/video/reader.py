@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from av.video.reformatter import VideoReformatter
 
 Frames = npt.NDArray[np.uint8]
-Fit = Literal["whole", "centre"]
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 IMAGE_DECODERS = {".jpg": "mjpeg", ".jpeg": "mjpeg", ".png": "png"}
@@ -44,7 +43,6 @@ def iter_frames(
     stop: int | None = None,
     stride: int = 1,
     size: tuple[int, int] | None = None,
-    fit: Fit = "whole",
 ) -> Iterator[Frames]:
     """The frames of a video one after the other, as RGB pictures; memory does not grow with the length.
 
@@ -54,9 +52,8 @@ def iter_frames(
     Args:
         path: a video file, or a folder of ``.jpg``, ``.jpeg`` or ``.png`` files, which are taken in natural order (2
             before 10).
-        size: (H, W) of the result; None: as the video is shown, that is with its rotation applied.
-        fit: how the picture fills `size`: ``"whole"`` stretches all of it, ``"centre"`` scales it to cover and cuts
-            the middle out.
+        size: (H, W) of the result, to which the whole picture is stretched; None: as the video is shown, that is with
+            its rotation applied.
 
     Yields:
         (H, W, 3) uint8, C-contiguous.
@@ -70,8 +67,6 @@ def iter_frames(
         raise ValueError(
             f"expected 0 <= start <= stop and stride >= 1, got start={start}, stop={stop}, stride={stride}"
         )
-    if fit not in ("whole", "centre"):
-        raise ValueError(f"fit: expected 'whole' or 'centre', got {fit!r}")
     if size is not None and min(size) < 1:
         raise ValueError(f"size: expected a positive height and width, got {size}")
     av = import_av()
@@ -83,7 +78,7 @@ def iter_frames(
         if frame is None:
             damaged.append(number)
         elif number >= start and (number - start) % stride == 0:
-            yield _picture(frame, size, fit, reformatter)
+            yield _picture(frame, size, reformatter)
     if damaged:
         raise VideoError(path, f"{len(damaged)} damaged frames, the first is {damaged[0]}")
 
@@ -95,7 +90,6 @@ def read_frames(
     stop: int | None = None,
     stride: int = 1,
     size: tuple[int, int] | None = None,
-    fit: Fit = "whole",
 ) -> Frames:
     """All frames of a video (or of a slice of it) as one array; the arguments are those of `iter_frames`.
 
@@ -106,7 +100,7 @@ def read_frames(
         VideoError: as `iter_frames`; also where no frame lies in the slice, and where the frame size changes midway
             and no `size` is given.
     """
-    frames, damage = salvage_frames(path, start=start, stop=stop, stride=stride, size=size, fit=fit)
+    frames, damage = salvage_frames(path, start=start, stop=stop, stride=stride, size=size)
     if damage is not None:
         raise VideoError(Path(path), damage)
     return frames
@@ -119,7 +113,6 @@ def salvage_frames(
     stop: int | None = None,
     stride: int = 1,
     size: tuple[int, int] | None = None,
-    fit: Fit = "whole",
 ) -> tuple[Frames, str | None]:
     """As `read_frames`, but a damaged video gives the frames that decode, and the damage in words (None: there is
     none).
@@ -133,7 +126,7 @@ def salvage_frames(
     pictures: list[Frames] = []
     damage = None
     try:
-        pictures.extend(iter_frames(path, start=start, stop=stop, stride=stride, size=size, fit=fit))
+        pictures.extend(iter_frames(path, start=start, stop=stop, stride=stride, size=size))
     except VideoError as error:
         if not pictures:
             raise
@@ -222,22 +215,11 @@ def _decode_folder(folder: Path, av: Any) -> Iterator["VideoFrame"]:
         yield frames[0]
 
 
-def _picture(frame: "VideoFrame", size: tuple[int, int] | None, fit: Fit, reformatter: "VideoReformatter") -> Frames:
+def _picture(frame: "VideoFrame", size: tuple[int, int] | None, reformatter: "VideoReformatter") -> Frames:
     """Convert to RGB, scale and turn one decoded frame, in this order: scaling the planes is cheapest."""
     quarter_turns = round(frame.rotation / 90) % 4  # counterclockwise
-    height, width = (frame.width, frame.height) if quarter_turns % 2 else (frame.height, frame.width)
-    target = (height, width)
-    if size is not None:
-        target = size
-        if fit == "centre":
-            scale = max(size[0] / height, size[1] / width)
-            target = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
-    before_turn = target[::-1] if quarter_turns % 2 else target
-    rgb = reformatter.reformat(
-        frame, width=before_turn[1], height=before_turn[0], format="rgb24", interpolation="BILINEAR"
-    )
-    picture = np.rot90(rgb.to_ndarray(), quarter_turns)
-    if size is not None:
-        top, left = (target[0] - size[0]) // 2, (target[1] - size[1]) // 2
-        picture = picture[top : top + size[0], left : left + size[1]]
-    return np.ascontiguousarray(picture)
+    height, width = size or (frame.height, frame.width)
+    if size is not None and quarter_turns % 2:
+        height, width = width, height
+    rgb = reformatter.reformat(frame, width=width, height=height, format="rgb24", interpolation="BILINEAR")
+    return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), quarter_turns))
