@@ -9,21 +9,20 @@ import platform
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from sparsetime.engine import Plan, PlanError
 from sparsetime.video.reader import (
-    IMAGE_DECODERS,
     Frames,
     VideoError,
-    _decode_file,
-    _frames_of,
-    _picture,
-    image_files,
+    decode_file,
+    decode_folder,
+    decode_packet,
     import_av,
+    rgb_picture,
 )
 
 if TYPE_CHECKING:
@@ -146,8 +145,8 @@ class Source:
                 if frame is None:
                     self._lost.append(number)
                     continue
-                shown = _picture(frame, None, whole) if self._show else None
-                yield Shot(_picture(frame, self._size, small), shown)
+                shown = rgb_picture(frame, None, whole) if self._show else None
+                yield Shot(rgb_picture(frame, self._size, small), shown)
                 given += 1
         except VideoError as error:
             if not given:
@@ -169,37 +168,31 @@ class Source:
         # What is wrong with the file is said by what decodes it.
         with self._unheard(), suppress(self._av.error.FFmpegError), self._av.open(f"file:{path}") as container:
             self.rate = _rate(container)
-        frames = _decode_file(path, self._av)
+        frames = decode_file(path, self._av)
         # Of damage between packets only FFmpeg's log tells: it goes on at the next sound place without an error.
         for number in count():
-            try:
-                with _LOG.listening(self._av.logging) as heard:
-                    frame = next(frames)
-            except StopIteration:
+            with _LOG.listening(self._av.logging) as heard:
+                taken = list(islice(frames, 1))
+            if heard and not self._complaints:
+                self._complaint = f"damage at about frame {number}: {' '.join(heard[0][2].split())}"
+            self._complaints += len(heard)
+            if not taken:
                 return
-            finally:
-                if heard and not self._complaints:
-                    self._complaint = f"damage at about frame {number}: {' '.join(heard[0][2].split())}"
-                self._complaints += len(heard)
-            yield frame
+            yield taken[0]
 
     def _decode_pictures(self, folder: Path) -> Iterator[VideoFrame]:
-        files = image_files(folder)
-        if not files:
-            raise VideoError(folder, f"the folder holds no picture ({', '.join(sorted(IMAGE_DECODERS))})")
-        for file in files:
-            kind = IMAGE_DECODERS[file.suffix.lower()]
-            try:
-                # A decoder of its own for each: FFmpeg's for PNG may build on the picture before.
-                with _LOG.listening(self._av.logging) as heard:
-                    frames = self._av.CodecContext.create(kind, "r").decode(self._av.Packet(file.read_bytes()))
-            except (self._av.error.FFmpegError, OSError, ValueError) as error:
-                self._ends.append(f"{file.name}: {getattr(error, 'strerror', None) or error}")
-                continue
-            if len(frames) != 1 or frames[0].is_corrupt or heard:  # what is missing of a picture is grey
-                self._ends.append(f"{file.name}: empty or damaged")
-                continue
-            yield frames[0]
+        pictures = decode_folder(folder, self._av)
+        while True:
+            with _LOG.listening(self._av.logging) as heard:
+                name, frame = next(pictures, ("", ""))
+            if not name:
+                return
+            if heard and not isinstance(frame, str):  # what is missing of a picture is grey
+                frame = "empty or damaged"
+            if isinstance(frame, str):
+                self._ends.append(f"{name}: {frame}")
+            else:
+                yield frame
 
     def _decode_live(self) -> Iterator[VideoFrame | None]:
         # Between frames a network complains at any time: that is no damage of a file that another thread decodes.
@@ -216,7 +209,7 @@ class Source:
                 if packet is None:
                     return
                 with _LOG.talking():  # decoders have threads of their own
-                    frames = _frames_of(packet, self._av)
+                    frames = decode_packet(packet, self._av)
                 yield from frames
         finally:
             with self._unheard():

@@ -71,14 +71,14 @@ def iter_frames(
         raise ValueError(f"size: expected a positive height and width, got {size}")
     av = import_av()
     path = Path(path)
-    frames = _decode_folder(path, av) if path.is_dir() else _decode_file(path, av)
+    frames = _whole_pictures(path, av) if path.is_dir() else decode_file(path, av)
     reformatter = av.video.reformatter.VideoReformatter()
     damaged = []
     for number, frame in enumerate(islice(frames, stop)):
         if frame is None:
             damaged.append(number)
         elif number >= start and (number - start) % stride == 0:
-            yield _picture(frame, size, reformatter)
+            yield rgb_picture(frame, size, reformatter)
     if damaged:
         raise VideoError(path, f"{len(damaged)} damaged frames, the first is {damaged[0]}")
 
@@ -157,7 +157,7 @@ def import_av() -> Any:
     return av
 
 
-def _decode_file(path: Path, av: Any) -> Iterator["VideoFrame | None"]:
+def decode_file(path: Path, av: Any) -> Iterator["VideoFrame | None"]:
     """Frames in order of display; None stands for a damaged one, so that the others keep their numbers."""
     if not path.is_file():
         raise VideoError(path, "there is no such file")
@@ -171,7 +171,7 @@ def _decode_file(path: Path, av: Any) -> Iterator["VideoFrame | None"]:
             if not container.streams.video:
                 raise VideoError(path, "holds no video stream")
             for packet in container.demux(container.streams.video[0]):
-                for frame in _frames_of(packet, av):
+                for frame in decode_packet(packet, av):
                     good += frame is not None
                     yield frame
     except av.error.FFmpegError as error:
@@ -188,7 +188,7 @@ def _decode_file(path: Path, av: Any) -> Iterator["VideoFrame | None"]:
         raise VideoError(path, "holds no frame that decodes")
 
 
-def _frames_of(packet: Any, av: Any) -> list["VideoFrame | None"]:
+def decode_packet(packet: Any, av: Any) -> list["VideoFrame | None"]:
     """What a packet of a video completes, in order of display; None stands for a damaged frame."""
     try:
         frames = packet.decode()
@@ -197,7 +197,8 @@ def _frames_of(packet: Any, av: Any) -> list["VideoFrame | None"]:
     return [None if frame.is_corrupt or packet.is_corrupt else frame for frame in frames]
 
 
-def _decode_folder(folder: Path, av: Any) -> Iterator["VideoFrame"]:
+def decode_folder(folder: Path, av: Any) -> Iterator[tuple[str, "VideoFrame | str"]]:
+    """The pictures of a folder in natural order: the name of each, and its frame or what is wrong with it."""
     files = image_files(folder)
     if not files:
         raise VideoError(folder, f"the folder holds no picture ({', '.join(sorted(IMAGE_DECODERS))})")
@@ -207,15 +208,19 @@ def _decode_folder(folder: Path, av: Any) -> Iterator["VideoFrame"]:
             # A decoder of its own for each: FFmpeg's for PNG may build on the picture before.
             frames = av.CodecContext.create(kind, "r").decode(av.Packet(file.read_bytes()))
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise VideoError(
-                folder, f"{file.name} is no {kind} picture: {getattr(error, 'strerror', error)}"
-            ) from error
-        if len(frames) != 1 or frames[0].is_corrupt:
-            raise VideoError(folder, f"{file.name} is empty or damaged")
-        yield frames[0]
+            yield file.name, f"no {kind} picture: {getattr(error, 'strerror', None) or error}"
+            continue
+        yield file.name, "empty or damaged" if len(frames) != 1 or frames[0].is_corrupt else frames[0]
 
 
-def _picture(frame: "VideoFrame", size: tuple[int, int] | None, reformatter: "VideoReformatter") -> Frames:
+def _whole_pictures(folder: Path, av: Any) -> Iterator["VideoFrame"]:
+    for name, frame in decode_folder(folder, av):
+        if isinstance(frame, str):
+            raise VideoError(folder, f"{name}: {frame}")
+        yield frame
+
+
+def rgb_picture(frame: "VideoFrame", size: tuple[int, int] | None, reformatter: "VideoReformatter") -> Frames:
     """Convert to RGB, scale and turn one decoded frame, in this order: scaling the planes is cheapest."""
     quarter_turns = round(frame.rotation / 90) % 4  # counterclockwise
     height, width = size or (frame.height, frame.width)
