@@ -154,7 +154,7 @@ def test_options_win_over_the_recipe(clips: Path, tmp_path: Path) -> None:
         ({"--weights": "absent.npz"}, "absent.npz"),
         ({"--recipe": "absent.toml"}, "recipe: no file absent.toml"),
         ({"--epochs": "0"}, "epochs = 0 sets the steps"),
-        ({"--clip-length": "0"}, "clip_length must be more than 0"),
+        ({"--clip-length": "1"}, "clip_length must be 2 or more"),
         ({"--allow": "anything"}, r"key 'allow'\[0\]: expected one of 'class_in_one_split'"),
     ],
 )

@@ -100,6 +100,7 @@ def test_toml(tmp_path: Path) -> None:
         ({"method": "sparse"}, r"key 'method': expected one of 'dense', 'spatial_l1', 'delta', got 'sparse'"),
         ({"input_size": [32]}, r"key 'input_size': expected 2 values, got \[32\]"),
         ({"input_size": 32}, r"key 'input_size': expected a list, got 32"),
+        ({"clip_length": 1}, "clip_length must be 2 or more, since one frame has no change, got 1"),
         ({"epochs": -1}, "epochs must be 0 or more, got -1"),
         ({"labels": -1}, "labels must be 0 or more, got -1"),
         ({"penalty": -1}, "penalty must be 0 or more, got -1"),

@@ -75,6 +75,9 @@ class Meter:
         skips: what counts as skipped; by default deltas where the model has delta layers that are enabled and give
             values, else zeros (what a layer that gives deltas does not send is zero).
 
+    Attributes:
+        counts: what was counted so far; goes to another process or machine with `Counts.to_json`.
+
     Raises:
         ValueError: frames below 1; in a forward pass, frames that do not divide into clips, or no tensor of frames.
     """

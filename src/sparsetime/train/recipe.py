@@ -57,12 +57,13 @@ class Recipe:
             knows its training clips by heart shall keep.
         distill: weight of the distance from the network before it was made sparse, see ``sparsetime.train.teacher``;
             None for 1 where that network was trained before, else 0.
-        clip_length: frames in a training clip, T.
+        clip_length: frames in a training clip, T >= 2.
         batch_size: clips in a batch, over all processes.
         seed: of weights, clips, order and augmentation.
         stride: frames between two frames of a training clip.
         frames_per_video: frames seen of each video in one epoch, so that short and long clips see equally many.
-        augment: shift and mirror training clips, the same for all frames of a clip.
+        augment: crop and mirror training clips and change their brightness and contrast, the same for all frames of a
+            clip; see ``sparsetime.video.Augment``.
         optimizer: ``adam``, ``adamw`` or ``sgd`` (momentum 0.9).
         lr, step_lr: peak learning rates of the weights, and of the quantizer's steps as a share of
             their size; lr None for 2e-4 on top of
@@ -353,13 +354,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 def _check(recipe: Recipe) -> None:
     if recipe.method not in METHODS:
         raise RecipeError(f"recipe: method is one of {', '.join(METHODS)}, got {recipe.method!r}")
-    for name in (
-        "clip_length",
-        "batch_size",
-        "stride",
-        "frames_per_video",
-        "calibration_clips",
-    ):
+    if recipe.clip_length < 2:
+        raise RecipeError(
+            f"recipe: clip_length must be 2 or more, since one frame has no change, got {recipe.clip_length}"
+        )
+    for name in ("batch_size", "stride", "frames_per_video", "calibration_clips"):
         if not getattr(recipe, name) > 0:
             raise RecipeError(f"recipe: {name} must be more than 0, got {getattr(recipe, name)}")
     for name in ("lr", "levels"):
