@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsetime.report import save_frames
+from sparsetime.frames import save_frames
 
 DENSITY = {"dense": 0.70, "spatial_l1": 0.30, "delta": 0.15}
 ACCURACY = {"dense": 16, "spatial_l1": 15, "delta": 18}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sparsetime.report.groups import Group, chance, finding, group_runs, spread, wilson
+from sparsetime.report.groups import Group, chance, finding, group_runs, spread
 from sparsetime.report.runs import Run, read_runs
 
 from .fabricate import edit_json, fabricate
@@ -15,15 +15,6 @@ def made_up(method: str, density: float, accuracy: float, clips: int = 100, **mo
     evaluation = {"accuracy": accuracy, "op_density": density, "clips": clips, **more}
     config = {"method": method, "network": "n", "data": "d", "seed": 0}
     return Group((Run(Path("r"), "r", config, (), {"test": evaluation}, {}, ()),), "test")
-
-
-@pytest.mark.parametrize(
-    ("accuracy", "clips", "low", "high"),
-    # Worked out with R's prop.test(correct = FALSE).
-    [(0.5, 10, 0.2366, 0.7634), (0.0, 10, 0.0, 0.2775), (1.0, 29, 0.8830, 1.0), (19 / 29, 29, 0.4735, 0.8006)],
-)
-def test_wilson_interval(accuracy: float, clips: int, low: float, high: float) -> None:
-    assert wilson(accuracy, clips) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_spread() -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsetime.report import ReportError, save_frames, write_report
+from sparsetime.frames import save_frames
+from sparsetime.report import ReportError, write_report
 from sparsetime.report.groups import group_runs
 from sparsetime.report.maps import collect_maps
 from sparsetime.report.papers import (

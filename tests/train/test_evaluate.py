@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import sparsetime
+from sparsetime.frames import load_frames
 from sparsetime.train import Machine, TrainingError, evaluate, load_run, train
-from sparsetime.train.figures import wilson
 from sparsetime.video import ListError, read_frames
 
 from .conftest import CLASSES, small_recipe
@@ -25,15 +25,6 @@ def runs(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     for method in METHODS:
         train(small_recipe(clips, method=method, epochs=2), folder / method, machine=MACHINE, quiet=True)
     return {method: folder / method for method in METHODS}
-
-
-@pytest.mark.parametrize(
-    ("right", "total", "low", "high"),
-    # Wilson's interval from its quadratic equation, solved by hand: 0 of n gives [0, z^2 / (n + z^2)].
-    [(0, 10, 0.0, 3.8416 / 13.8416), (10, 10, 10 / 13.8416, 1.0), (20, 29, 0.5077, 0.8272)],
-)
-def test_wilson(right: int, total: int, low: float, high: float) -> None:
-    assert wilson(right, total) == pytest.approx((low, high), abs=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -114,8 +105,6 @@ def test_metering_changes_no_bit(runs: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_frames_for_the_report(method: str, runs: dict[str, Path], clips: Path) -> None:
-    from sparsetime.report import load_frames
-
     evaluate(runs[method], str(clips), "test", device="cpu")
     frames, maps = load_frames(runs[method] / "frames-test.npz")
     assert frames.shape[1:] == (32, 32, 3)

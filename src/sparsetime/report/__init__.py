@@ -1,6 +1,5 @@
 """Reports: run directories in, one HTML page out that needs nothing else."""
 
-from sparsetime.report.frames import change_maps, load_frames, save_frames
 from sparsetime.report.page import write_report
 from sparsetime.report.picture import accuracy_figure_svg
 from sparsetime.report.runs import ReportError, Run, read_run
@@ -9,9 +8,6 @@ __all__ = [
     "ReportError",
     "Run",
     "accuracy_figure_svg",
-    "change_maps",
-    "load_frames",
     "read_run",
-    "save_frames",
     "write_report",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sparsetime.figures import wilson
 from sparsetime.report.runs import Run, number
 from sparsetime.report.svg import styles
 
@@ -31,7 +32,6 @@ _OF_QUANTIZERS = {
     *("calibration_clips", "codec", "distill", "exclude", "freeze_input_step", "granularity", "include", "labels"),
     *("levels", "percentile", "rule", "step_lr"),
 }
-_Z_95 = 1.959964
 
 
 class Spread(NamedTuple):
@@ -110,22 +110,6 @@ def spread(values: Iterable[float | None]) -> Spread | None:
     """Mean, least and greatest of the numbers among some values; None without any."""
     numbers = [value for value in values if value is not None]
     return Spread(sum(numbers) / len(numbers), min(numbers), max(numbers), len(numbers)) if numbers else None
-
-
-def wilson(accuracy: float, clips: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a share.
-
-        (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n),   z = 1.96     [Wilson 1927]
-
-    Args:
-        accuracy: p, in [0, 1].
-        clips: n >= 1, the number of clips it is a share of.
-    """
-    z2 = _Z_95**2
-    centre = accuracy + z2 / (2 * clips)
-    half = _Z_95 * math.sqrt(accuracy * (1 - accuracy) / clips + z2 / (4 * clips**2))
-    scale = 1 + z2 / clips
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
 def group_runs(runs: Sequence[Run], split: str | None) -> list[Group]:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsetime.report.frames import Frames, load_frames
+from sparsetime.frames import Frames, load_frames
 from sparsetime.report.groups import Group
 from sparsetime.report.image import data_uri, photo, png
-from sparsetime.report.runs import ReportError, Run
+from sparsetime.report.runs import Run
 
 MAX_FRAMES = 24
 MAX_SIDE = 320
@@ -131,7 +131,7 @@ def _first_readable(group: Group, notes: list[str]) -> tuple[Run, Frames] | None
             continue
         try:
             return run, load_frames(file)
-        except ReportError as error:
+        except ValueError as error:
             notes.append(f"{run.name}: {error}.")
     if group.evaluations():
         notes.append(f"{group.label} on {' · '.join(group.task)}: no readable frames-{group.split}.npz.")

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from sparsetime.figures import wilson
 from sparsetime.files import write_json
+from sparsetime.frames import change_maps, save_frames
 from sparsetime.meter import Meter
-from sparsetime.report.frames import change_maps, save_frames
 from sparsetime.train.data import WINDOW, open_clips
 from sparsetime.train.device import pick_device
 from sparsetime.train.errors import TrainingError
-from sparsetime.train.figures import wilson
 from sparsetime.train.model import ClipClassifier
 from sparsetime.train.run import load_run, recipe_of
 from sparsetime.video import EvalDataset
@@ -151,7 +151,7 @@ def summarise(windows: EvalDataset, sums: Tensor, classes: tuple[str, ...]) -> d
     }
     return {
         "accuracy": right / len(labels),
-        "accuracy_interval_95": list(wilson(right, len(labels))),
+        "accuracy_interval_95": list(wilson(right / len(labels), len(labels))),
         "clips": len(labels),
         "classes": list(classes),
         "per_class": per_class,

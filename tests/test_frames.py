@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsetime.report import ReportError, change_maps, load_frames, save_frames
+from sparsetime.frames import change_maps, load_frames, save_frames
 
 
 def test_change_maps_by_hand() -> None:
@@ -82,27 +82,27 @@ def test_wrong_arrays_are_refused_and_leave_the_old_file(
 
 def test_files_that_are_no_frames(tmp_path: Path) -> None:
     file = tmp_path / "frames-test.npz"
-    with pytest.raises(ReportError, match="not readable"):
+    with pytest.raises(ValueError, match="not readable"):
         load_frames(file)
     file.write_bytes(b"no archive")
-    with pytest.raises(ReportError, match="not readable"):
+    with pytest.raises(ValueError, match="not readable"):
         load_frames(file)
     with file.open("wb") as single:
         np.save(single, np.zeros(3))
-    with pytest.raises(ReportError, match="single array"):
+    with pytest.raises(ValueError, match="single array"):
         load_frames(file)
     np.savez(file, other=np.zeros(3))
-    with pytest.raises(ReportError, match="no array 'frames'"):
+    with pytest.raises(ValueError, match="no array 'frames'"):
         load_frames(file)
     np.savez(file, frames=np.zeros((2, 2), np.uint8))
-    with pytest.raises(ReportError, match="frames are uint8"):
+    with pytest.raises(ValueError, match="frames are uint8"):
         load_frames(file)
 
 
 def test_pickled_arrays_are_not_loaded(tmp_path: Path) -> None:
     file = tmp_path / "frames-test.npz"
     np.savez(file, frames=np.array([{"code": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ReportError, match="not readable"):
+    with pytest.raises(ValueError, match="not readable"):
         load_frames(file)
 
 
@@ -114,8 +114,8 @@ def test_a_truncated_archive_is_an_error(tmp_path: Path) -> None:
         start = archive.infolist()[0].header_offset + 60
     content[start : start + 8] = b"\xff" * 8
     file.write_bytes(bytes(content))
-    with pytest.raises(ReportError, match="not readable"):
+    with pytest.raises(ValueError, match="not readable"):
         load_frames(file)
     file.write_bytes(bytes(content[: len(content) // 2]))
-    with pytest.raises(ReportError, match="not readable"):
+    with pytest.raises(ValueError, match="not readable"):
         load_frames(file)

@@ -1,4 +1,4 @@
-"""Real frames with the change maps of some layers: how a run hands pictures to the report."""
+"""Frames of a clip with the change maps of some layers: how a run hands pictures to the report."""
 
 import io
 import zipfile
@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsetime.files import write_whole
-from sparsetime.report.runs import ReportError
 
 _MAP = "map/"
 
@@ -72,7 +71,7 @@ def load_frames(path: Path) -> Frames:
     """Read what ``save_frames`` wrote. Nothing in the file is executed.
 
     Raises:
-        ReportError: the file is absent, no npz archive, or its arrays are not as ``save_frames`` describes them.
+        ValueError: the file is absent, no npz archive, or its arrays are not as ``save_frames`` describes them.
     """
     try:
         with Path(path).open("rb") as file:
@@ -81,14 +80,11 @@ def load_frames(path: Path) -> Frames:
                 raise ValueError("it is a single array")
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise ReportError(f"load_frames: {path} is not readable as an npz archive: {error}") from error
+        raise ValueError(f"load_frames: {path} is not readable as an npz archive: {error}") from error
     if "frames" not in arrays:
-        raise ReportError(f"load_frames: {path} holds no array 'frames', got {sorted(arrays)}")
+        raise ValueError(f"load_frames: {path} holds no array 'frames', got {sorted(arrays)}")
     maps = {name.removeprefix(_MAP): value for name, value in arrays.items() if name.startswith(_MAP)}
-    try:
-        return _check(arrays["frames"], maps, f"load_frames: {path}")
-    except ValueError as error:
-        raise ReportError(str(error)) from error
+    return _check(arrays["frames"], maps, f"load_frames: {path}")
 
 
 def _check(frames: NDArray[Any], maps: Mapping[str, NDArray[Any]], where: str) -> Frames:
