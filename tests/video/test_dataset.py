@@ -170,6 +170,7 @@ def test_evaluation_batches_hold_clips_of_one_length(make_set: MakeSet) -> None:
     root = make_set(LENGTHS)
     clips = ClipList.from_csv(root)
     data = EvalDataset(clips, clips.classes, size=SIZE, length=8, cache=FrameCache(root / "cache"))
+    assert data.by_length() == {8: [0, 1, 3, 6, 7, 8], 4: [2], 2: [4], 5: [5], 6: [9]}
     batches = data.batches(4)
     assert sorted(index for batch in batches for index in batch) == list(range(len(data)))
     shapes = [batch["clip"].shape for batch in DataLoader(data, batch_sampler=batches)]

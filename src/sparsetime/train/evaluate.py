@@ -88,7 +88,7 @@ def evaluate(
     total: Meter | None = None
     done = 0
     with torch.inference_mode():
-        for length, indices in by_length(windows).items():
+        for length, indices in windows.by_length().items():
             # A meter is told how many frames lie between two first frames, so each length has its own.
             with Meter(model.model, frames=length) as meter:
                 for item in DataLoader(Subset(windows, indices), batch_size=1):
@@ -119,14 +119,6 @@ def evaluate(
     write_json(run / f"evaluation-{split}.json", result)
     write_frames(run / f"frames-{split}.npz", model, windows)
     return result
-
-
-def by_length(windows: EvalDataset) -> dict[int, list[int]]:
-    """Numbers of the windows, by their number of frames."""
-    groups: dict[int, list[int]] = {}
-    for index, (_, frames) in enumerate(windows.windows):
-        groups.setdefault(len(frames), []).append(index)
-    return groups
 
 
 def summarise(windows: EvalDataset, sums: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:

@@ -220,14 +220,18 @@ class EvalDataset(_Videos):
             for window in eval_windows(frames, length, stride=stride, overlap=overlap)
         )
 
+    def by_length(self) -> dict[int, list[int]]:
+        """Item numbers, by the number of frames of their clips."""
+        groups: dict[int, list[int]] = {}
+        for index, (_, window) in enumerate(self.windows):
+            groups.setdefault(len(window), []).append(index)
+        return groups
+
     def batches(self, batch_size: int) -> list[list[int]]:
         """Item numbers in batches of equal clip length: ``DataLoader(dataset, batch_sampler=dataset.batches(8))``."""
-        by_length: dict[int, list[int]] = {}
-        for index, (_, window) in enumerate(self.windows):
-            by_length.setdefault(len(window), []).append(index)
         return [
             indices[first : first + batch_size]
-            for _, indices in sorted(by_length.items(), reverse=True)
+            for _, indices in sorted(self.by_length().items(), reverse=True)
             for first in range(0, len(indices), batch_size)
         ]
 
