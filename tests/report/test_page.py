@@ -143,7 +143,12 @@ def test_an_evaluation_of_other_types_does_not_crash(tmp_path: Path) -> None:
         (run / "config.json").write_text(
             json.dumps(dict.fromkeys(json.loads((run / "config.json").read_text()), value))
         )
-        report(tmp_path, run)
+        _, result = report(tmp_path, run)
+        assert result["headline"] == "No run has been evaluated: no accuracy and no operations."
+        (group,) = result["groups"]
+        assert (group["method"], group["accuracy"]) == (str(value), None)
+        left_out = ("accuracy", "activation_density", "delta_density") if value == 3 else ()
+        assert result["notes"] == [f"a: evaluation-test.json: {key} was left out, 3 is no share." for key in left_out]
 
 
 def test_a_run_on_another_split_is_named(tmp_path: Path) -> None:
