@@ -157,23 +157,8 @@ class Counts:
         total: defaultdict[str, float] = defaultdict(float)
         accumulators = 0
         for name, op in self.ops.items():
-            frames = op.frames_first + op.frames_later
             by_delta = self.skips == "deltas" and op.encoded
-            remaining = op.delta_macs_later if by_delta else op.macs_later
-            acs = op.delta_acs_later if by_delta else op.acs_later
-            row = {
-                "acs": acs,
-                "later": op.dense_macs * op.frames_later,
-                "all": op.dense_macs * frames,
-                "first": op.macs_first,
-                "remaining": remaining,
-                "act_later": op.macs_later,
-                "delta_later": op.delta_macs_later,
-                "nonzero": float(op.nonzero_first + op.nonzero_later),
-                "elements": float(op.elements * frames),
-                "changed": float(op.changed_later),
-                "elements_later": float(op.elements * op.frames_later),
-            }
+            row = _row(op, by_delta=by_delta)
             for key, value in row.items():
                 total[key] += value
             accumulators += op.output_elements if by_delta else 0
@@ -183,25 +168,21 @@ class Counts:
                     "kind": op.kind,
                     "encoded": op.encoded,
                     "dense_macs": op.dense_macs,
-                    "effective_macs": _share(remaining - acs, op.frames_later),
-                    "acs": _share(acs, op.frames_later),
+                    "effective_macs": _share(row["remaining"] - row["acs"], op.frames_later),
+                    "acs": _share(row["acs"], op.frames_later),
                     "elements": op.elements,
                     **_densities(row),
                 }
             )
         frames = max((op.frames_first + op.frames_later for op in self.ops.values()), default=0)
         dense = sum(op.dense_macs for op in self.ops.values())
-        figures = _densities(total)
-        if total["later"]:
-            effective: float | None = dense * (total["remaining"] - total["acs"]) / total["later"]
-            accumulates: float | None = dense * total["acs"] / total["later"]
-        else:
-            effective = accumulates = None
+        effective = _share(dense * (total["remaining"] - total["acs"]), total["later"])
+        accumulates = _share(dense * total["acs"], total["later"])
         return {
             "skips": self.skips,
             "clips": self.clips,
             "frames": frames,
-            **figures,
+            **_densities(total),
             "dense_macs": dense,
             "effective_macs": effective,
             "acs": accumulates,
@@ -235,6 +216,24 @@ class Counts:
                 "Dense": _share(sum(op.nb_dense for op in self.ops.values()), frames),
             },
         }
+
+
+def _row(op: OpCounts, *, by_delta: bool) -> dict[str, float]:
+    """What adds over operations: the parts and wholes of all shares."""
+    frames = op.frames_first + op.frames_later
+    return {
+        "later": op.dense_macs * op.frames_later,
+        "all": op.dense_macs * frames,
+        "first": op.macs_first,
+        "remaining": op.delta_macs_later if by_delta else op.macs_later,
+        "acs": op.delta_acs_later if by_delta else op.acs_later,
+        "act_later": op.macs_later,
+        "delta_later": op.delta_macs_later,
+        "nonzero": float(op.nonzero_first + op.nonzero_later),
+        "elements": float(op.elements * frames),
+        "changed": float(op.changed_later),
+        "elements_later": float(op.elements * op.frames_later),
+    }
 
 
 def _densities(row: Mapping[str, float]) -> dict[str, float | None]:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Subset
 from sparsetime.figures import wilson
 from sparsetime.files import write_json
 from sparsetime.frames import change_maps, save_frames
-from sparsetime.meter import Meter
+from sparsetime.meter import Counts, Meter
 from sparsetime.train.data import WINDOW, open_clips
 from sparsetime.train.device import pick_device
 from sparsetime.train.errors import TrainingError
@@ -80,28 +80,9 @@ def evaluate(
     windows = EvalDataset(
         chosen, classes, size=model.spec.input_size, length=window, stride=recipe.stride, workers=workers
     )
-    target = pick_device(device)
-    model = model.to(target, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    sums = torch.zeros(len(windows.clips), len(classes), dtype=torch.float64)
-    frozen = torch.zeros_like(sums)
-    total: Meter | None = None
-    done = 0
-    with torch.inference_mode():
-        for length, indices in windows.by_length().items():
-            # A meter is told how many frames lie between two first frames, so each length has its own.
-            with Meter(model.model, frames=length) as meter:
-                for item in DataLoader(Subset(windows, indices), batch_size=1):
-                    logits = model(item["clip"].to(target))
-                    p = logits.cpu().double().softmax(-1)  # MPS has no float64
-                    sums.index_add_(0, item["video"], p.sum(1))
-                    frozen.index_add_(0, item["video"], p[:, 0] * length)
-                    done += 1
-                    if progress is not None:
-                        progress(done, len(windows))
-            total = meter if total is None else total + meter
-    assert total is not None
-    figures = total.summary()
+    model = model.to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    counts, sums, frozen = measure(model, windows, progress)
+    figures = counts.summary()
     figures["windows"] = figures.pop("clips")
     result = figures | summarise(windows, sums, classes)
     result |= {
@@ -119,6 +100,36 @@ def evaluate(
     write_json(run / f"evaluation-{split}.json", result)
     write_frames(run / f"frames-{split}.npz", model, windows)
     return result
+
+
+def measure(
+    model: ClipClassifier, windows: EvalDataset, progress: Progress | None = None
+) -> tuple[Counts, Tensor, Tensor]:
+    """Every window through the network.
+
+    Returns:
+        What was counted; and for each video the sums over all its frames of the probabilities, and of those that each
+        window's first frame got, (videos, K), float64.
+    """
+    device = next(model.parameters()).device
+    counts = Counts()
+    sums = torch.zeros(len(windows.clips), len(windows.classes), dtype=torch.float64)
+    frozen = torch.zeros_like(sums)
+    done = 0
+    with torch.inference_mode():
+        for length, indices in windows.by_length().items():
+            # A meter is told how many frames lie between two first frames, so each length has its own.
+            with Meter(model.model, frames=length) as meter:
+                for item in DataLoader(Subset(windows, indices), batch_size=1):
+                    logits = model(item["clip"].to(device))
+                    p = logits.cpu().double().softmax(-1)  # MPS has no float64
+                    sums.index_add_(0, item["video"], p.sum(1))
+                    frozen.index_add_(0, item["video"], p[:, 0] * length)
+                    done += 1
+                    if progress is not None:
+                        progress(done, len(windows))
+            counts += meter.counts
+    return counts, sums, frozen
 
 
 def summarise(windows: EvalDataset, sums: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
