@@ -1,5 +1,6 @@
 """Streams: frames in, outputs out, state that can be kept and put back, and one thread at a time."""
 
+import math
 import sys
 import threading
 from dataclasses import replace
@@ -13,7 +14,7 @@ from tiny_plan import changed, tiny
 from sparsetime.convert.compile import compile
 from sparsetime.convert.integers import quantised_plan
 from sparsetime.engine import FrameError, InputSpec, Op, Plan, StreamBusyError, StreamError
-from sparsetime.engine.flushes import Flushes
+from sparsetime.engine.flushes import Flushes, Pace
 from sparsetime.engine.frames import FrameReader
 from sparsetime.engine.statefile import load_state, save_state
 from sparsetime.engine.stream import Stream
@@ -263,32 +264,59 @@ def test_a_cut_is_a_new_start(backend, precision):
 
 
 def test_the_pace_of_flushes_by_hand():
-    """40 elements of the input cause all operations. A flush every two frames' worth, and after busy ones."""
+    """40 elements of the input cause all operations: a flush every two frames' worth."""
     plan = tiny()
     flushes = Flushes(plan, 2.0)
-    busy, calm = (np.array([n, *[0] * (len(plan.ops) - 1)]) for n in (20, 10))
-    found = []
-    for events in (calm, busy, None, busy, None, None, busy, *[None] * 4, busy, *[None] * 8, busy, *[None] * 8):
-        found.append(flushes.pace)
-        assert flushes.due == (events is None), found
-        flushes.after(events is None, lambda events=events: events)
-    assert found[:3] == [(0.0, 0, 1), (0.25, 0, 1), (0.75, 1, 2)]
-    assert found[4] == (0.5, 2, 4)
-    assert [pace.left for pace in found[-9:]] == [0, 8, 7, 6, 5, 4, 3, 2, 1]
-    flushes.after(False, lambda: calm)
-    assert flushes.pace == (0.25, 0, 1)
-    for _ in range(7):
+    busy, calm = (np.array([n, 0]) for n in (20, 10))
+    assert flushes.cut == 0.3
+    for events, asked in ((calm, 0.25), (busy, 0.75), (busy, 1.25), (busy, 1.75), (calm, 2.0)):
         assert not flushes.due
-        flushes.after(False, lambda: calm)
-    assert flushes.pace == (2.0, 0, 1)
+        flushes.after(False, lambda events=events: events)
+        assert flushes.pace == (asked, 0, 1, 0.3)  # 0.35 of the input would ask for 0.35
     assert flushes.due
+    assert not flushes.again
+    flushes.after(True, lambda: calm)
+    assert flushes.pace == (0.0, 0, 1, 0.3)
+
+
+def test_what_events_ask_for_says_what_a_cut_is():
+    """210 operations of a convolution and 72 of the next: 5.25 for each of 40 elements, 4 for each of 18."""
+    plan = tiny()
+    head = Op(
+        "conv2d",
+        "head",
+        (1,),
+        (2,),
+        {**plan.ops[1].attributes, "stride": [1, 1], "padding": [0] * 4},
+        {"weight": "head"},
+    )
+    plan = replace(
+        plan,
+        values=(*plan.values, (1, 4, 2, 3)),
+        ops=(*plan.ops, head),
+        outputs=(2,),
+        tensors={**plan.tensors, "head": np.ones((4, 3, 1, 1), np.float32)},
+    )
+    flushes = Flushes(plan, 100.0)
+    for sent, cut in (
+        ((10, 9, 5), 0.35 * 0.25 / ((52.5 + 36) / 282)),
+        ((0, 0, 0), 0.35 * 0.25 / ((52.5 + 36) / 282)),  # a still picture says nothing
+        ((2, 18, 9), 0.35 * 0.05 / ((10.5 + 72) / 282)),
+        ((10, 0, 0), 0.3),
+    ):
+        flushes.after(False, lambda sent=sent: np.array(sent))
+        assert flushes.pace.cut == flushes.cut == pytest.approx(cut, rel=1e-12), sent
+    flushes.pace = Pace(cut=0.1)
+    flushes.after(True, lambda: np.array((40, 18, 24)))
+    assert flushes.cut == 0.1
+    assert Flushes(plan, 0).cut == math.inf
 
 
 def test_the_pace_behind_cuts_by_hand():
     """One cut says nothing of the next frame, cuts behind each other do."""
     plan = tiny()
     flushes = Flushes(plan, 100.0)
-    calm = np.array([10, *[0] * (len(plan.ops) - 1)])
+    calm = np.array([10, 0])
     due, again = [], []
     for _ in range(17):  # a camera that moves: each frame that is no flush is a cut
         due.append(flushes.due)
@@ -298,15 +326,15 @@ def test_the_pace_behind_cuts_by_hand():
     assert again == [False, False, False, False, True, True, False, False, *[True] * 6, False, False, True]
     for _ in range(6):
         flushes.after(True, lambda: calm)
-    assert flushes.pace == (0.0, 0, 8)
+    assert flushes.pace == (0.0, 0, 8, 0.3)
     flushes.after(False, lambda: calm)
     flushes.after(True, lambda: calm)
-    assert flushes.pace == (0.0, 0, 2)
+    assert flushes.pace == (0.0, 0, 2, 0.3)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_while_much_moves_frames_are_flushes(backend, monkeypatch):
-    monkeypatch.setattr("sparsetime.engine.flushes.BUSY", 0.1)
+    monkeypatch.setattr("sparsetime.engine.flushes.BUSY", 0.1)  # 4 of 40 elements, once it is known what they ask for
     stream, other, unflushed = (holding(backend=backend, flush=f) for f in (100.0, 100.0, 0.0))
     moving = gentle(stream.plan, 16)  # from frame to frame 12 of 40 elements, but for those that move too little
     clip = [*moving, *[moving[-1]] * 8]
@@ -500,6 +528,9 @@ def test_two_threads_at_once_are_refused(stream):
             entered.set()
             go.wait(10)
             return [np.zeros((1, 3, 2, 3), np.float32)]
+
+        def set_cut(self, share):
+            assert share == math.inf
 
         def events(self):
             raise AssertionError("only streams that are flushed count")

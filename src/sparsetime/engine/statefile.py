@@ -3,7 +3,7 @@
 One safetensors file: the arrays of `Stream.snapshot` by the names of docs/plan.md, and in the metadata a header that
 binds them to their plan and to each other:
 
-    {"format": "sparsetime.state", "version": 2, "frames": n, "pace": {"asked": x, "left": n, "next": n},
+    {"format": "sparsetime.state", "version": 3, "frames": n, "pace": {"asked": x, "left": n, "next": n, "cut": x},
      "plan": SHA-256, "arrays": SHA-256}
 
 The plan's digest covers what the state depends on: operations, shapes, steps and weights, the frame's normalisation.
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialised
 
-from sparsetime.engine.flushes import LONGEST, Pace
+from sparsetime.engine.flushes import CUT, LONGEST, Pace
 from sparsetime.engine.ops import PlanError
 from sparsetime.engine.plan import Plan
 from sparsetime.engine.planfile import header_of, tensors_of
@@ -34,7 +34,7 @@ from sparsetime.files import write_whole
 __all__ = ["FORMAT", "VERSION", "load_state", "plan_digest", "save_state"]
 
 FORMAT = "sparsetime.state"
-VERSION = 2
+VERSION = 3
 _DTYPES = ("F32", "U8", "I64", "BOOL")  # values and accumulators, codes, values between islands
 _KEYS = {"format", "version", "frames", "pace", "plan", "arrays"}
 _NO_MATTER = ("producer", "name", "structure", "outputs")  # entries of a plan's header that no state depends on
@@ -138,8 +138,10 @@ def _header(text: str | None, path: Path) -> dict[str, Any]:
     pace = header["pace"]
     if not isinstance(pace, dict) or set(pace) != set(Pace._fields):
         raise StreamError(f"{path}: pace: expected {sorted(Pace._fields)}, got {str(pace)[:40]}")
-    if type(pace["asked"]) is not float or not 0 <= pace["asked"] < math.inf:
-        raise StreamError(f"{path}: asked: expected a number, got {str(pace['asked'])[:20]}")
+    for name, most in (("asked", math.inf), ("cut", CUT)):
+        number = pace[name]
+        if type(number) is not float or not (math.isfinite(number) and 0 <= number <= most):
+            raise StreamError(f"{path}: {name}: expected a number from 0 to {most}, got {str(number)[:20]}")
     for name, least in (("left", 0), ("next", 1)):
         if type(pace[name]) is not int or not least <= pace[name] <= LONGEST:
             raise StreamError(f"{path}: {name}: expected {least} to {LONGEST}, got {str(pace[name])[:20]}")

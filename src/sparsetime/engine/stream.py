@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsetime.engine.executor import Executor, OpStats
-from sparsetime.engine.flushes import CUT, Flushes, Pace
+from sparsetime.engine.flushes import Flushes, Pace
 from sparsetime.engine.frames import FrameReader, is_tensor, normalised
 from sparsetime.engine.ops import Op
 from sparsetime.engine.plan import Plan
@@ -117,8 +117,6 @@ class Stream:
         self.frames = 0
         self._read = FrameReader(plan)
         self._executor = _executor(plan, backend, threads)
-        if flush:
-            self._executor.set_cut(CUT)
         self._every = refresh
         self._wanted = False  # a refresh, by the next frame
         self._begun = False  # there is a last frame whose values can be asked for
@@ -159,6 +157,7 @@ class Stream:
                 keep = not self._flushes.again
             elif self._wanted or (self._every and self.frames and self.frames % self._every == 0):
                 self._executor.refresh()
+            self._executor.set_cut(self._flushes.cut)
             outputs: list[Any] = self._executor.run(x, keep)
             self._wanted, self._begun = False, True
             self._passed = None if keep else x.copy()
