@@ -15,6 +15,7 @@ from sparsetime.engine import Plan, StreamError
 from sparsetime.engine.statefile import load_state, save_state
 from sparsetime.run import run_file
 from sparsetime.run.sources import Source
+from sparsetime.video import read_frames, write_video
 
 from .conftest import moving_square
 
@@ -84,8 +85,6 @@ def test_at_the_end_of_the_video_nothing_is_left(small_plan: Path, square: Path,
 
 
 def test_what_is_drawn_goes_on_too(small_plan: Path, square: Path, tmp_path: Path) -> None:
-    from sparsetime.video import read_frames
-
     run_file(small_plan, str(square), frames=5, save_state=tmp_path / "a.state")
     drawn = tmp_path / "a.mkv"
     run_file(small_plan, str(square), frames=1, resume_state=tmp_path / "a.state", out_video=drawn)
@@ -93,6 +92,25 @@ def test_what_is_drawn_goes_on_too(small_plan: Path, square: Path, tmp_path: Pat
     far = frame[24:40, :24]  # below the square: grey, as nothing changed there
     assert np.abs(far[..., 0] - far[..., 2]).mean() < 8
     assert frame.shape == moving_square(1)[0].shape
+
+
+def test_what_is_drawn_goes_on_between_two_flushes(small_plan: Path, tmp_path: Path) -> None:
+    """There is no state then: the next frame is a first one again, and all of it is computed."""
+    plan, video, state = Plan.load(small_plan), tmp_path / "noise.mkv", tmp_path / "a.state"
+    frames = np.random.default_rng(0).integers(0, 255, (8, 24, 32, 3), dtype=np.uint8)
+    write_video(video, frames)
+    stream, cut = plan.stream(flush=1.0), 0
+    while not cut or len(stream.snapshot()):
+        stream(frames[cut])
+        cut += 1
+    assert cut < 8
+    run_file(small_plan, str(video), frames=cut, save_state=state)
+    drawn = {}
+    for name, options in (("whole", {}), ("rest", {"resume_state": state})):
+        run_file(small_plan, str(video), out_video=tmp_path / f"{name}.mkv", **options)
+        drawn[name] = read_frames(tmp_path / f"{name}.mkv").astype(int)
+    assert len(drawn["rest"]) == 8 - cut
+    assert np.abs(drawn["rest"] - drawn["whole"][cut:]).mean() < 8  # the codec's losses alone
 
 
 def test_a_state_of_another_plan_is_refused(small_plan: Path, square: Path, tmp_path: Path) -> None:

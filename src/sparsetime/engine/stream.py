@@ -183,6 +183,12 @@ class Stream:
         """Whether the last frame that this stream computed was a flush, its first one among them."""
         return self._flushed
 
+    @property
+    def has_values(self) -> bool:
+        """Whether there is a last frame that `value` can tell of: neither before the first one nor behind a snapshot
+        that was taken between two flushes."""
+        return self._begun
+
     def refresh(self) -> None:
         """Compute all sums anew in the next frame; what was sent stays sent. Costs one dense frame."""
         with self._alone():

@@ -54,7 +54,7 @@ class Changes:
     def __init__(self, stream: Stream, layer: Layer) -> None:
         assert layer.source is not None
         self._stream, self._source = stream, layer.source
-        self._before = stream.value(layer.source)[0] if stream.frames else None
+        self._before = stream.value(layer.source)[0] if stream.has_values else None
 
     def update(self) -> NDArray[np.uint8]:
         """(h, w): 0 where nothing changed, 255 where all channels did; all 255 after a flush, as a first frame is."""

@@ -96,7 +96,7 @@ def run_file(
     reader = Reader(plan)
     comparison: Comparison | None = None
     work = Work(plan) if out_video is not None else None
-    if work is not None and first and isinstance(stream, Stream):
+    if work is not None and isinstance(stream, Stream) and stream.has_values:
         work(stream)  # what the next frame is compared with
     with ExitStack() as stack:
         sink = None if out_video is None else stack.enter_context(VideoSink(out_video))
