@@ -14,7 +14,8 @@ import pytest
 from sparsetime.engine import Plan, StreamError
 from sparsetime.engine.statefile import load_state, save_state
 from sparsetime.run import run_file
-from sparsetime.run.sources import Source
+from sparsetime.run.draw import OutputError
+from sparsetime.run.sources import Source, SourceError
 from sparsetime.video import read_frames, write_video
 
 from .conftest import moving_square
@@ -76,6 +77,26 @@ def test_ctrl_c_leaves_a_state_of_what_was_run(small_plan: Path, square: Path, t
     rest = run_file(small_plan, str(square), resume_state=tmp_path / "a.state")
     assert (rest["frames"], rest["first_frame"]) == (4, 6)
     assert rest["op_density"] < 1
+
+
+def test_what_cannot_be_drawn_loses_no_state(small_plan: Path, square: Path, tmp_path: Path) -> None:
+    full, state = tmp_path / "a.mkv", tmp_path / "a.state"
+    full.symlink_to("/dev/full")
+    with pytest.raises(OutputError, match="No space left"):
+        run_file(small_plan, str(square), frames=6, out_video=full, save_state=state)
+    rest = run_file(small_plan, str(square), resume_state=state)
+    assert (rest["frames"], rest["first_frame"]) == (4, 6)
+    assert rest["op_density"] < 1
+
+
+def test_what_cannot_be_read_leaves_the_state_before(small_plan: Path, square: Path, tmp_path: Path) -> None:
+    state = tmp_path / "a.state"
+    run_file(small_plan, str(square), frames=6, save_state=state)
+    before = state.read_bytes()
+    (tmp_path / "none.mkv").write_bytes(b"none")
+    with pytest.raises(SourceError):
+        run_file(small_plan, str(tmp_path / "none.mkv"), save_state=state)
+    assert state.read_bytes() == before
 
 
 def test_at_the_end_of_the_video_nothing_is_left(small_plan: Path, square: Path, tmp_path: Path) -> None:

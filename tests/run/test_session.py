@@ -163,6 +163,12 @@ def test_it_ends_when_told(small_plan: Path, square: Path) -> None:
     assert (result["frames"], result["stopped"], result["quality"]["frames"]) == (4, True, 3)
 
 
+def test_a_video_that_came_to_its_end_was_not_stopped(small_plan: Path, square: Path) -> None:
+    done: list[float] = []
+    result = run_file(small_plan, str(square), progress=lambda *_: done.append(1), stop=lambda: len(done) == 10)
+    assert (result["frames"], result["stopped"]) == (10, False)
+
+
 def test_a_plan_that_takes_no_pictures(tmp_path: Path, square: Path) -> None:
     tiny().save(tmp_path / "p.plan")
     with pytest.raises(PlanError, match=r"takes frames of shape \(1, 2, 4, 5\); videos have three channels"):

@@ -60,7 +60,7 @@ def run_file(
         out_video: file to draw into what was recomputed.
         resume_state: a state that `save_state` wrote, to go on from: with the video's next frame, where the video is a
             file or a folder.
-        save_state: file to write the state into at the end, also where `stop` made it.
+        save_state: file to write the state into at the end, also where `stop` or an error made it.
         progress: called after every frame with the time of the stream and of the dense network (ns), and the density.
         stop: asked before every frame whether to end here.
 
@@ -98,32 +98,43 @@ def run_file(
     work = Work(plan) if out_video is not None else None
     if work is not None and isinstance(stream, Stream) and stream.has_values:
         work(stream)  # what the next frame is compared with
-    with ExitStack() as stack:
-        sink = None if out_video is None else stack.enter_context(VideoSink(out_video))
-        start = 0 if source.live else first
-        for shot in islice(source, start, None if frames is None else start + frames):
-            if stop is not None and stop():
-                break
-            if dense is None and (compare or fallback):
-                dense = dense_network(plan, shot.picture, threads)
-                comparison = Comparison(reader) if compare else None
-                if fallback:
-                    stream = FallbackStream(flat, shot.picture, threads=threads, flush=flush, dense=dense)
-            beside = dense if compare else None
-            outputs, time_ns, expected, dense_ns = _both(
-                stream, beside, shot.picture, dense_first=tally.frames % 2 == 1
-            )
-            stats = stream.stats
-            tally.add(stats, time_ns, dense_ns, flushed=not isinstance(stream, Stream) or stream.flushed)
-            if comparison is not None:
-                comparison.add(reader(outputs), reader(expected), time_ns, dense_ns)
-            density = tally.last_density
-            if sink is not None and work is not None and isinstance(stream, Stream) and shot.shown is not None:
-                sink.add(overlay(shot.shown, work(stream), density), source.rate or FALLBACK_RATE)
-            if progress is not None:
-                progress(time_ns, dense_ns, density)
-    if save_state is not None and isinstance(stream, Stream):
-        statefile.save_state(stream, save_state)
+    stopped = False
+
+    def keep() -> None:
+        if save_state is not None and isinstance(stream, Stream):
+            statefile.save_state(stream, save_state)
+
+    try:
+        with ExitStack() as stack:
+            sink = None if out_video is None else stack.enter_context(VideoSink(out_video))
+            start = 0 if source.live else first
+            for shot in islice(source, start, None if frames is None else start + frames):
+                if stop is not None and stop():
+                    stopped = True
+                    break
+                if dense is None and (compare or fallback):
+                    dense = dense_network(plan, shot.picture, threads)
+                    comparison = Comparison(reader) if compare else None
+                    if fallback:
+                        stream = FallbackStream(flat, shot.picture, threads=threads, flush=flush, dense=dense)
+                beside = dense if compare else None
+                outputs, time_ns, expected, dense_ns = _both(
+                    stream, beside, shot.picture, dense_first=tally.frames % 2 == 1
+                )
+                stats = stream.stats
+                tally.add(stats, time_ns, dense_ns, flushed=not isinstance(stream, Stream) or stream.flushed)
+                if comparison is not None:
+                    comparison.add(reader(outputs), reader(expected), time_ns, dense_ns)
+                density = tally.last_density
+                if sink is not None and work is not None and isinstance(stream, Stream) and shot.shown is not None:
+                    sink.add(overlay(shot.shown, work(stream), density), source.rate or FALLBACK_RATE)
+                if progress is not None:
+                    progress(time_ns, dense_ns, density)
+    except Exception:  # what was computed is not lost with what cannot be drawn
+        if isinstance(stream, Stream) and stream.has_values:
+            keep()
+        raise
+    keep()
     result: dict[str, Any] = {
         "plan": str(plan_file),
         "network": plan.name,
@@ -136,7 +147,7 @@ def run_file(
         "flush": flush,
         "first_frame": first,
         "damage": source.damage,
-        "stopped": bool(stop is not None and stop()),
+        "stopped": stopped,
         "dense_runtime": None if dense is None else dense.name,
         "dense_frames": stream.dense_frames if isinstance(stream, FallbackStream) else 0,
         "task": reader.task,
