@@ -50,6 +50,16 @@ def test_any_plan_survives_its_header(plan):
     assert header_of(again) == header_of(plan)
 
 
+def test_a_plan_has_one_flat_form():
+    plan = tiny()
+    flat = plan.flat()
+    assert (plan.structure, flat.structure) == ({"output": 0}, [{"output": 0}])
+    assert plan.flat() is flat.flat() is flat
+    gone = weakref.ref(plan)
+    del plan
+    assert gone() is None  # neither holds the other for ever
+
+
 def test_tensors_of_a_plan_cannot_be_changed():
     with pytest.raises(ValueError, match="read-only"):
         tiny().tensors["bias"][0] = 5

@@ -120,6 +120,21 @@ def test_a_tensor_gives_tensors_whichever_way_is_taken(small_plan: Path, network
         np.testing.assert_array_equal(got.numpy(), expected)
 
 
+def test_weights_are_packed_once_for_all_streams_of_a_plan(small_plan: Path) -> None:
+    from sparsetime.engine.cpu import _programs
+
+    plan, frame = Plan.load(small_plan), moving_square(1, 24, 32)[0]
+    dense = native_dense(plan, 1)
+    before = set(_programs)
+    streams = [FallbackStream(plan, frame, dense=dense, schedule=Fixed([False])) for _ in range(3)]
+    streams.append(plan.stream())
+    assert len(set(_programs) - before) == 1
+    flat = [plan.flat().stream() for _ in range(3)]
+    assert len(set(_programs) - before) == 2
+    for stream in streams:
+        np.testing.assert_array_equal(stream(frame), flat[0].plan.stream()(frame)[0])
+
+
 def test_a_frame_of_another_shape_leaves_all_as_it_was(small_plan: Path) -> None:
     plan = Plan.load(small_plan)
     frame = moving_square(1, 24, 32)[0]

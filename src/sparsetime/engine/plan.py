@@ -172,8 +172,19 @@ class Plan:
         )
 
     def flat(self) -> Plan:
-        """The plan with its outputs as a list, in order, whatever the network packs them into."""
-        return replace(self, structure=[{"output": k} for k in range(len(self.outputs))])
+        """The plan with its outputs as a list, in order, whatever the network packs them into.
+
+        Always the same one, whose streams share its packed weights.
+        """
+        return self if self.structure == self._listed else self._flat
+
+    @property
+    def _listed(self) -> list[dict[str, int]]:
+        return [{"output": k} for k in range(len(self.outputs))]
+
+    @cached_property
+    def _flat(self) -> Plan:
+        return replace(self, structure=self._listed)
 
     def stream(self, backend: str = "cpu", threads: int = 1, refresh: int = 0, flush: float = 0.0) -> Stream:
         """A stream of frames through this plan; see `Stream`."""

@@ -67,6 +67,15 @@ class Schedule:
         self._debt = self._balance = 0.0
 
 
+def _like(frame: Any, outputs: list[Any]) -> list[Any]:
+    """Outputs as tensors where the frame was one."""
+    if not is_tensor(frame):
+        return outputs
+    import torch
+
+    return [torch.as_tensor(output) for output in outputs]
+
+
 class FallbackStream:
     """A stream of a plan, and the fastest dense runtime at hand for when everything changes.
 
@@ -96,7 +105,7 @@ class FallbackStream:
         self.plan = plan
         self.runtime = dense or dense_network(plan, example, threads)
         self.dense_frames = 0
-        self._stream = plan.flat().stream(threads=threads, flush=flush)
+        self._stream = plan.stream(threads=threads, flush=flush)
         self._schedule = schedule or Schedule(self._time_of(example))
         self._was_dense = False
 
@@ -114,19 +123,15 @@ class FallbackStream:
         dense = self._schedule.dense
         start = time.perf_counter()
         if dense:
-            outputs: list[Any] = self.runtime.run(frame)
+            found: Any = self.runtime.run(frame)
         else:
             if self._was_dense:
                 self._stream.reset()
-            outputs = self._stream(frame)
+            found = self._stream(frame)
         self._schedule.took(time.perf_counter() - start)
         self.dense_frames += dense
         self._was_dense = dense
-        if is_tensor(frame):
-            import torch
-
-            outputs = [torch.as_tensor(output) for output in outputs]
-        return nested(self.plan.structure, outputs)
+        return nested(self.plan.structure, _like(frame, found)) if dense else found
 
     @property
     def is_dense(self) -> bool:
