@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from random_plans import frames, plans
 from small_modules import Function
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sparsetime
 from sparsetime.engine.reference import Reference
 from sparsetime.run.dense import Dense, candidates, dense_network, exported, native_dense, pytorch_dense, without_codecs
+from sparsetime.run.fallback import FallbackStream
 from sparsetime.run.module import PlanModule
 
 from .conftest import small_network
@@ -93,6 +95,34 @@ def test_islands_and_several_outputs() -> None:
     for dense in candidates(plan, threads=1):
         for got, wanted in zip(dense.run(frame.numpy()), expected, strict=True):
             np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+class Threads(TorchDispatchMode):
+    """How many threads PyTorch has at each operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.add(torch.get_num_threads())
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_process_keeps_its_number_of_threads() -> None:
+    plan = sparsetime.compile(small_network(), torch.zeros(1, 3, 24, 32), steps=50.0, codec="hold")
+    x = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
+    before = torch.get_num_threads()
+    asked = before + 1
+    for dense in (pytorch_dense(plan, asked), *exported(plan, x, asked)):
+        assert torch.get_num_threads() == before
+        with Threads() as threads:
+            dense.run(x)
+        assert threads.seen <= {before, asked}
+        assert (asked in threads.seen) == dense.name.startswith("PyTorch"), dense.name
+        assert torch.get_num_threads() == before
+    FallbackStream(plan, x, threads=asked)
+    assert torch.get_num_threads() == before
 
 
 def test_every_frame_stands_alone() -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -56,6 +57,19 @@ def _uncoded(op: Op) -> Op:
     return dataclasses.replace(op, kind=kind, codec=None)
 
 
+@contextmanager
+def _torch_threads(number: int) -> Iterator[None]:
+    """So many threads of PyTorch for a while; the number is one of the process, which gets its own back."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def native_dense(plan: Plan, threads: int) -> Dense:
     """The dense path of the native engine: every frame is the first of its stream."""
     from sparsetime import __version__
@@ -71,12 +85,11 @@ def native_dense(plan: Plan, threads: int) -> Dense:
 
 
 def pytorch_dense(plan: Plan, threads: int) -> Dense:
-    """PyTorch, float32, channels-last. Sets the number of PyTorch's threads."""
+    """PyTorch, float32, channels-last."""
     import torch
 
     from sparsetime.run.module import PlanModule
 
-    torch.set_num_threads(threads)
     plain = without_codecs(plan)
     read = FrameReader(plain)
     module = PlanModule(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -84,7 +97,8 @@ def pytorch_dense(plan: Plan, threads: int) -> Dense:
     @torch.inference_mode()
     def run(frame: Array) -> list[Array]:
         x = torch.from_numpy(read(frame))
-        outputs = module(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
+        with _torch_threads(threads):
+            outputs = module(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
         return [y.numpy() for y in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
     return Dense(f"PyTorch {torch.__version__}", run)
@@ -106,12 +120,15 @@ def exported(plan: Plan, frame: Array, threads: int) -> list[Dense]:
     read = FrameReader(plain)
 
     def dense(opponent: Opponent) -> Dense:
-        return Dense(
-            opponent.name, lambda picture: opponent.outputs(opponent.run(opponent.prepare(read(picture).copy())))
-        )
+        def run(picture: Array) -> list[Array]:
+            with _torch_threads(threads):
+                return opponent.outputs(opponent.run(opponent.prepare(read(picture).copy())))
 
-    network = Network(PlanModule(plain), [read(frame).copy()])
-    return [dense(opponent) for opponent in network.opponents(threads, compiled=False)]
+        return Dense(opponent.name, run)
+
+    with _torch_threads(threads):
+        network = Network(PlanModule(plain), [read(frame).copy()])
+        return [dense(opponent) for opponent in network.opponents(threads, compiled=False)]
 
 
 def dense_network(plan: Plan, frame: Array, threads: int) -> Dense:
