@@ -82,12 +82,15 @@ def test_shares_that_are_none(text: str) -> None:
         parse_share(text)
 
 
-@pytest.mark.parametrize(("text", "count"), [("32MiB", 2**25), ("1.5kB", 1500), ("7", 7), ("2 GB", 2 * 10**9)])
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("32MiB", 2**25), ("1.5kB", 1500), ("7", 7), ("2 GB", 2 * 10**9), ("1e10", 10**10), (".5GiB", 2**29)],
+)
 def test_bytes(text: str, count: int) -> None:
     assert parse_bytes(text) == count
 
 
-@pytest.mark.parametrize("text", ["32 mebi", "MiB", "-1", ""])
+@pytest.mark.parametrize("text", ["32 mebi", "MiB", "-1", "", "1e999", "."])
 def test_bytes_that_are_none(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="--max-state"):
         parse_bytes(text)

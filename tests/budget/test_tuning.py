@@ -221,6 +221,20 @@ def test_what_is_kept() -> None:
     assert not keeps(does(0.1, 5.0), found, does(0.3, 5.0), 0.2)
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"tune_clips": 0}, "tune_clips: expected 1 or more, got 0"),
+        ({"check_clips": -1}, "check_clips: expected 1 or more, got -1"),
+        ({"clip_frames": 0}, "clip_frames: expected 4 or more, got 0"),
+        ({"threads": 0}, "threads: expected 1 or more, got 0"),
+    ],
+)
+def test_numbers_are_checked_before_anything_is_read(plan: Plan, option: dict[str, int], message: str) -> None:
+    with pytest.raises(BudgetError, match=message):
+        tune(plan, ["no such video"], max_drop=BUDGET, **option)
+
+
 def test_one_video_is_divided_by_its_frames(plan: Plan, folder: Path) -> None:
     figures = tune(plan, [str(folder / "walk0.mkv")], max_drop=BUDGET, clip_frames=8, tune_clips=2).figures
     assert [clip["clip"].rpartition(" ")[2] for clip in figures["tuning"]["clips"]] == ["0-7", "8-15"]

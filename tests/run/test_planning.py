@@ -12,8 +12,8 @@ import sparsetime
 from sparsetime.engine import Plan
 from sparsetime.files import TargetError
 from sparsetime.networks import create
-from sparsetime.run.models import ModelError, load_model
-from sparsetime.run.planning import compile_file, spread
+from sparsetime.run.models import Model, ModelError, load_model
+from sparsetime.run.planning import _calibration_frames, compile_file, spread
 from sparsetime.run.sources import SourceError
 
 
@@ -146,3 +146,15 @@ def test_options_that_do_not_belong_together(module: str, weights: Path, square:
     with pytest.raises(SourceError, match=r"--calibrate .*cut off"):
         compile_file("small_cnn", out, weights=weights, calibrate=str(cut))
     assert not out.exists()
+
+
+def test_what_a_network_with_steps_needs_a_clip_for(module: str, square: Path, tmp_path: Path) -> None:
+    out = tmp_path / "p.plan"
+    with pytest.raises(ModelError, match=r"learned: int8 needs the ranges of its values; give --calibrate VIDEO"):
+        compile_file(f"{module}:learned", out, precision="int8")
+    with pytest.raises(ModelError, match=r"sized: it has no steps of its own; give --calibrate VIDEO"):
+        compile_file(f"{module}:sized", out)
+    model = Model(torch.nn.Identity(), (24, 32), learned=True, config={"data": str(tmp_path / "gone"), "allow": ()})
+    with pytest.raises(ModelError, match=r"its values, and the videos that it was trained on are gone; give"):
+        _calibration_frames("run", model, None)
+    assert compile_file(f"{module}:learned", out, precision="int8", calibrate=str(square))["precision"] == "int8"

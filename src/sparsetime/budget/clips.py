@@ -21,12 +21,13 @@ from sparsetime.run.quality import Answer
 from sparsetime.run.sources import Source, SourceError
 from sparsetime.video.reader import VIDEO_SUFFIXES, image_files
 
-__all__ = ["Clip", "answered", "digest", "divided", "read_clips", "read_labels", "video_files"]
+__all__ = ["SHORTEST", "Clip", "answered", "digest", "divided", "read_clips", "read_labels", "video_files"]
 
 Array = NDArray[Any]
 Frames = NDArray[np.uint8]
 
-_SHORTEST = 4  # frames: less says nothing about what changes
+SHORTEST = 4
+"""Frames of a clip at least: fewer say nothing about what changes."""
 
 
 @dataclass(eq=False)
@@ -145,8 +146,8 @@ def read_clips(
         raise SourceError(f"{source.name}: {'; '.join(source.damage)}")
     first, last = (round(share * total) for share in part)
     wanted = min(length or total, last - first)
-    if wanted < _SHORTEST:
-        raise BudgetError(f"{video}: {wanted} frames to tune or check on; expected {_SHORTEST} or more")
+    if wanted < SHORTEST:
+        raise BudgetError(f"{video}: {wanted} frames to tune or check on; expected {SHORTEST} or more")
     count = min(most, (last - first) // wanted)
     room = (last - first - count * wanted) / count
     starts = [first + round(k * (wanted + room)) for k in range(count)]

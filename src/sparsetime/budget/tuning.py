@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparsetime.budget.clips import Clip, answered, digest, divided, read_clips, read_labels, video_files
+from sparsetime.budget.clips import SHORTEST, Clip, answered, digest, divided, read_clips, read_labels, video_files
 from sparsetime.budget.errors import BudgetError
 from sparsetime.budget.gains import balanced, gains, shaped
 from sparsetime.budget.judge import MEASURES, Judge
@@ -87,6 +87,10 @@ def tune(
     """
     if not 0 < max_drop <= 1:
         raise BudgetError(f"max_drop: expected a share in (0, 1], such as 0.005 for 0.5 %, got {max_drop}")
+    counts = {"tune_clips": tune_clips, "check_clips": check_clips, "threads": threads, "clip_frames": clip_frames}
+    for name, count in counts.items():
+        if count < (least := SHORTEST if name == "clip_frames" else 1):
+            raise BudgetError(f"{name}: expected {least} or more, got {count}")
     if out is not None:
         ready(out)
     say = progress or (lambda stage, measured: None)

@@ -134,14 +134,15 @@ def parse_share(text: str) -> float:
 def parse_bytes(text: str) -> int:
     """Bytes of `32MiB`, `500kB` or a number.
 
-    >>> parse_bytes("32MiB"), parse_bytes("500kB"), parse_bytes("1e6")
-    (33554432, 500000, 1000000)
+    >>> parse_bytes("32MiB"), parse_bytes(".5kB"), parse_bytes("1e10")
+    (33554432, 500, 10000000000)
     """
     units = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-    found = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d)?)\s*([A-Za-z]*)", text.strip())
-    if found is None or found[2] not in units:
+    found = re.fullmatch(r"((?:\d+(?:\.\d+)?|\.\d+)(?:e\d+)?)\s*([A-Za-z]*)", text.strip())
+    size = math.nan if found is None else float(found[1]) * units.get(found[2], math.nan)
+    if not math.isfinite(size):
         raise typer.BadParameter(f"expected --max-state as bytes, such as 32MiB or 500kB, got {text!r}")
-    return round(float(found[1]) * units[found[2]])
+    return round(size)
 
 
 def summary(figures: dict[str, Any]) -> list[str]:

@@ -106,9 +106,10 @@ def _calibration_frames(name: str, model: Model, calibrate: str | None) -> list[
     if calibrate is None:
         frames = list(model.training_frames(_FRAMES))
         if not frames:
+            why = "int8 needs the ranges of its values" if model.learned else "it has no steps of its own"
+            gone = "" if model.config is None else ", and the videos that it was trained on are gone"
             raise ModelError(
-                f"model {name} has no steps of its own: give --calibrate VIDEO, a short clip (no labels) of what it "
-                "will see"
+                f"model {name}: {why}{gone}; give --calibrate VIDEO, a short clip (no labels) of what it will see"
             )
         return frames
     source = Source(calibrate, model.size)
