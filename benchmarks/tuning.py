@@ -130,8 +130,9 @@ class Clips:
     def __init__(self, experiment: Experiment, data: Path, plan: Plan) -> None:
         self.judge = Judge(plan)
         self.videos = [str(data / "static_videos" / experiment.video)]
-        self.sources = Sources(plan, self.judge, self.videos, None, experiment.clip_frames, 1)
-        found = self.sources.tuning(experiment.tune_clips, lambda: None)
+        counts = experiment.clip_frames, experiment.tune_clips, experiment.check_clips
+        self.sources = Sources(plan, self.judge, self.videos, None, *counts, 1)
+        found = self.sources.tuning(lambda: None)
         self.tuning, self.proof = apart(lively(self.judge, found, experiment.max_drop)[0], labelled=False)
 
 
@@ -154,7 +155,7 @@ def run(experiment: Experiment, data: Path, out: Path, codec: str) -> dict[str, 
         progress=progress,
     )
     own = found.figures["tuning"]
-    held = clips.sources.held(experiment.check_clips, lambda: None)
+    held = clips.sources.held(lambda: None)
     result: dict[str, Any] = {
         "experiment": experiment.name,
         "codec": codec,

@@ -51,6 +51,18 @@ def test_network(app: typer.Typer, tmp_path: Path) -> None:
     assert f"| small_cnn | pixel, clustered, 10% | float32 | 1 | {row['op_density']:.3f} |" in result.stdout
 
 
+def test_what_was_measured_outlasts_an_error(app: typer.Typer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(network, "growth", lambda *_, **__: {"rows": [1]})
+    monkeypatch.setattr(network, "still", stopped)
+    file = tmp_path / "network.json"
+    words = ["bench", "network", "--part", "growth", "--part", "still", "--json", str(file)]
+    assert CliRunner().invoke(app, words).exit_code == 130
+    assert json.loads(file.read_text())["growth"] == {"rows": [1]}
+
+
 def test_only_takes_names_and_parts_of_names() -> None:
     names = ["mobilenet_v2", "deeplabv3_mobilenet_v2", "resnet50"]
     assert benching._chosen(names, None) == names

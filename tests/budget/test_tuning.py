@@ -13,7 +13,7 @@ import torch
 import sparsetime
 from sparsetime.budget import BudgetError, tune
 from sparsetime.budget import tuning as tuning_module
-from sparsetime.budget.clips import answered, divided, read_clips, read_labels, video_files
+from sparsetime.budget.clips import Clip, answered, clip_places, divided, read_clips, read_labels, video_files
 from sparsetime.budget.cost import FLUSH, Layout
 from sparsetime.budget.gains import balanced, gains, shaped
 from sparsetime.budget.judge import Judge, drop_of
@@ -27,10 +27,15 @@ from sparsetime.engine import Plan
 from sparsetime.run.dense import native_dense
 from sparsetime.run.quality import Distance, Reader
 from sparsetime.run.sources import Source
+from sparsetime.video import write_video
 
 from .conftest import moving
 
 BUDGET = 0.02
+
+
+def clips_of(video: str, length: int | None, most: int, part: tuple[float, float] = (0.0, 1.0)) -> list[Clip]:
+    return read_clips(video, (24, 32), clip_places(video, (24, 32), length, most, part))
 
 
 def drops(plan: Plan, video: str, start: int, count: int, flush: float) -> float:
@@ -93,7 +98,7 @@ def test_keeps_the_budget_and_saves(each_plan: Plan, folder: Path, tmp_path: Pat
 def test_streams_are_flushed_as_they_will_be_run(each_plan: Plan, folder: Path) -> None:
     flat = dataclasses.replace(each_plan, structure=[{"output": 0}])
     judge = Judge(flat)
-    clip = read_clips(str(folder / "walk0.mkv"), (24, 32), 20, 1)[0]
+    clip = clips_of(str(folder / "walk0.mkv"), 20, 1)[0]
     answered([clip], native_dense(flat, 1), judge, lambda: None)
     never, ways, flushes = measure(flat, [clip], judge), {}, 0
     own, counted = measure(flat, [clip], judge, flush=0.5)
@@ -162,7 +167,7 @@ def test_a_still_video_is_refused_by_name(plan: Plan, folder: Path) -> None:
 
 
 def test_every_third_clip_is_for_the_proof(folder: Path) -> None:
-    clips = read_clips(str(folder / "walk0.mkv"), (24, 32), 4, 6, (0.0, 1.0))
+    clips = clips_of(str(folder / "walk0.mkv"), 4, 6, (0.0, 1.0))
     assert [clips.index(clip) for clip in apart(clips, labelled=False)[1]] == [1, 4]
     assert apart(clips, labelled=False)[0] == [clips[k] for k in (0, 2, 3, 5)]
     assert apart(clips, labelled=True) == (clips, [])
@@ -171,7 +176,7 @@ def test_every_third_clip_is_for_the_proof(folder: Path) -> None:
 
 def test_what_the_proof_does_not_bear_is_made_finer(plan: Plan, folder: Path) -> None:
     judge = Judge(plan)
-    clips = read_clips(str(folder / "walk1.mkv"), (24, 32), 8, 2, (0.0, 1.0))
+    clips = clips_of(str(folder / "walk1.mkv"), 8, 2, (0.0, 1.0))
     answered(clips, native_dense(plan, 1), judge, lambda: None)
     work = Workbench(plan, clips, judge, 1, 1.0, None, lambda stage, count: None)
     coarse = (12,) * len(codecs(plan))
@@ -233,6 +238,20 @@ def test_what_is_kept() -> None:
 def test_numbers_are_checked_before_anything_is_read(plan: Plan, option: dict[str, int], message: str) -> None:
     with pytest.raises(BudgetError, match=message):
         tune(plan, ["no such video"], max_drop=BUDGET, **option)
+
+
+def test_held_back_videos_are_looked_at_before_the_search(plan: Plan, folder: Path, tmp_path: Path) -> None:
+    write_video(tmp_path / "short.mkv", moving(3))
+    said: list[str] = []
+    with pytest.raises(BudgetError, match=r"short\.mkv: 3 frames to tune or check on; expected 4 or more"):
+        tune(
+            plan,
+            [str(folder / "walk0.mkv"), str(tmp_path / "short.mkv")],
+            max_drop=BUDGET,
+            clip_frames=8,
+            progress=lambda stage, count: said.append(stage),
+        )
+    assert said == ["reading"]
 
 
 def test_one_video_is_divided_by_its_frames(plan: Plan, folder: Path) -> None:
@@ -324,12 +343,12 @@ def test_finds_videos(folder: Path) -> None:
 
 def test_clips_are_spread_and_do_not_overlap(folder: Path) -> None:
     video = str(folder / "walk1.mkv")
-    clips = read_clips(video, (24, 32), 5, 3, (0.0, 2 / 3))
+    clips = clips_of(video, 5, 3, (0.0, 2 / 3))
     assert [(clip.start, len(clip.frames)) for clip in clips] == [(0, 5), (5, 5), (11, 5)]
     np.testing.assert_array_equal(clips[2].frames, moving(24, start=3)[11:16])
-    assert len(read_clips(video, (24, 32), None, 9)) == 1
+    assert len(clips_of(video, None, 9)) == 1
     with pytest.raises(BudgetError, match="3 frames"):
-        read_clips(video, (24, 32), 3, 1)
+        clip_places(video, (24, 32), 3, 1)
 
 
 def test_drops_by_task() -> None:

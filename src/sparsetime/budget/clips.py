@@ -21,7 +21,17 @@ from sparsetime.run.quality import Answer
 from sparsetime.run.sources import Source, SourceError
 from sparsetime.video.reader import VIDEO_SUFFIXES, image_files
 
-__all__ = ["SHORTEST", "Clip", "answered", "digest", "divided", "read_clips", "read_labels", "video_files"]
+__all__ = [
+    "SHORTEST",
+    "Clip",
+    "answered",
+    "clip_places",
+    "digest",
+    "divided",
+    "read_clips",
+    "read_labels",
+    "video_files",
+]
 
 Array = NDArray[Any]
 Frames = NDArray[np.uint8]
@@ -121,10 +131,10 @@ def divided(videos: list[str]) -> tuple[list[str], list[str]]:
     return [video for video in videos if video not in held], held
 
 
-def read_clips(
+def clip_places(
     video: str, size: tuple[int, int], length: int | None, most: int, part: tuple[float, float] = (0.0, 1.0)
-) -> list[Clip]:
-    """Up to `most` clips of `length` frames, spread over a part of a video.
+) -> list[range]:
+    """Numbers of the frames of up to `most` clips, spread over a part of a video, which is decoded to know its length.
 
     Args:
         video: file, or folder of pictures.
@@ -140,7 +150,6 @@ def read_clips(
     source = Source(video, size)
     if source.live:
         raise BudgetError(f"{source.name}: expected a video file or a folder of pictures, something with an end")
-    # Twice through the video: once to know its length, once to keep the frames that are wanted.
     total = sum(1 for _ in source)
     if source.damage:
         raise SourceError(f"{source.name}: {'; '.join(source.damage)}")
@@ -151,12 +160,17 @@ def read_clips(
     count = min(most, (last - first) // wanted)
     room = (last - first - count * wanted) / count
     starts = [first + round(k * (wanted + room)) for k in range(count)]
-    kept: list[list[Frames]] = [[] for _ in starts]
+    return [range(start, start + wanted) for start in starts]
+
+
+def read_clips(video: str, size: tuple[int, int], places: list[range]) -> list[Clip]:
+    """The clips of a video at the places that `clip_places` gave."""
+    kept: list[list[Frames]] = [[] for _ in places]
     for number, shot in enumerate(Source(video, size)):
-        for start, frames in zip(starts, kept, strict=True):
-            if start <= number < start + wanted:
+        for place, frames in zip(places, kept, strict=True):
+            if number in place:
                 frames.append(shot.picture)
-    return [Clip(video, start, np.stack(frames), None, []) for start, frames in zip(starts, kept, strict=True)]
+    return [Clip(video, place.start, np.stack(frames), None, []) for place, frames in zip(places, kept, strict=True)]
 
 
 def answered(clips: list[Clip], dense: Dense, judge: Judge, said: Callable[[], None]) -> None:

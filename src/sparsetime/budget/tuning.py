@@ -8,13 +8,24 @@ import json
 import math
 import statistics
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparsetime.budget.clips import SHORTEST, Clip, answered, digest, divided, read_clips, read_labels, video_files
+from sparsetime.budget.clips import (
+    SHORTEST,
+    Clip,
+    answered,
+    clip_places,
+    digest,
+    divided,
+    read_clips,
+    read_labels,
+    video_files,
+)
 from sparsetime.budget.errors import BudgetError
 from sparsetime.budget.gains import balanced, gains, shaped
 from sparsetime.budget.judge import MEASURES, Judge
@@ -110,8 +121,8 @@ def tune(
     known = None
     if labels is not None:
         known = read_labels(Path(labels), names, classes, _class_count(plan, judge))
-    sources = Sources(plan, judge, names, known, clip_frames, threads)
-    clips = sources.tuning(tune_clips, lambda: say("dense network", 0))
+    sources = Sources(plan, judge, names, known, clip_frames, tune_clips, check_clips, threads)
+    clips = sources.tuning(lambda: say("dense network", 0))
     clips, still = lively(judge, clips, max_drop)
     clips, proof = apart(clips, known is not None)
 
@@ -145,7 +156,7 @@ def tune(
     flat = compiled if kept else apply(work.plan, best)
     tuned = dataclasses.replace(flat, structure=plan.structure)
     say("checking", work.count)
-    held = sources.held(check_clips, lambda: say("checking", work.count))
+    held = sources.held(lambda: say("checking", work.count))
 
     def check(candidate: Plan) -> dict[str, Any]:
         return _figures(judge, held, work.of(candidate, held), max_drop)
@@ -250,22 +261,51 @@ def _identity(plan: Plan) -> str:
 
 
 class Sources:
-    """The clips of videos: those to tune on, those to check on."""
+    """The clips of videos: those to tune on, those to check on. All videos are decoded once to see that they do.
+
+    Args:
+        plan, judge: whose dense network answers, and who keeps its answers.
+        videos, labels: files, and with labels their classes. A clip is then a whole video.
+        length: of a clip without labels.
+        tune_clips, check_clips: without labels, how many clips at most.
+        threads: of the dense network.
+
+    Raises:
+        BudgetError, SourceError: see `clip_places`; labels for a single video.
+    """
 
     def __init__(
-        self, plan: Plan, judge: Judge, videos: list[str], labels: Mapping[str, int] | None, length: int, threads: int
+        self,
+        plan: Plan,
+        judge: Judge,
+        videos: list[str],
+        labels: Mapping[str, int] | None,
+        length: int,
+        tune_clips: int,
+        check_clips: int,
+        threads: int,
     ) -> None:
         self._plan, self._judge, self._labels, self._threads = plan, judge, labels, threads
-        self._length = None if labels is not None else length
+        _, _, height, width = plan.input_shape
+        self._size = height, width
+        self._dense: Dense | None = None
+        parts = (0.0, 1.0), (0.0, 1.0)
         if len(videos) > 1:
-            self._tuned, self._held = divided(videos)
-            self._parts = (0.0, 1.0), (0.0, 1.0)
+            tuned, held = divided(videos)
         elif labels is not None:
             raise BudgetError("--labels needs several videos: accuracy is a figure of many clips; give more --video")
         else:
-            self._tuned = self._held = videos
-            self._parts = (0.0, 2 / 3), (2 / 3, 1.0)
-        self._dense: Dense | None = None
+            tuned = held = videos
+            parts = (0.0, 2 / 3), (2 / 3, 1.0)
+        self._tuned = self._places(tuned, tune_clips, length, parts[0])
+        self._held = self._places(held, check_clips, length, parts[1])
+
+    def _places(self, videos: list[str], most: int, length: int, part: tuple[float, float]) -> dict[str, list[range]]:
+        """Where the clips are in each video, of those from which there are any."""
+        if self._labels is not None:
+            return {video: clip_places(video, self._size, None, 1, part) for video in videos}
+        chosen = Counter(videos[k * len(videos) // most] for k in range(most))
+        return {video: clip_places(video, self._size, length, count, part) for video, count in chosen.items()}
 
     @property
     def dense(self) -> Dense:
@@ -273,20 +313,18 @@ class Sources:
         assert self._dense is not None
         return self._dense
 
-    def tuning(self, most: int, said: Callable[[], None]) -> list[Clip]:
-        """At most `most` clips to tune on, with labels all videos."""
-        return self._clips(self._tuned, most, self._parts[0], said)
+    def tuning(self, said: Callable[[], None]) -> list[Clip]:
+        """The clips to tune on, answered by the dense network; `said` is called after each."""
+        return self._clips(self._tuned, said)
 
-    def held(self, most: int, said: Callable[[], None]) -> list[Clip]:
-        """At most `most` clips that were held back, with labels all videos."""
-        return self._clips(self._held, most, self._parts[1], said)
+    def held(self, said: Callable[[], None]) -> list[Clip]:
+        """The clips that were held back, likewise."""
+        return self._clips(self._held, said)
 
-    def _clips(self, videos: list[str], most: int, part: tuple[float, float], said: Callable[[], None]) -> list[Clip]:
-        chosen = videos if self._labels is not None else [videos[k * len(videos) // most] for k in range(most)]
+    def _clips(self, places: Mapping[str, list[range]], said: Callable[[], None]) -> list[Clip]:
         clips: list[Clip] = []
-        for video in dict.fromkeys(chosen):
-            _, _, height, width = self._plan.input_shape
-            found = read_clips(video, (height, width), self._length, chosen.count(video), part)
+        for video, own in places.items():
+            found = read_clips(video, self._size, own)
             if self._dense is None:
                 self._dense = dense_network(self._plan, found[0].frames[0], self._threads)
             for clip in found:

@@ -170,8 +170,10 @@ def network_command(
     if mobilenet:
         if Part.GROWTH in parts:
             result["growth"] = network.growth(mobilenet[0], settings=settings, tell=say)
+            finish(result, json_file)  # so far
         if Part.STILL in parts:
             result["still"] = network.still(settings=settings, tell=say)
+            finish(result, json_file)
         if Part.START in parts:
             result["start"] = network.start()
     finish(result, json_file)
