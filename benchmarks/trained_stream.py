@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 
 from sparsetime.bench.machine import machine
-from sparsetime.bench.opponents import Network, Opponent
 from sparsetime.engine import Plan
 from sparsetime.engine.frames import FrameReader
 from sparsetime.run.dense import Dense, dense_network, without_codecs
 from sparsetime.run.module import PlanModule
 from sparsetime.run.planning import compile_file
 from sparsetime.run.quality import Reader
+from sparsetime.run.runtimes import Network, Opponent
 from sparsetime.train.data import open_clips
 from sparsetime.train.run import read_config
 from sparsetime.video import read_frames

@@ -86,7 +86,7 @@ def test_what_does_not_fit_together_is_refused(app: typer.Typer) -> None:
 def test_a_missing_runtime_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
-    from sparsetime.bench.opponents import _need
+    from sparsetime.run.runtimes import _need
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'sparsetime\[bench\]'"):

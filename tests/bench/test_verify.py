@@ -9,10 +9,10 @@ import torch
 import sparsetime
 from sparsetime.bench import network
 from sparsetime.bench.density import with_density
-from sparsetime.bench.opponents import DisagreementError
 from sparsetime.bench.patterns import there_and_back
 from sparsetime.bench.verify import verify
 from sparsetime.engine import Snapshot, Stream
+from sparsetime.run.runtimes import DisagreementError
 
 SHAPE = (1, 3, 32, 32)
 FRAMES = there_and_back(SHAPE, "elements", 0.1)

@@ -11,13 +11,13 @@ from torch import nn
 
 import sparsetime
 from sparsetime.bench.density import with_thresholds
-from sparsetime.bench.opponents import DisagreementError
 from sparsetime.bench.verify import verify
 from sparsetime.budget import tune
 from sparsetime.budget.errors import BudgetError
 from sparsetime.convert.integers import quantised_plan, quantised_weights
 from sparsetime.engine import Plan
 from sparsetime.engine.dequantise import float32_plan
+from sparsetime.run.runtimes import DisagreementError
 
 torch.manual_seed(0)
 CLIP = torch.rand(4, 3, 8, 8)

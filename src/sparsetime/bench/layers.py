@@ -24,11 +24,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sparsetime.bench.opponents import Network, Opponent, Precision, check, prepacked
 from sparsetime.bench.patterns import Pattern, there_and_back
 from sparsetime.bench.timing import Clock, Step, fastest, quartiles, ratio, take_turns
 from sparsetime.bench.verify import verify
 from sparsetime.engine import Op, Plan
+from sparsetime.run.runtimes import Network, Opponent, Precision, check, prepacked
 
 __all__ = ["DENSITIES", "LAYERS", "PATTERNS", "TARGETS", "Shape", "layer_plan", "line", "measure", "summary", "table"]
 

@@ -25,12 +25,12 @@ from torch import nn
 import sparsetime
 from sparsetime import networks
 from sparsetime.bench.density import op_density, run_clip, with_density
-from sparsetime.bench.opponents import LIMITS, RANDOM_LIMITS, Network, Opponent, Precision
 from sparsetime.bench.patterns import Pattern, there_and_back
 from sparsetime.bench.timing import Clock, Step, fastest, quartiles, ratio, take_turns
 from sparsetime.bench.verify import verify
 from sparsetime.convert.steps import DEFAULT_CODECS
 from sparsetime.engine import OpStats, Plan
+from sparsetime.run.runtimes import LIMITS, RANDOM_LIMITS, Network, Opponent, Precision
 
 __all__ = ["AREAS", "CASES", "DENSITIES", "PATTERNS", "Case", "clips", "controlled", "growth", "made", "still", "table"]
 

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sparsetime.bench.opponents import DisagreementError, distance
 from sparsetime.codec import LEAST_THRESHOLD
 from sparsetime.engine import Op, Plan, Stream
 from sparsetime.engine.ops import LINEAR
 from sparsetime.engine.reference import Reference, activate, encode
 from sparsetime.engine.shapes import channel_axis
+from sparsetime.run.runtimes import DisagreementError, distance
 
 __all__ = ["verify"]
 

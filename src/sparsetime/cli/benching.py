@@ -48,7 +48,7 @@ class Pattern(StrEnum):
 
 
 class Precision(StrEnum):
-    """See `sparsetime.bench.opponents`."""
+    """See `sparsetime.run.runtimes`."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"

@@ -21,7 +21,7 @@ from sparsetime.engine.ops import Op
 from sparsetime.engine.plan import Plan
 
 if TYPE_CHECKING:
-    from sparsetime.bench.opponents import Opponent
+    from sparsetime.run.runtimes import Opponent
 
 __all__ = ["Dense", "candidates", "dense_network", "exported", "native_dense", "pytorch_dense", "without_codecs"]
 
@@ -113,8 +113,8 @@ def exported(plan: Plan, frame: Array, threads: int) -> list[Dense]:
     """The network in ONNX Runtime and OpenVINO, where the extra `bench` is installed and the plan has no islands."""
     if plan.islands or any(find_spec(package) is None for package in ("onnxscript", "onnxruntime", "openvino")):
         return []
-    from sparsetime.bench.opponents import Network
     from sparsetime.run.module import PlanModule
+    from sparsetime.run.runtimes import Network
 
     plain = without_codecs(plan)
     read = FrameReader(plain)

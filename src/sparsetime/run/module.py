@@ -39,9 +39,9 @@ class PlanModule(nn.Module):
         self._plan = plan
         self._reference = Reference(plan)
         self._names: dict[str, str] = {}
-        for number, (name, tensor) in enumerate(self._reference._tensors.items()):
+        for number, (name, array) in enumerate(plan.tensors.items()):
             self._names[name] = f"tensor_{number}"
-            self.register_buffer(self._names[name], tensor)
+            self.register_buffer(self._names[name], torch.from_numpy(array.copy()))
         self._calls = [None if op.kind in ("input", "island") else self._call(op) for op in plan.ops]
 
     def forward(self, frame: Tensor) -> Any:

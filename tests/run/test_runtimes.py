@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsetime.bench.opponents import LIMITS, DisagreementError, Network, check, distance, prepacked
+from sparsetime.run.runtimes import LIMITS, DisagreementError, Network, check, distance, prepacked
 
 RIGHT = np.linspace(-1, 1, 60, dtype=np.float32).reshape(1, 3, 4, 5)
 
@@ -101,7 +101,7 @@ SIGNAL_AFTER_OPENVINO = """
 import os, signal
 import numpy as np
 from torch import nn
-from sparsetime.bench.opponents import Network
+from sparsetime.run.runtimes import Network
 
 frame = np.zeros((1, 3, 8, 8), np.float32)
 first, second = (Network(nn.Sequential(nn.Conv2d(3, 4, 3)), [frame])._openvino("float32", 1) for _ in range(2))
