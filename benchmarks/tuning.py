@@ -42,7 +42,7 @@ from sparsetime.budget.cost import Counted, Layout
 from sparsetime.budget.judge import Judge
 from sparsetime.budget.measure import Measured
 from sparsetime.budget.search import COARSEST, FINEST, coarsest, shifted
-from sparsetime.budget.setting import OCTAVE, apply, codecs, with_ops
+from sparsetime.budget.setting import OCTAVE, apply, codecs
 from sparsetime.budget.tuning import MARGIN, Sources, apart, lively, proven
 from sparsetime.budget.workbench import Workbench
 from sparsetime.convert.steps import fan_out_factors
@@ -101,7 +101,7 @@ def baseline(experiment: Experiment, data: Path, out: Path, kind: str) -> Plan:
     for k, own in thresholds.items():
         tensors[f"{k}.one"] = np.full_like(own, number_for_all) if kind == "number" else own
         ops[k] = dataclasses.replace(ops[k], codec={**ops[k].codec, "tensor": f"{k}.one"})
-    return with_ops(plan.flat(), ops, tensors)
+    return plan.flat().with_ops(ops, tensors)
 
 
 def at(curve: list[dict[str, float]], drop: float, key: str, by: str) -> float | None:

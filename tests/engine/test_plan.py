@@ -60,6 +60,17 @@ def test_a_plan_has_one_flat_form():
     assert gone() is None  # neither holds the other for ever
 
 
+@pytest.mark.parametrize("plan", [VARIED, VARIED_INT8], ids=["float32", "int8"])
+def test_other_operations_take_the_tensors_that_they_use(plan):
+    assert list(plan.with_ops(plan.ops).tensors) == list(plan.tensors)
+    more = {**plan.tensors, "unused": np.zeros(1, np.float32)}
+    same = plan.with_ops(plan.ops, more)
+    assert header_of(same) == header_of(plan)
+    if plan.precision == "float32":  # codes need their steps
+        bare = plan.with_ops([dataclasses.replace(op, codec=None) for op in plan.ops])
+        assert set(bare.tensors) == {name for op in plan.ops for name in op.tensors.values()}
+
+
 def test_tensors_of_a_plan_cannot_be_changed():
     with pytest.raises(ValueError, match="read-only"):
         tiny().tensors["bias"][0] = 5

@@ -54,11 +54,7 @@ def verify(stream: Stream, frame: Array) -> float:
     stream(frame)
     after = stream.snapshot()
     reference = Reference(plan)
-    made = {
-        v: f"{number}.value" if len(op.outputs) == 1 else f"{number}.value.{k}"
-        for number, op in enumerate(plan.ops)
-        for k, v in enumerate(op.outputs)
-    }
+    made = {entry.value: entry.name for entry in plan.state_entries() if entry.value is not None}
     worst = 0.0
     with torch.inference_mode():
         for number, op in enumerate(plan.ops):

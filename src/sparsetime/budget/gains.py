@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from sparsetime.budget.cost import Layout
-from sparsetime.budget.setting import OCTAVE, POWER, Setting, codecs, with_ops
+from sparsetime.budget.setting import OCTAVE, POWER, Setting, codecs
 from sparsetime.budget.signature import Signature
 from sparsetime.engine.frames import FrameReader
 from sparsetime.engine.plan import Plan
@@ -85,7 +85,7 @@ def shaped(plan: Plan, found: list[Array]) -> Plan:
         name = f"{number}.channels"
         tensors[name] = (threshold * shape / np.exp(np.log(shape).mean())).astype(np.float32)
         ops[number] = dataclasses.replace(op, codec={**op.codec, "tensor": name})
-    return with_ops(plan, ops, tensors)
+    return plan.with_ops(ops, tensors)
 
 
 def balanced(plan: Plan, found: list[Array], layout: Layout) -> Setting:

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sparsetime.budget.errors import BudgetError
 from sparsetime.engine.ops import LINEAR, Op
@@ -30,7 +28,6 @@ __all__ = [
     "codecs_to_drop",
     "freed_bytes",
     "least_state_bytes",
-    "with_ops",
 ]
 
 Setting = tuple[int | None, ...]
@@ -68,25 +65,7 @@ def apply(plan: Plan, setting: Setting) -> Plan:
             name = f"{number}.tuned"
             tensors[name] = (plan.tensors[op.codec["tensor"]] * GRID**k).astype(np.float32)
             ops[number] = dataclasses.replace(op, codec={**op.codec, "tensor": name})
-    return with_ops(plan, ops, tensors)
-
-
-def with_ops(plan: Plan, ops: list[Op], tensors: Mapping[str, NDArray[Any]]) -> Plan:
-    """A plan with other operations, and of the tensors those that they use."""
-    used = {name for op in ops for name in _tensors(op)}
-    return dataclasses.replace(plan, ops=tuple(ops), tensors={n: t for n, t in tensors.items() if n in used})
-
-
-def _tensors(op: Op) -> set[str]:
-    arguments = _named(op.attributes.get("arguments")) | _named(op.attributes.get("keywords"))
-    return {*op.tensors.values(), *arguments} | ({op.codec["tensor"]} if op.codec is not None else set())
-
-
-def _named(x: object) -> set[str]:
-    """Tensors in the arguments of an island."""
-    if isinstance(x, dict):
-        return {x["tensor"]} if set(x) == {"tensor"} else {name for y in x.values() for name in _named(y)}
-    return {name for y in x for name in _named(y)} if isinstance(x, list | tuple) else set()
+    return plan.with_ops(ops, tensors)
 
 
 def freed_bytes(plan: Plan, op: Op) -> int:
@@ -112,7 +91,7 @@ def _without(plan: Plan, numbers: Iterable[int]) -> Plan:
     ops = list(plan.ops)
     for number in numbers:
         ops[number] = dataclasses.replace(ops[number], codec=None)
-    return with_ops(plan, ops, plan.tensors)
+    return plan.with_ops(ops)
 
 
 def codecs_to_drop(plan: Plan, limit: int, cost: dict[int, float]) -> list[int]:

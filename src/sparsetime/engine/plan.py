@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -177,6 +177,15 @@ class Plan:
         Always the same one, whose streams share its packed weights.
         """
         return self if self.structure == self._listed else self._flat
+
+    def with_ops(self, ops: Sequence[Op], tensors: Mapping[str, Array] | None = None) -> Plan:
+        """The plan with other operations, and of its tensors, or of those given, the ones that these use."""
+        used = {name for op in ops for name in op.tensors.values()}
+        codecs = [op.codec for op in ops if op.codec is not None]
+        used |= {codec[key] for codec in codecs for key in ("tensor", "threshold") if key in codec}
+        tensors = self.tensors if tensors is None else tensors
+        kept = {name: array for name, array in tensors.items() if name in used}
+        return replace(self, ops=tuple(ops), tensors=kept)
 
     @property
     def _listed(self) -> list[dict[str, int]]:

@@ -43,12 +43,7 @@ class Dense(NamedTuple):
 def without_codecs(plan: Plan) -> Plan:
     """The network of a plan without codecs, in float32. Its outputs are a list, in the order of `plan.outputs`."""
     plan = float32_plan(plan).flat()
-    used = {name for op in plan.ops for name in op.tensors.values()}
-    return dataclasses.replace(
-        plan,
-        ops=tuple(_uncoded(op) for op in plan.ops),
-        tensors={name: tensor for name, tensor in plan.tensors.items() if name in used},
-    )
+    return plan.with_ops([_uncoded(op) for op in plan.ops])
 
 
 def _uncoded(op: Op) -> Op:
