@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsetime.engine import OpStats, Plan, Stream, statefile
+from sparsetime.engine import OpStats, Plan, statefile
 from sparsetime.files import ready
 from sparsetime.run.dense import Dense, dense_network
 from sparsetime.run.draw import VideoSink, Work, overlay
 from sparsetime.run.fallback import FallbackStream
 from sparsetime.run.flush import flush_of
 from sparsetime.run.quality import Answer, Distance, Reader
-from sparsetime.run.sources import FALLBACK_RATE, Source, picture_plan
+from sparsetime.run.sources import FALLBACK_RATE, Shot, Source, picture_plan
 
 __all__ = ["Skipping", "Tally", "run_file"]
 
@@ -52,7 +52,8 @@ def run_file(
     Args:
         plan_file: written by `Plan.save`; takes pictures of three channels.
         video: see `Source`.
-        threads: of the stream, and of the dense network.
+        threads: of the stream, which takes no more than there are cores, and of the dense network. The figures have the
+            number that was asked for.
         flush: after how much change the stream starts again, see `Stream`. None: as `sparsetime.run.flush` says.
         compare: with the dense network.
         fallback: leave the stream for the dense network while that is faster, see `sparsetime.run.fallback`.
@@ -84,63 +85,34 @@ def run_file(
         ready(save_state)
     plan, size = picture_plan(plan_file)
     source = Source(video, size, show=out_video is not None)
-    flat = plan.flat()
-    codecs = sorted({op.codec["kind"] for op in plan.ops if op.codec is not None})
     flush = flush_of(plan, flush)
-    stream: Stream | FallbackStream = flat.stream(threads=threads, flush=flush)
-    if resume_state is not None and isinstance(stream, Stream):
+    session = _Session(plan, threads, flush, compare=compare, fallback=fallback, out_video=out_video)
+    stream = session.stream
+    if resume_state is not None:
         statefile.load_state(stream, resume_state)
-    first = stream.frames
-    tally = Tally(plan)
-    dense: Dense | None = None
-    reader = Reader(plan)
-    comparison: Comparison | None = None
-    work = Work(plan) if out_video is not None else None
-    if work is not None and isinstance(stream, Stream) and stream.has_values:
-        work(stream)  # what the next frame is compared with
-    stopped = False
-
-    def keep() -> None:
-        if save_state is not None and isinstance(stream, Stream):
-            statefile.save_state(stream, save_state)
-
+    first, stopped = stream.frames, False
     try:
-        with ExitStack() as stack:
-            sink = None if out_video is None else stack.enter_context(VideoSink(out_video))
+        with session.sink or nullcontext():
             start = 0 if source.live else first
             for shot in islice(source, start, None if frames is None else start + frames):
                 if stop is not None and stop():
                     stopped = True
                     break
-                if dense is None and (compare or fallback):
-                    dense = dense_network(plan, shot.picture, threads)
-                    comparison = Comparison(reader) if compare else None
-                    if fallback:
-                        stream = FallbackStream(flat, shot.picture, threads=threads, flush=flush, dense=dense)
-                beside = dense if compare else None
-                outputs, time_ns, expected, dense_ns = _both(
-                    stream, beside, shot.picture, dense_first=tally.frames % 2 == 1
-                )
-                stats = stream.stats
-                tally.add(stats, time_ns, dense_ns, flushed=not isinstance(stream, Stream) or stream.flushed)
-                if comparison is not None:
-                    comparison.add(reader(outputs), reader(expected), time_ns, dense_ns)
-                density = tally.last_density
-                if sink is not None and work is not None and isinstance(stream, Stream) and shot.shown is not None:
-                    sink.add(overlay(shot.shown, work(stream), density), source.rate or FALLBACK_RATE)
+                took = session.frame(shot, source.rate or FALLBACK_RATE)
                 if progress is not None:
-                    progress(time_ns, dense_ns, density)
+                    progress(*took)
     except Exception:  # what was computed is not lost with what cannot be drawn
-        if isinstance(stream, Stream) and stream.has_values:
-            keep()
+        if save_state is not None and stream.has_values:
+            statefile.save_state(stream, save_state)
         raise
-    keep()
-    result: dict[str, Any] = {
+    if save_state is not None:
+        statefile.save_state(stream, save_state)
+    return {
         "plan": str(plan_file),
         "network": plan.name,
         "producer": plan.producer,
         "precision": plan.precision,
-        "codecs": codecs,
+        "codecs": sorted({op.codec["kind"] for op in plan.ops if op.codec is not None}),
         "video": source.name,
         "input_size": list(size),
         "threads": threads,
@@ -148,18 +120,82 @@ def run_file(
         "first_frame": first,
         "damage": source.damage,
         "stopped": stopped,
-        "dense_runtime": None if dense is None else dense.name,
-        "dense_frames": stream.dense_frames if isinstance(stream, FallbackStream) else 0,
-        "task": reader.task,
-    }
-    result |= tally.summary()
-    result |= Comparison.nothing() if comparison is None else comparison.summary()
-    return result | {
-        "state_bytes": stream.state_bytes,
-        "memory_bytes": stream.memory_bytes,
+        **session.summary(),
         "weight_bytes": plan.weight_bytes,
-        "layers": tally.layers(),
+        "layers": session.tally.layers(),
     }
+
+
+class _Session:
+    """A stream, what runs and is counted beside it, and what is drawn of it.
+
+    Args:
+        plan: of the stream.
+        threads, flush, compare, fallback, out_video: see `run_file`.
+
+    Attributes:
+        stream: the stream, which does nothing where there is a fallback.
+        tally: its figures.
+        sink: what is drawn into; to be entered around all frames.
+    """
+
+    def __init__(
+        self, plan: Plan, threads: int, flush: float, *, compare: bool, fallback: bool, out_video: Path | None
+    ) -> None:
+        self._plan, self._threads, self._flush = plan.flat(), threads, flush
+        self.stream = self._plan.stream(threads=threads, flush=flush)
+        self.tally = Tally(plan)
+        self.sink = None if out_video is None else VideoSink(out_video)
+        self._work = None if out_video is None else Work(plan)
+        self._reader = Reader(plan)
+        self._comparison = Comparison(self._reader) if compare else None
+        self._dense: Dense | None = None
+        self._falls_back = fallback
+        self._fallback: FallbackStream | None = None
+
+    def frame(self, shot: Shot, rate: float) -> tuple[int, int, float]:
+        """Run, count and draw a frame of a video of `rate` frames a second.
+
+        Returns:
+            Time of the stream and of the dense network (ns), and the density.
+        """
+        if self._dense is None and (self._comparison is not None or self._falls_back):
+            self._find_dense(shot.picture)
+        if self._work is not None and not self.tally.frames and self.stream.has_values:
+            self._work(self.stream)  # what the first frame is compared with
+        running = self._fallback or self.stream
+        beside = None if self._comparison is None else self._dense
+        outputs, time_ns, expected, dense_ns = _both(
+            running, beside, shot.picture, dense_first=self.tally.frames % 2 == 1
+        )
+        flushed = self._fallback is not None or self.stream.flushed
+        self.tally.add(running.stats, time_ns, dense_ns, flushed=flushed)
+        if self._comparison is not None:
+            self._comparison.add(self._reader(outputs), self._reader(expected), time_ns, dense_ns)
+        if self.sink is not None and self._work is not None and shot.shown is not None:
+            self.sink.add(overlay(shot.shown, self._work(self.stream), self.tally.last_density), rate)
+        return time_ns, dense_ns, self.tally.last_density
+
+    def _find_dense(self, frame: Array) -> None:
+        self._dense = dense_network(self._plan, frame, self._threads)
+        if self._falls_back:
+            self._fallback = FallbackStream(
+                self._plan, frame, threads=self._threads, flush=self._flush, dense=self._dense
+            )
+
+    def summary(self) -> dict[str, Any]:
+        """Figures of all frames."""
+        running = self._fallback or self.stream
+        beside = None if self._dense is None else self._comparison
+        return {
+            "dense_runtime": None if self._dense is None else self._dense.name,
+            "dense_frames": 0 if self._fallback is None else self._fallback.dense_frames,
+            "task": self._reader.task,
+            **self.tally.summary(),
+            **(Comparison.nothing() if beside is None else beside.summary()),
+            "state_bytes": running.state_bytes,
+            "memory_bytes": running.memory_bytes,
+        }
 
 
 def _both(
