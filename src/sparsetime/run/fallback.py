@@ -86,10 +86,15 @@ class FallbackStream:
     Args:
         plan: what to run.
         example: a frame as the stream takes it, to find the fastest runtime on.
-        threads: of the stream, and of the dense network.
+        threads: of the stream, which takes no more than there are cores, and of the dense network.
         flush: see `Stream`.
         dense: the dense network, if it is there already.
         schedule: if another one than by measured times is wanted.
+
+    Attributes:
+        plan: what it runs.
+        runtime: the dense network; `runtime.name` says what runs it, with its version.
+        dense_frames: how many frames it has computed so far.
     """
 
     def __init__(
@@ -132,16 +137,6 @@ class FallbackStream:
         self.dense_frames += dense
         self._was_dense = dense
         return nested(self.plan.structure, _like(frame, found)) if dense else found
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether the last frame was computed by the dense network."""
-        return self._was_dense
-
-    @property
-    def frames(self) -> int:
-        """Frames of the stream since it last began anew."""
-        return self._stream.frames
 
     @property
     def state_bytes(self) -> int:
