@@ -83,6 +83,7 @@ def test_all_runtimes_agree(network: Network) -> None:
         ("ONNX", "int8"),
         ("OpenVINO", "int8"),
     ]
+    assert [o.full_name for o in found if o.name == found[0].name] == [found[0].name, f"{found[0].name}, bfloat16"]
     for opponent in found:
         assert any(c.isdigit() for c in opponent.name), "no version"
         away = check(opponent, network.frames[0], network.expected)

@@ -238,7 +238,7 @@ def _opponents(
     found += [prepacked(conv, frames[0], p) for p in precisions if p != "int8"]
     for opponent in found:
         check(opponent, frames[0], network.expected)
-    return {o.name if o.precision == "float32" else f"{o.name}, {o.precision}": o for o in found}
+    return {opponent.full_name: opponent for opponent in found}
 
 
 @lru_cache

@@ -115,9 +115,7 @@ class _Arena:
         if threads not in self._opponents:
             s = self.settings
             found = self.network.opponents(threads, s.precisions, compiled=s.compiled)
-            self._opponents[threads] = {
-                o.name if o.precision == "float32" else f"{o.name}, {o.precision}": o for o in found
-            }
+            self._opponents[threads] = {opponent.full_name: opponent for opponent in found}
         return self._opponents[threads]
 
     def race(self, plan: Plan, frames: Sequence[Array], threads: int) -> dict[str, Any]:

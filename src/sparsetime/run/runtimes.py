@@ -66,6 +66,11 @@ class Opponent:
     run: Callable[[Any], Any]
     outputs: Callable[[Any], list[Array]]
 
+    @property
+    def full_name(self) -> str:
+        """The name, and the precision unless it is float32."""
+        return self.name if self.precision == "float32" else f"{self.name}, {self.precision}"
+
 
 def distance(actual: Sequence[Array], expected: Sequence[Array]) -> float:
     """|actual - expected| / |expected|, Euclidean, over all outputs together.
