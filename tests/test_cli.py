@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sparsetime.cli import app
+from sparsetime.cli.common import StatusLine
 from sparsetime.video import GeneratedClips, write_video
 
 COMMANDS = (
@@ -350,3 +351,21 @@ def test_ctrl_c_ends_with_the_figures_so_far(delta_plan: Path, tmp_path: Path) -
     assert result["stopped"]
     assert result["frames"] >= 1
     assert f"frames              {result['frames']} (stopped)" in out
+
+
+def test_the_line_that_says_how_it_goes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with StatusLine(1.0, 1e9) as line:
+        assert line.every_s == 1e9
+        assert line.due
+        line.show("elsewhere a line")
+        assert not line.due
+    assert capsys.readouterr().err == "elsewhere a line\n"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with StatusLine(0.0) as line:
+        for text in ("one", "t" * 200):
+            assert line.due
+            line.show(text)
+    assert capsys.readouterr().err == f"\rone\x1b[K\r{'t' * 100}\x1b[K\n"
+    with StatusLine():
+        pass  # nothing was said: there is no line to end
+    assert capsys.readouterr().err == ""

@@ -1,11 +1,15 @@
 """What the commands share: options, and how they end."""
 
 import functools
+import math
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec
+from types import FrameType
+from typing import Annotated, Any, Literal, ParamSpec, Self
 
 import typer
 
@@ -85,3 +89,59 @@ def finish(result: dict[str, Any], file: Path | None) -> None:
     """Write a result to the --json file, whole or not at all."""
     if file is not None:
         write_json(file, result)
+
+
+class CtrlC:
+    """While this context is open Ctrl-C asks to end after the frame; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Self:
+        self._before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+class StatusLine:
+    """How it goes, on stderr: one line that is rewritten on a terminal, new ones elsewhere. Use as a context manager.
+
+    Args:
+        terminal_s, elsewhere_s: seconds from one to the next.
+
+    Attributes:
+        every_s: that of the two which holds.
+    """
+
+    def __init__(self, terminal_s: float = 0.2, elsewhere_s: float = 5.0) -> None:
+        self._terminal = sys.stderr.isatty()
+        self.every_s = terminal_s if self._terminal else elsewhere_s
+        self._shown = -math.inf
+        self._open = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the line as it is, and begin another."""
+        if self._open:
+            print(file=sys.stderr)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for the next."""
+        return time.monotonic() - self._shown >= self.every_s
+
+    def show(self, text: str) -> None:
+        """Say this now."""
+        line, end = (f"\r{text[:100]}\x1b[K", "") if self._terminal else (text, "\n")
+        print(line, end=end, file=sys.stderr, flush=True)
+        self._shown = time.monotonic()
+        self._open = self._terminal

@@ -1,14 +1,13 @@
 """Commands around plans: compile, run."""
 
 import re
-import signal
+import time
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal
 
 import typer
 
-from sparsetime.cli.common import DebugOption, FlushOption, JsonOption, finish, guarded, say
+from sparsetime.cli.common import CtrlC, DebugOption, FlushOption, JsonOption, StatusLine, finish, guarded, say
 
 COMPILE_EXAMPLES = """
 Compile a network to a plan: one file of plain data that `sparsetime run` runs.
@@ -131,7 +130,6 @@ def run_command(
     debug: DebugOption = False,
 ) -> None:
     from sparsetime.run import run_file
-    from sparsetime.run.progress import Progress
 
     with CtrlC() as interrupt, Progress() as progress:
         result = run_file(
@@ -156,23 +154,44 @@ def run_command(
         raise typer.Exit(1)
 
 
-class CtrlC:
-    """While this context is open Ctrl-C asks to end after the frame; a second one ends at once."""
+class Progress(StatusLine):
+    """Frames per second and density since the last line."""
 
     def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> "CtrlC":
-        self._before = signal.signal(signal.SIGINT, self._handle)
-        return self
+        super().__init__()
+        self._shown = time.monotonic()
+        self._frames = self._unsaid = 0
+        self._time_ns = self._dense_ns = 0
+        self._density = 0.0
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        if self._unsaid:
+            self._say()
+        super().__exit__()
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
+    def frame(self, time_ns: int, dense_ns: int, density: float) -> None:
+        """One more frame.
+
+        Args:
+            time_ns: that it took.
+            dense_ns: that the dense network took, 0 without one.
+            density: share of the operations that were done.
+        """
+        self._frames += 1
+        self._unsaid += 1
+        self._time_ns += time_ns
+        self._dense_ns += dense_ns
+        self._density += density
+        if self.due:
+            self._say()
+
+    def _say(self) -> None:
+        text = f"{self._frames} frames, {self._unsaid * 1e9 / max(self._time_ns, 1):.1f} frames/s"
+        if self._dense_ns:
+            text += f" (dense {self._unsaid * 1e9 / self._dense_ns:.1f})"
+        self.show(f"{text}, operations {self._density / self._unsaid:.3f}")
+        self._unsaid = self._time_ns = self._dense_ns = 0
+        self._density = 0.0
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

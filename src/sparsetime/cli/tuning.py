@@ -2,14 +2,12 @@
 
 import math
 import re
-import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sparsetime.cli.common import DebugOption, FlushOption, JsonOption, finish, guarded, say
+from sparsetime.cli.common import DebugOption, FlushOption, JsonOption, StatusLine, finish, guarded, say
 
 TUNE_EXAMPLES = """
 Find a step or threshold for each layer: the least time within a budget of accuracy.
@@ -58,28 +56,30 @@ def tune_command(
     from sparsetime.budget import tune
 
     budget, limit = parse_share(max_drop), None if max_state is None else parse_bytes(max_state)
-    line = Line()
+
+    def progress(stage: str, measured: int) -> None:
+        if line.due:
+            line.show(f"{stage}, {measured} settings measured")
+
     try:
-        found = tune(
-            plan,
-            video,
-            max_drop=budget,
-            labels=labels,
-            max_state=limit,
-            out=out,
-            clip_frames=clip_frames,
-            tune_clips=tune_clips,
-            check_clips=check_clips,
-            threads=threads,
-            flush=flush,
-            progress=line,
-        )
+        with StatusLine() as line:
+            found = tune(
+                plan,
+                video,
+                max_drop=budget,
+                labels=labels,
+                max_state=limit,
+                out=out,
+                clip_frames=clip_frames,
+                tune_clips=tune_clips,
+                check_clips=check_clips,
+                threads=threads,
+                flush=flush,
+                progress=progress,
+            )
     except KeyboardInterrupt:
-        line.end()
         say(f"sparsetime: stopped. Give the same command again to go on from {out}.tune.json")
         raise typer.Exit(130) from None
-    finally:
-        line.end()
     finish(found.figures, json_file)
     for text in summary(found.figures):
         print(text)
@@ -90,32 +90,6 @@ def tune_command(
             f"({found.figures['dense_runtime']}) {check['time_dense_ms']:.2f} ms. Allow a larger --max-drop, or run "
             "the plan with --fallback"
         )
-
-
-class Line:
-    """What is being done, on stderr: rewritten in place on a terminal, a new line now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._shown = -math.inf
-        self._open = False
-
-    def __call__(self, stage: str, measured: int) -> None:
-        if time.monotonic() - self._shown < (0.2 if self._terminal else 5.0):
-            return
-        self._shown = time.monotonic()
-        text = f"{stage}, {measured} settings measured"
-        if self._terminal:
-            print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
-            self._open = True
-        else:
-            say(text)
-
-    def end(self) -> None:
-        """Leave the line as it is, and begin another."""
-        if self._open:
-            print(file=sys.stderr)
-            self._open = False
 
 
 def parse_share(text: str) -> float:

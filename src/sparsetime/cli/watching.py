@@ -1,13 +1,12 @@
 """Commands that show a plan at work, and run it over many videos: watch, many."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from sparsetime.cli.common import DebugOption, FlushOption, JsonOption, finish, guarded, say
+from sparsetime.cli.common import CtrlC, DebugOption, FlushOption, JsonOption, StatusLine, finish, guarded, say
 
 WATCH_EXAMPLES = """
 Show a plan at work on a video, in a page that this machine serves.
@@ -83,11 +82,9 @@ def many_command(
     json_file: JsonOption = None,
     debug: DebugOption = False,
 ) -> None:
-    from sparsetime.cli.running import CtrlC
     from sparsetime.many import run_many
 
-    terminal = sys.stderr.isatty()
-    with CtrlC() as interrupt:
+    with CtrlC() as interrupt, StatusLine(1.0, 10.0) as status:
         result = run_many(
             plan,
             videos,
@@ -97,12 +94,10 @@ def many_command(
             queue=queue,
             retries=retries,
             frames=frames,
-            progress=lambda streams: _show(streams, terminal),
-            every_s=1.0 if terminal else 10.0,
+            progress=lambda streams: status.show(standing(streams)),
+            every_s=status.every_s,
             stop=lambda: interrupt.asked,
         )
-    if terminal:
-        print("\r\x1b[K", end="", file=sys.stderr)
     finish(result, json_file)
     for line in table(result):
         print(line)
@@ -115,15 +110,14 @@ def many_command(
         raise typer.Exit(1)
 
 
-def _show(streams: list[dict[str, Any]], terminal: bool) -> None:
+def standing(streams: list[dict[str, Any]]) -> str:
     """How it goes, in one line."""
     running = sum(s["state"] == "running" for s in streams)
     away = [s["video"] for s in streams if s["state"] == "waiting"]
     text = (
         f"{sum(s['frames'] for s in streams)} frames, {sum(s['dropped'] for s in streams)} dropped, {running} running"
     )
-    text += f", looking for {', '.join(away)}" if away else ""
-    print(f"\r{text[:100]}\x1b[K" if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True)
+    return text + (f", looking for {', '.join(away)}" if away else "")
 
 
 def table(result: dict[str, Any]) -> list[str]:
