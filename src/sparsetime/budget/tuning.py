@@ -96,25 +96,12 @@ def tune(
         PlanError, RunError, SourceError: plan, run or videos cannot be read.
         TargetError: `out` cannot be written.
     """
-    if not 0 < max_drop <= 1:
-        raise BudgetError(f"max_drop: expected a share in (0, 1], such as 0.005 for 0.5 %, got {max_drop}")
-    counts = {"tune_clips": tune_clips, "check_clips": check_clips, "threads": threads, "clip_frames": clip_frames}
-    for name, count in counts.items():
-        if count < (least := SHORTEST if name == "clip_frames" else 1):
-            raise BudgetError(f"{name}: expected {least} or more, got {count}")
+    _check_numbers(max_drop, tune_clips=tune_clips, check_clips=check_clips, threads=threads, clip_frames=clip_frames)
     if out is not None:
         ready(out)
     say = progress or (lambda stage, measured: None)
     say("reading", 0)
     plan, classes = _loaded(plan)
-    if plan.precision != "float32":
-        raise BudgetError(
-            f"plan '{plan.name}' is of precision {plan.precision}: tune the plan of float32 that the same network gives"
-        )
-    if not codecs(plan):
-        raise BudgetError(
-            f"plan '{plan.name}' has no codec, so there is nothing to tune; compile it with --codec pixel"
-        )
     flush = flush_of(plan, flush)
     judge = Judge(plan)
     names = video_files(videos)
@@ -126,34 +113,19 @@ def tune(
     clips, still = lively(judge, clips, max_drop)
     clips, proof = apart(clips, known is not None)
 
-    memo_file = None if out is None else Path(f"{out}.tune.json")
     identity = {"plan": _identity(plan), "clips": digest(clips), "threads": threads, "flush": flush}
-    memo = None if memo_file is None else Memo(memo_file, identity)
+    memo = None if out is None else Memo(Path(f"{out}.tune.json"), identity)
     say("gains", 0)
     sensed = gains(plan, [clip.frames[len(clip.frames) // 2] for clip in clips[:_GAIN_FRAMES]])
     compiled = plan.flat()
     work = Workbench(shaped(compiled, sensed), clips, judge, threads, flush, memo, say)
+    limit = max_drop * (1 - MARGIN)
     try:
-        start: Setting = (0,) * len(codecs(plan))
-        if max_state is not None:
-            start = work.within(max_state)
-        balance = balanced(plan, sensed, work.layout)
-        balance = tuple(None if k is None else own for k, own in zip(start, balance, strict=True))
-        limit = max_drop * (1 - MARGIN)
-        found = search(work, [start, balance], limit, lambda stage: say(stage, work.count))
-        say("proof", work.count)
-        best = proven(work, found.best, proof, limit)
-        before = work.of(compiled, clips)
-        kept = (max_state is None or plan.state_bytes <= max_state) and keeps(
-            before, work(best), work.of(compiled, proof) if proof else None, limit
-        )
-        for by in (-2 * OCTAVE, -OCTAVE, 0, OCTAVE, 2 * OCTAVE):
-            say("Pareto curve", work.count)
-            work(shifted(best, by))
+        result = _searched(work, compiled, balanced(plan, sensed, work.layout), (clips, proof), limit, max_state, say)
     finally:
         work.save()
 
-    flat = compiled if kept else apply(work.plan, best)
+    flat = compiled if result.kept else apply(work.plan, result.best)
     tuned = dataclasses.replace(flat, structure=plan.structure)
     say("checking", work.count)
     held = sources.held(lambda: say("checking", work.count))
@@ -171,20 +143,71 @@ def tune(
         "flush": flush,
         "settings_measured": work.count,
         "state_bytes": tuned.state_bytes,
-        "kept": kept,
-        "proof": {"clips": [clip.name for clip in proof], "finer": _octaves(found.best, best)},
-        "tuning": _figures(judge, clips, before if kept else work(best), max_drop)
-        | {
-            "too_still": [clip.name for clip in still],
-            "as_compiled": one(before),
-        },
+        "kept": result.kept,
+        "proof": {"clips": [clip.name for clip in proof], "finer": _octaves(result.found, result.best)},
+        "tuning": _figures(judge, clips, result.before if result.kept else work(result.best), max_drop)
+        | {"too_still": [clip.name for clip in still], "as_compiled": one(result.before)},
         "check": check(flat) | {"as_compiled": check(compiled)},
         "pareto": work.pareto(),
-        "layers": work.layers(flat, (0,) * len(best) if kept else best),
+        "layers": work.layers(flat, (0,) * len(result.best) if result.kept else result.best),
     }
     if out is not None:
         tuned.save(out)
     return Tuned(tuned, figures)
+
+
+def _check_numbers(max_drop: float, **counts: int) -> None:
+    if not 0 < max_drop <= 1:
+        raise BudgetError(f"max_drop: expected a share in (0, 1], such as 0.005 for 0.5 %, got {max_drop}")
+    for name, count in counts.items():
+        if count < (least := SHORTEST if name == "clip_frames" else 1):
+            raise BudgetError(f"{name}: expected {least} or more, got {count}")
+
+
+class _Result(NamedTuple):
+    """What a search came to.
+
+    found: by the search. best: the same as much finer as the proof asks for. before: of the plan as it came, on the
+    clips of the search. kept: whether that one stays.
+    """
+
+    found: Setting
+    best: Setting
+    before: Measured
+    kept: bool
+
+
+def _searched(
+    work: Workbench,
+    compiled: Plan,
+    balance: Setting,
+    clips: tuple[list[Clip], list[Clip]],
+    limit: float,
+    max_state: int | None,
+    say: Say,
+) -> _Result:
+    """Search from one threshold for all and from a balance, and prove what is found.
+
+    Args:
+        work: measures on the clips of the search.
+        compiled: the plan as it came, its outputs as a list.
+        balance: see `balanced`.
+        clips: of the search and of the proof.
+        limit, max_state, say: of the drop, of the bytes, and whom to tell.
+    """
+    start: Setting = (0,) * len(balance) if max_state is None else work.within(max_state)
+    balance = tuple(None if k is None else own for k, own in zip(start, balance, strict=True))
+    found = search(work, [start, balance], limit, lambda stage: say(stage, work.count)).best
+    say("proof", work.count)
+    tuning, proof = clips
+    best = proven(work, found, proof, limit)
+    before = work.of(compiled, tuning)
+    fits = max_state is None or compiled.state_bytes <= max_state
+    kept = fits and keeps(before, work(best), work.of(compiled, proof) if proof else None, limit)
+    for by in (-2 * OCTAVE, -OCTAVE, 0, OCTAVE, 2 * OCTAVE):
+        say("Pareto curve", work.count)
+        work(shifted(best, by))
+    return _Result(found, best, before, kept)
 
 
 def apart(clips: list[Clip], labelled: bool) -> tuple[list[Clip], list[Clip]]:
@@ -230,17 +253,29 @@ def _octaves(found: Setting, best: Setting) -> float:
 
 
 def _loaded(plan: Plan | Path | str) -> tuple[Plan, tuple[str, ...]]:
-    """The plan, and the names of its classes where a run says them."""
-    if isinstance(plan, Plan):
-        return plan, ()
-    if not Path(plan).is_dir():
-        return Plan.load(plan), ()
+    """A plan that can be tuned, and the names of its classes where a run says them."""
+    classes: tuple[str, ...] = ()
+    if not isinstance(plan, Plan):
+        plan, classes = _compiled(Path(plan)) if Path(plan).is_dir() else (Plan.load(plan), ())
+    if plan.precision != "float32":
+        raise BudgetError(
+            f"plan '{plan.name}' is of precision {plan.precision}: tune the plan of float32 that the same network gives"
+        )
+    if not codecs(plan):
+        raise BudgetError(
+            f"plan '{plan.name}' has no codec, so there is nothing to tune; compile it with --codec pixel"
+        )
+    return plan, classes
+
+
+def _compiled(run: Path) -> tuple[Plan, tuple[str, ...]]:
+    """The plan of a training run, and its classes."""
     from sparsetime.run.planning import compile_file
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "run.plan")
-        compile_file(str(plan), file)
-        config = json.loads(Path(plan, "config.json").read_text(encoding="utf-8"))
+        compile_file(str(run), file)
+        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
         return Plan.load(file), tuple(config["classes"])
 
 
