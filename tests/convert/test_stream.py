@@ -118,6 +118,64 @@ def test_other_frames_are_refused_and_change_nothing(other: Tensor) -> None:
     assert torch.equal(stream(clip()[:, 1]), streamed(DeltaStream(model), clip())[0][:, 1])
 
 
+class Strongest(nn.Module):
+    """The channel of the largest mean, which is another one from frame to frame: an index that varies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return y[torch.arange(y.shape[0]), y.mean((2, 3)).argmax(1)]
+
+
+class Masked(nn.Module):
+    """Booleans and integers between the layers and among the outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.conv(x)
+        flat = (y > 0).flatten(1)
+        return {"map": y * (y > 0), "where": flat, "largest": y.flatten(1).argmax(1, keepdim=True)[:, 0]}
+
+
+class Pair(nn.Module):
+    """Two inputs, a third that may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.flow = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+
+    def forward(self, image: Tensor, flow: Tensor, gain: float = 2.0) -> Tensor:
+        return torch.relu(self.image(image) + self.flow(flow)) * gain
+
+
+@pytest.mark.parametrize("make", [Strongest, Masked])
+def test_what_is_picked_by_the_frame(make: type[nn.Module]) -> None:
+    model = sparsetime.sparsify(make().eval(), clip(dtype=torch.float32)[:, 0]).double()
+    stream = DeltaStream(model)
+    for frame in clip(2).unbind(1):
+        for got, expected in zip(leaves(stream(frame)), leaves(model(frame)), strict=True):
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-11)
+
+
+def test_several_inputs() -> None:
+    frames = clip(2).unbind(1)
+    model = sparsetime.sparsify(Pair().eval(), [frames[0].float(), frames[1].float()]).double()
+    stream = DeltaStream(model)
+    for image, flow in zip(frames, frames[::-1], strict=True):
+        torch.testing.assert_close(stream(image, flow), model(image, flow), rtol=0, atol=1e-11)
+    for wrong in [(), frames[:1], frames[:4]]:
+        with pytest.raises(
+            TypeError, match=rf"expected one frame for each of .* \['image', 'flow', 'gain'\], .* got {len(wrong)}"
+        ):
+            stream(*wrong)
+
+
 def test_what_cannot_be_streamed() -> None:
     with pytest.raises(TypeError, match=r"expected what sparsetime\.sparsify returned, got ResNetLike"):
         DeltaStream(build("resnet"))

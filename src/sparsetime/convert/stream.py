@@ -91,7 +91,7 @@ class DeltaStream:
 
         stream = DeltaStream(model)
         for frame in frames:          # (N, C, H, W)
-            output = stream(frame)
+            output = stream(frame)    # a network of several inputs takes a frame of each
 
     The stream works on a float64 copy of the model, which must be in evaluation mode.
 
@@ -111,33 +111,42 @@ class DeltaStream:
         self._model = copy.deepcopy(model).double()
         self._values: dict[str, Any] = {}
         self._layers: dict[str, DeltaState] = {}
-        self._kind: tuple[tuple[int, ...], torch.dtype, torch.device] | None = None
+        self._kind: list[tuple[tuple[int, ...], torch.dtype, torch.device]] | None = None
+        # The first is the number of frames of a clip; those with arguments have defaults.
+        inputs = [node for node in model.graphs[False].nodes if node.op == "placeholder"][1:]
+        self._inputs = [str(node.target) for node in inputs]
+        self._needed = sum(not node.args for node in inputs)
 
     def reset(self) -> None:
         """Forget the video: the next frame is a flush."""
         self._values, self._layers, self._kind = {}, {}, None
 
-    def __call__(self, frame: Tensor) -> Any:
-        """The network's output for the next frame, (N, C, H, W) in, (N, ...) out.
+    def __call__(self, *frames: Tensor) -> Any:
+        """The network's output for the next frame, (N, C, H, W) in, (N, ...) out; a frame for each of its inputs.
 
         Raises:
+            TypeError: another number of inputs than the network has.
             StateError: another shape, dtype or device than the frames before; the stream stays as it was.
             ValueError: the frame holds NaN or infinite values.
         """
-        kind = (tuple(frame.shape), frame.dtype, frame.device)
+        if not self._needed <= len(frames) <= len(self._inputs):
+            raise TypeError(
+                f"DeltaStream: expected one frame for each of the inputs {self._inputs}, of which {self._needed} have "
+                f"no default, got {len(frames)}"
+            )
+        kind = [(tuple(frame.shape), frame.dtype, frame.device) for frame in frames]
         if self._kind not in (None, kind):
             raise StateError(
                 f"DeltaStream: this stream is for frames {self._kind}, got {kind}. A new video? Call reset()."
             )
-        if not torch.isfinite(frame).all():
+        if not all(torch.isfinite(frame).all() for frame in frames):
             raise ValueError("DeltaStream: the frame holds NaN or infinite values; the stream stays as it was")
         with torch.no_grad():
             run = _Run(self._model, self._values, self._layers)
-            output = run.run(1, frame.double())
+            output = run.run(1, *(frame.double() for frame in frames))
         self._values, self._layers, self._kind = run.values, run.layers, kind
-        return pytree.tree_map(
-            lambda o: _copy(o.value, frame.dtype) if _is_signal(o) else o, output, is_leaf=_is_signal
-        )
+        dtype = frames[0].dtype
+        return pytree.tree_map(lambda o: _copy(o.value, dtype) if _is_signal(o) else o, output, is_leaf=_is_signal)
 
 
 class _Run(fx.Interpreter):
@@ -163,14 +172,14 @@ class _Run(fx.Interpreter):
         if n.op == "get_attr":
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        if not any(isinstance(a, _Signal) for a in pytree.tree_leaves((args, kwargs), is_leaf=_is_signal)):
+        if not _signals((args, kwargs)):
             return super().run_node(n)
         module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
         if isinstance(module, DeltaActivation) and module.enabled:
             value, state = module.step_stream(args[0].value, self._layers_before.get(n.name))
             self.layers[n.name] = state
             return self._remember(n, value)
-        if not self._flush and (linear := self._linear(n, module)) is not None:
+        if not self._flush and (linear := self._linear(n, module, args, kwargs)) is not None:
             deltas = pytree.tree_map(_change_of, (args, kwargs), is_leaf=_is_signal)
             change = linear(*deltas[0], **deltas[1])
             value = pytree.tree_map(lambda v, d: v + d, self._before[n.name], change)
@@ -188,11 +197,20 @@ class _Run(fx.Interpreter):
         self.values[n.name] = value
         if before is None:
             return _Signal(value, value)
-        change = pytree.tree_map(lambda v, b: v - b if isinstance(v, Tensor) else v, value, before)
+        change = pytree.tree_map(lambda v, b: v - b if _is_float(v) else v, value, before)
         return _Signal(value, change)
 
-    def _linear(self, n: fx.Node, module: nn.Module | None) -> Callable[..., Any] | None:
+    def _linear(
+        self, n: fx.Node, module: nn.Module | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Callable[..., Any] | None:
         """The node as a linear function of its streams, or None."""
+        # Booleans and integers have no change that could be added.
+        if not all(_is_float(v) for s in _signals((args, kwargs)) for v in pytree.tree_leaves(s.value)):
+            return None
+        if n.target in _ADDITIONS and len(args) == 2 and all(map(_is_signal, args)):
+            return n.target
+        if _signals((args[1:], kwargs)):
+            return None  # linear in the first argument alone: an index that depends on the frame is no stream
         if module is not None:
             return _without_bias(module)
         if n.op == "call_method":
@@ -202,9 +220,6 @@ class _Run(fx.Interpreter):
             return n.target
         if not callable(n.target):
             return None
-        both = len(n.args) == 2 and all(isinstance(a, fx.Node) and _is_signal(self.env[a]) for a in n.args)
-        if n.target in _ADDITIONS and both:
-            return n.target
         padding = n.target is F.pad and n.kwargs.get("mode", "constant") == "constant" and len(n.args) <= 2
         if padding and not n.kwargs.get("value"):
             return n.target
@@ -213,6 +228,14 @@ class _Run(fx.Interpreter):
 
 def _is_signal(value: Any) -> bool:
     return isinstance(value, _Signal)
+
+
+def _signals(arguments: Any) -> list[_Signal]:
+    return [a for a in pytree.tree_leaves(arguments, is_leaf=_is_signal) if isinstance(a, _Signal)]
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _value_of(argument: Any) -> Any:
@@ -229,4 +252,4 @@ def _change_of(argument: Any) -> Any:
 
 def _copy(value: Any, dtype: torch.dtype) -> Any:
     """Outputs share no memory with the state."""
-    return pytree.tree_map_only(Tensor, lambda v: v.to(dtype, copy=True), value)
+    return pytree.tree_map_only(Tensor, lambda v: v.to(dtype if _is_float(v) else v.dtype, copy=True), value)
