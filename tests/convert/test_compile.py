@@ -398,3 +398,11 @@ def test_a_plan_stays_what_it_is_when_the_module_is_trained_further():
             tensor.add_(1)
     for name, tensor in plan.tensors.items():
         np.testing.assert_array_equal(tensor, before[name], name)
+
+
+def test_a_plan_stays_what_it_is_when_its_steps_are_changed_further():
+    step = torch.full((4,), 0.25)
+    module = nn.Sequential(nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    plan = compile(module, clip()[0], steps={"input": 0.5, "0": step})
+    step.mul_(100)
+    assert plan.step(plan.ops[1]).ravel().tolist() == [0.25] * 4

@@ -76,6 +76,12 @@ def test_tensors_of_a_plan_cannot_be_changed():
         tiny().tensors["bias"][0] = 5
 
 
+def test_arrays_that_a_plan_is_made_from_stay_the_callers():
+    arrays = {name: tensor.copy() for name, tensor in tiny().tensors.items()}
+    dataclasses.replace(tiny(), tensors=arrays)
+    assert all(array.flags.writeable for array in arrays.values())
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [

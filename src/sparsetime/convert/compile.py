@@ -232,7 +232,7 @@ def _set_steps(
 
 
 def _step_array(op: DraftOp, step: float | Tensor, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    array = torch.as_tensor(step, dtype=torch.float32).detach().numpy()
+    array = torch.as_tensor(step).detach().to("cpu", torch.float32, copy=True).numpy()
     if not (array >= 0).all():
         raise ValueError(f"steps: '{op.name}' must have steps of at least 0, got {array.min():g}")
     if array.size == 1:

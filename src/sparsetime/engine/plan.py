@@ -58,6 +58,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "codings", check_plan(self))
+        # Views, so that the caller's own arrays stay writeable.
+        object.__setattr__(self, "tensors", {name: tensor.view() for name, tensor in self.tensors.items()})
         for tensor in self.tensors.values():
             tensor.flags.writeable = False
 
