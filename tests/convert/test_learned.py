@@ -183,6 +183,27 @@ def test_delta_layers_in_a_module_of_ones_own():
             torch.testing.assert_close(stream(frame), model(frame), rtol=1e-4, atol=1e-4)
 
 
+def test_a_delta_layer_under_two_names():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 2, 1)
+            self.first = self.second = sparsetime.DeltaActivation(step=0.1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.second(self.conv(self.first(x, frames=1)), frames=1))
+
+    model = Twice().eval()
+    plan = compile(model, clip()[0])
+    assert coded(plan) == ["exact", "exact"]
+    assert model.first is model.second
+    assert isinstance(model.first, sparsetime.DeltaActivation)
+    stream = plan.stream(backend="reference")
+    with torch.no_grad():
+        for frame in clip():
+            torch.testing.assert_close(stream(frame), model(frame), rtol=1e-4, atol=1e-4)
+
+
 def test_layers_that_exchange_deltas_are_refused():
     model = nn.Sequential(nn.Conv2d(6, 4, 3), sparsetime.DeltaActivation(output="delta"))
     with pytest.raises(CompileError, match=r"delta layer '1' exchanges deltas"):

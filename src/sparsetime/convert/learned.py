@@ -61,16 +61,19 @@ class _Marked(nn.Module):
 def _marked(module: nn.Module) -> Iterator[None]:
     """Put `_Marked` in the place of every delta layer for a while."""
     changed: list[tuple[nn.Module, str, nn.Module]] = []
+    marked: dict[nn.Module, _Marked] = {}
     try:
         for path, owner in list(module.named_modules()):
-            for name, child in list(owner.named_children()):
+            for name, child in owner._modules.items():  # named_children() leaves out a child's second name
                 if isinstance(child, DeltaActivation):
+                    if child not in marked:
+                        marked[child] = _Marked(child, f"{path}.{name}".lstrip("."))
                     changed.append((owner, name, child))
-                    setattr(owner, name, _Marked(child, f"{path}.{name}".lstrip(".")))
+                    owner._modules[name] = marked[child]
         yield
     finally:
         for owner, name, child in changed:
-            setattr(owner, name, child)
+            owner._modules[name] = child
 
 
 @contextmanager
