@@ -1,5 +1,6 @@
 """Modules become plans that compute the same: every operation, every folding, outputs of every shape."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -299,6 +300,7 @@ def test_outputs_keep_their_structure():
             Function(lambda m, x: {"y": x * 2, "box": [m.norm.running_var]}, norm=nn.BatchNorm2d(2).double()),
             r"returns a constant as output\['box'\]\[0\], 'norm.running_var': a Tensor of torch.float64, which",
         ),
+        (Function(lambda m, x: (x * 2, math.inf)), r"as output\[1\], inf: a float, .* it knows finite numbers"),
         (Function(lambda m, x: x.half()), "works in float16"),
     ],
 )

@@ -296,6 +296,27 @@ def test_an_island_that_cannot_run_says_so(arguments, message, backend):
         plan.stream(backend=backend)(np.ones(plan.input_shape, np.float32))
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"tensor": "m"}, "takes the tensor 'm', which is not among its own"),
+        (float("inf"), r"an argument must be .*, got inf"),
+    ],
+)
+def test_arguments_of_an_island_are_its_own_and_finite(argument, message):
+    ops = list(VARIED.ops)
+    arguments = [{"value": 9}, argument]
+    ops[10] = dataclasses.replace(ops[10], attributes={**ops[10].attributes, "arguments": arguments})
+    with pytest.raises(PlanError, match=message):
+        dataclasses.replace(VARIED, ops=tuple(ops))
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+def test_constants_are_finite_numbers(number):
+    with pytest.raises(PlanError, match=rf"structure: expected .*, got {{'constant': {number}}}"):
+        dataclasses.replace(tiny(), structure=[{"output": 0}, {"constant": number}])
+
+
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_a_frame_that_an_island_fails_on_leaves_nothing_behind(backend):
     tensors = {"step": np.full(1, 0.1, np.float32), "weight": np.ones((1, 2), np.float32)}

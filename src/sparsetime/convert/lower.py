@@ -452,16 +452,17 @@ class _Lowering:
             if isinstance(x, _Stream):
                 self.draft.outputs.append(self.value(x))
                 entries.append({"output": len(self.draft.outputs) - 1})
-            elif x is None or isinstance(x, bool | int | float | str):
+            elif x is None or isinstance(x, bool | int | str) or (isinstance(x, float) and math.isfinite(x)):
                 entries.append({"constant": x})
             elif isinstance(x, Tensor) and str(x.dtype).removeprefix("torch.") in CONSTANTS:
                 array = x.detach().clone(memory_format=torch.contiguous_format).numpy()
                 entries.append({"array": array})
             else:
+                where = self.origin(made) if isinstance(made, fx.Node) else repr(made)
                 raise CompileError(
-                    f"{self.draft.name} returns a constant as output{path}, {self.origin(made)}: a {type(x).__name__}"
-                    f"{f' of {x.dtype}' if isinstance(x, Tensor) else ''}, which a plan cannot give; it knows numbers, "
-                    f"strings and tensors of {', '.join(CONSTANTS)}"
+                    f"{self.draft.name} returns a constant as output{path}, {where}: a {type(x).__name__}"
+                    f"{f' of {x.dtype}' if isinstance(x, Tensor) else ''}, which a plan cannot give; it knows finite "
+                    f"numbers, strings and tensors of {', '.join(CONSTANTS)}"
                 )
         if not self.draft.outputs:
             raise CompileError(f"{self.draft.name} returns nothing that depends on its input")

@@ -6,6 +6,7 @@ have.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
@@ -46,6 +47,11 @@ def _is_int(x: Any, low: int, high: int) -> bool:
 
 def _is_number(x: Any) -> bool:
     return type(x) in (int, float) and abs(x) <= _LARGEST
+
+
+def _is_constant(x: Any) -> bool:
+    """What stands in a header as it is."""
+    return x is None or type(x) in (bool, int, str) or (type(x) is float and math.isfinite(x))
 
 
 class _Context:
@@ -443,7 +449,7 @@ def _check_island(c: _Context) -> None:
     used: list[int] = []
 
     def walk(x: Any) -> None:
-        if x is None or type(x) in (bool, int, float, str):
+        if _is_constant(x):
             return
         if isinstance(x, list):
             for item in x:
@@ -456,6 +462,7 @@ def _check_island(c: _Context) -> None:
                 return
             if key == "tensor":
                 c.named(entry, None, None, "argument")
+                c.expect(entry in c.op.tensors.values(), f"takes the tensor '{entry}', which is not among its own")
                 c.seen.add(f"tensors.{entry}")
                 return
             if (key == "dtype" and entry in _TYPES) or (key == "float" and entry in ("inf", "-inf", "nan")):
@@ -606,7 +613,7 @@ def _check_structure(structure: Any, outputs: int, depth: int = 0) -> None:
             return
         if key == "array" and isinstance(entry, np.ndarray) and entry.dtype.name in CONSTANTS:
             return
-        if key == "constant" and (entry is None or type(entry) in (bool, int, float, str)):
+        if key == "constant" and _is_constant(entry):
             return
     _fail(f"structure: expected an output, tuple, dict, list, array or constant, got {_short(structure)}")
 
