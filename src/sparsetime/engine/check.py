@@ -16,6 +16,7 @@ import numpy as np
 
 from sparsetime.engine.ops import MOVES, PRECISIONS, Coding, Op, PlanError
 from sparsetime.engine.shapes import Shape, channel_axis, is_map
+from sparsetime.engine.structure import entry_of, rebuilt
 
 if TYPE_CHECKING:
     from sparsetime.engine.plan import Plan
@@ -593,29 +594,20 @@ def _check_values(plan: Plan) -> None:
             )
 
 
-def _check_structure(structure: Any, outputs: int, depth: int = 0) -> None:
+def _check_structure(plan: Plan) -> None:
     """What `structure` may hold; see docs/plan.md."""
-    if depth > 16:
-        _fail("structure: nested more than 16 deep")
-    if isinstance(structure, list):
-        for item in structure:
-            _check_structure(item, outputs, depth + 1)
-        return
-    if isinstance(structure, dict) and len(structure) == 1:
-        ((key, entry),) = structure.items()
-        if key == "output" and _is_int(entry, 0, outputs - 1):
-            return
-        if key == "tuple" and isinstance(entry, list):
-            _check_structure(entry, outputs, depth + 1)
-            return
-        if key == "dict" and isinstance(entry, dict):
-            _check_structure(list(entry.values()), outputs, depth + 1)
-            return
-        if key == "array" and isinstance(entry, np.ndarray) and entry.dtype.name in CONSTANTS:
-            return
-        if key == "constant" and _is_constant(entry):
-            return
-    _fail(f"structure: expected an output, tuple, dict, list, array or constant, got {_short(structure)}")
+
+    def check(leaf: Any) -> None:
+        key, entry = entry_of(leaf)
+        fits = (
+            (key == "output" and _is_int(entry, 0, len(plan.outputs) - 1))
+            or (key == "array" and isinstance(entry, np.ndarray) and entry.dtype.name in CONSTANTS)
+            or (key == "constant" and _is_constant(entry))
+        )
+        if not fits:
+            _fail(f"structure: expected an output, tuple, dict, list, array or constant, got {_short(leaf)}")
+
+    rebuilt(plan.structure, check)
 
 
 def check_plan(plan: Plan) -> dict[int, Coding]:
@@ -671,7 +663,7 @@ def check_plan(plan: Plan) -> dict[int, Coding]:
         _fail(f"nothing makes the values {_short(sorted(missing))}")
     if not plan.outputs or not all(_is_int(v, 0, len(plan.values) - 1) for v in plan.outputs):
         _fail(f"outputs must name values, got {_short(plan.outputs)}")
-    _check_structure(plan.structure, len(plan.outputs))
+    _check_structure(plan)
     _check_tensors(plan)
     return codings
 

@@ -13,6 +13,7 @@ from safetensors.numpy import save as serialised
 
 from sparsetime.engine.ops import InputSpec, Op, PlanError
 from sparsetime.engine.plan import Plan
+from sparsetime.engine.structure import entry_of, rebuilt
 from sparsetime.files import write_whole
 
 __all__ = ["FORMAT", "VERSION", "header_and_returned", "header_of", "load", "save", "tensors_of"]
@@ -36,21 +37,16 @@ def header_and_returned(plan: Plan) -> tuple[dict[str, Any], dict[str, np.ndarra
     """The header, and by name the arrays that the network returns as they are."""
     returned: dict[str, np.ndarray[Any, Any]] = {}
 
-    def named(x: Any) -> Any:
-        if isinstance(x, list):
-            return [named(item) for item in x]
-        ((key, entry),) = x.items()
-        if key == "array":
-            name = f"returned.{len(returned)}"
-            while name in plan.tensors:
-                name += "_"
-            returned[name] = entry
-            return {"tensor": name}
-        if key == "dict":
-            return {key: {k: named(item) for k, item in entry.items()}}
-        return {key: named(entry)} if key == "tuple" else x
+    def named(leaf: Any) -> Any:
+        if "array" not in leaf:
+            return leaf
+        name = f"returned.{len(returned)}"
+        while name in plan.tensors:
+            name += "_"
+        returned[name] = leaf["array"]
+        return {"tensor": name}
 
-    structure = named(plan.structure)
+    structure = rebuilt(plan.structure, named)
     spec = plan.input
     ops = []
     for op in plan.ops:
@@ -157,23 +153,21 @@ def _input(x: Any) -> InputSpec | None:
     return InputSpec(numbers[0], numbers[1], _want(x["color"], str, "input, color"))
 
 
-def _structure(x: Any, tensors: dict[str, np.ndarray[Any, Any]], returned: set[str], depth: int = 0) -> Any:
+def _structure(structure: Any, tensors: dict[str, np.ndarray[Any, Any]], returned: set[str]) -> Any:
     """The structure with arrays in the place of names, which are added to `returned`; all else is checked later."""
-    if isinstance(x, list) and depth <= 16:
-        return [_structure(item, tensors, returned, depth + 1) for item in x]
-    if not isinstance(x, dict) or len(x) != 1 or depth > 16:
-        return x
-    ((key, entry),) = x.items()
-    if key == "array":
-        raise PlanError("structure: an array stands in a file as the name of a tensor")
-    if key == "tensor":
+
+    def found(leaf: Any) -> Any:
+        key, entry = entry_of(leaf)
+        if key == "array":
+            raise PlanError("structure: an array stands in a file as the name of a tensor")
+        if key != "tensor":
+            return leaf
         if not isinstance(entry, str) or entry not in tensors:
             raise PlanError(f"structure: there is no tensor {repr(entry)[:60]}")
         returned.add(entry)
         return {"array": tensors[entry]}
-    if key == "dict" and isinstance(entry, dict):
-        return {key: {k: _structure(item, tensors, returned, depth + 1) for k, item in entry.items()}}
-    return {key: _structure(entry, tensors, returned, depth + 1)} if key == "tuple" else x
+
+    return rebuilt(structure, found)
 
 
 def parse(text: str, tensors: dict[str, np.ndarray[Any, Any]]) -> Plan:

@@ -16,6 +16,7 @@ from sparsetime.engine.flushes import Flushes, Pace
 from sparsetime.engine.frames import FrameReader, is_tensor, normalised
 from sparsetime.engine.ops import Op
 from sparsetime.engine.plan import Plan
+from sparsetime.engine.structure import entry_of, rebuilt
 
 __all__ = ["Snapshot", "Stream", "StreamBusyError", "StreamError", "nested"]
 
@@ -69,19 +70,17 @@ def _executor(plan: Plan, backend: str, threads: int) -> Executor:
 
 def nested(structure: Any, outputs: list[Any]) -> Any:
     """Outputs as the module returned them; `structure` is checked when the plan is."""
-    if isinstance(structure, list):
-        return [nested(item, outputs) for item in structure]
-    ((key, entry),) = structure.items()
-    if key == "output":
-        return outputs[entry]
-    if key == "tuple":
-        return tuple(nested(item, outputs) for item in entry)
-    if key == "dict":
-        return {name: nested(item, outputs) for name, item in entry.items()}
-    if key == "array":
-        copied = entry.copy()  # the caller's own
-        return sys.modules["torch"].from_numpy(copied) if is_tensor(outputs[0]) else copied
-    return entry
+
+    def given(leaf: Any) -> Any:
+        key, entry = entry_of(leaf)
+        if key == "output":
+            return outputs[entry]
+        if key == "array":
+            copied = entry.copy()  # the caller's own
+            return sys.modules["torch"].from_numpy(copied) if is_tensor(outputs[0]) else copied
+        return entry
+
+    return rebuilt(structure, given, plain=True)
 
 
 class Stream:
