@@ -15,8 +15,9 @@ from mutations import mutate, varied, varied_int8
 from random_plans import plans
 from tiny_plan import changed, tiny
 
-from sparsetime.engine import InputSpec, Op, Plan, PlanError
+from sparsetime.engine import InputSpec, Op, Plan, PlanError, StreamError
 from sparsetime.engine.planfile import header_of, parse
+from sparsetime.engine.statefile import load_state, save_state
 
 VARIED = varied()
 VARIED_INT8 = varied_int8()
@@ -318,7 +319,7 @@ def test_constants_are_finite_numbers(number):
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_a_frame_that_an_island_fails_on_leaves_nothing_behind(backend):
+def test_a_frame_that_an_island_fails_on_leaves_nothing_behind(backend, tmp_path):
     tensors = {"step": np.full(1, 0.1, np.float32), "weight": np.ones((1, 2), np.float32)}
     inverse = {"target": "aten.linalg_inv.default", "arguments": [{"value": 1}], "keywords": {}, "types": ["float32"]}
     ops = (
@@ -333,6 +334,12 @@ def test_a_frame_that_an_island_fails_on_leaves_nothing_behind(backend):
     stream(good)
     with pytest.raises(PlanError, match="inverse"):
         stream(singular)
+    for number in range(len(plan.values)):
+        with pytest.raises(StreamError, match="expected a stream that has seen a frame"):
+            stream.value(number)
+    save_state(stream, tmp_path / "state")
+    load_state(stream, tmp_path / "state")
+    assert stream.frames == 1
     np.testing.assert_array_equal(stream(other), fresh(other))  # and not what `hold` would keep of the frames before
     assert stream.flushed
 

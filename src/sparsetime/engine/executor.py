@@ -49,7 +49,8 @@ class Executor(Protocol):
             keep: whether it leaves a state; if not, the next frame is the first again. Only the first frame may do so.
 
         Raises:
-            FrameError: values that are not finite; the state is as it was.
+            FrameError: values that are not finite; the state is as it was. After any other error it is undefined until
+                `reset`.
         """
 
     @property

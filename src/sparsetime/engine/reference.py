@@ -207,11 +207,7 @@ class Reference:
 
     def run(self, frame: NDArray[Any], keep: bool = True) -> list[NDArray[Any]]:
         frame = normalised(frame, self._plan.input)
-        try:
-            outputs = self._computed(frame)
-        except BaseException:  # an island's, say: the state of a frame half done is none
-            self.reset()
-            raise
+        outputs = self._computed(frame)
         if not keep:
             self.reset()
         return outputs

@@ -113,7 +113,7 @@ def load_state(stream: Stream, path: str | Path) -> None:
         raise StreamError(f"{path}: {error}") from error
     if _digest("", arrays) != header["arrays"]:
         raise StreamError(f"{path}: the file is damaged: its arrays are not those that were written")
-    if bool(arrays) != bool(header["frames"]) and (arrays or not header["pace"]["left"]):
+    if arrays and not header["frames"]:  # the other way round a flush is due
         raise StreamError(f"{path}: {len(arrays)} arrays after {header['frames']} frames cannot be")
     stream.restore(Snapshot(arrays, header["frames"], Pace(**header["pace"])))
 

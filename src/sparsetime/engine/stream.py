@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sparsetime.engine.executor import Executor, OpStats
 from sparsetime.engine.flushes import Flushes, Pace
-from sparsetime.engine.frames import FrameReader, is_tensor, normalised
+from sparsetime.engine.frames import FrameError, FrameReader, is_tensor, normalised
 from sparsetime.engine.ops import Op
 from sparsetime.engine.plan import Plan
 from sparsetime.engine.structure import entry_of, rebuilt
@@ -157,7 +157,7 @@ class Stream:
             elif self._wanted or (self._every and self.frames and self.frames % self._every == 0):
                 self._executor.refresh()
             self._executor.set_cut(self._flushes.cut)
-            outputs: list[Any] = self._executor.run(x, keep)
+            outputs: list[Any] = self._run(x, keep)
             self._wanted, self._begun = False, True
             self._passed = None if keep else x.copy()
             self._flushed = self._executor.flushed
@@ -169,6 +169,16 @@ class Stream:
 
             outputs = [torch.from_numpy(output) for output in outputs]
         return nested(self.plan.structure, outputs)
+
+    def _run(self, frame: Array, keep: bool = True) -> list[Array]:
+        try:
+            return self._executor.run(frame, keep)
+        except FrameError:
+            raise
+        except BaseException:  # an island's, say: the state of a frame half done is none
+            self._executor.reset()
+            self._begun, self._passed = False, None
+            raise
 
     def reset(self) -> None:
         """Start again: the next frame is the first."""
@@ -232,13 +242,14 @@ class Stream:
         flushes it computes the last frame again.
 
         Raises:
-            StreamError: there was no frame yet, or none since a snapshot without a state was restored.
+            StreamError: there was no frame yet, the last one failed, or there was none since a snapshot without a
+                state was restored.
         """
         if not self._begun:
             raise StreamError(f"value {number}: expected a stream that has seen a frame, got a new one")
         with self._alone():
             if self._passed is not None:
-                self._executor.run(self._passed)
+                self._run(self._passed)
                 self._passed = None
             return self._executor.value(number)
 
