@@ -244,6 +244,24 @@ def test_steps_have_a_floor(codec: Codec) -> None:
 
 
 @pytest.mark.parametrize("codec", ["exact", "residual"])
+def test_float16_in_which_the_floor_is_zero_has_its_own(codec: Codec) -> None:
+    least = torch.finfo(torch.float16).tiny
+    clip = torch.tensor([[[0.0, 0.0], [0.0, 2.6 * least]]], dtype=torch.float16)
+    deltas, references, _ = encode_clip(clip, None, torch.tensor(1e-9), codec)
+    assert deltas.tolist() == references.tolist() == [[[0, 0], [0, (3 if codec == "exact" else 2) * least]]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_with_threshold_zero_pixel_sends_a_pixel_of_which_one_channel_changed(dtype: torch.dtype) -> None:
+    still = torch.zeros(1, 2, 1, 2, dtype=dtype)
+    moved = still.clone()
+    moved[0, 0, 0, 1] = 0.25
+    _, state = encode(still, None, torch.tensor(0.0), "pixel")
+    delta, _ = encode(moved, state, torch.tensor(0.0), "pixel")
+    assert torch.equal(delta, moved)
+
+
+@pytest.mark.parametrize("codec", ["exact", "residual"])
 def test_a_value_that_is_not_finite_is_not_swallowed(codec: Codec) -> None:
     """`hold` compares, and NaN is never above the threshold: frames are checked before, see SparseNetwork."""
     _, state = encode(torch.zeros(1, 1), None, torch.tensor(0.3), codec)

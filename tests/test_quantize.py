@@ -147,6 +147,18 @@ def test_steps_below_the_floor_count_as_the_floor_and_can_come_back(rule: str) -
         assert step.grad is not None
 
 
+@pytest.mark.parametrize("rule", ["dal", "lsq", "fixed"])
+def test_float16_in_which_the_floor_is_zero_has_its_own(rule: str) -> None:
+    least = torch.finfo(torch.float16).tiny  # 6.1e-5
+    step = param(1e-9)
+    value, code = quantize(torch.tensor([0.0, 1e-4], dtype=torch.float16), step, rule)
+    assert code.tolist() == [0, 2]
+    assert value.tolist() == [0, 2 * least]
+    if rule != "fixed":
+        value.sum().backward()
+        assert math.isfinite(step.grad.item())
+
+
 def test_unknown_rule() -> None:
     with pytest.raises(ValueError, match="dal, lsq, fixed, got 'round'"):
         quantize(torch.zeros(1), torch.ones(()), "round")  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from sparsetime.grad import straight_through
-from sparsetime.quantize import FLOOR
+from sparsetime.quantize import floored
 
 __all__ = [
     "LEAST_THRESHOLD",
@@ -90,7 +90,8 @@ def pixels_sent(change: Tensor, threshold: Tensor, axis: int) -> Tensor:
     Returns:
         booleans of the shape of `change`, the same for all channels of a place.
     """
-    scaled = change * threshold.clamp_min(LEAST_THRESHOLD).reciprocal()
+    wide = torch.promote_types(change.dtype, torch.float32)  # in float16 the least threshold is 0
+    scaled = change.to(wide) * threshold.to(wide).clamp_min(LEAST_THRESHOLD).reciprocal()
     return (scaled.square().sum(axis, keepdim=True) > change.shape[axis]).expand_as(change)
 
 
@@ -116,7 +117,7 @@ def encode(x: Tensor, state: CodecState | None, step: Tensor, codec: Codec = "ex
     _check(x, state, codec)
     q = step.detach().abs().to(x.dtype)
     if codec not in ("hold", "pixel"):
-        q = q.clamp_min(FLOOR)
+        q = floored(q)
     if codec == "exact":
         value = torch.round(x / q) * q
         return (value.clone() if state is None else value - state.reference), CodecState(value)
@@ -153,7 +154,7 @@ def encode_clip(
         raise ValueError(f"encode_clip: expected a clip (N, T, ...) with T >= 1, got shape {tuple(x.shape)}")
     _check(x[:, 0], state, codec)
     if codec == "exact":
-        q = step.detach().abs().to(x.dtype).clamp_min(FLOOR)
+        q = floored(step.detach().abs().to(x.dtype))
         value = torch.round(x / q) * q
         before = torch.zeros_like(x[:, :1]) if state is None else state.reference.unsqueeze(1)
         deltas = torch.diff(value, dim=1, prepend=before)

@@ -1,6 +1,6 @@
 """The step-size quantizer: value = code * |step| with a step that can be learned.
 
-    code n = round(a / q),   q = max(|step|, FLOOR),   value = n q
+    code n = round(a / q),   q = max(|step|, FLOOR),   value = n q      FLOOR in float16: its least normal number
 
 Three rules say what gradient the step receives; the input's is the identity (straight-through) inside the range.
 
@@ -41,6 +41,7 @@ __all__ = [
     "Rule",
     "SilentError",
     "check_step",
+    "floored",
     "quantize",
     "step_from_data",
     "step_shape",
@@ -92,6 +93,12 @@ def check_step(step: Tensor, name: str = "step") -> None:
         )
 
 
+def floored(magnitude: Tensor) -> Tensor:
+    """q of |step|, which is of the type that is divided by it."""
+    # In float16 FLOOR itself is 0.
+    return magnitude.clamp_min(max(FLOOR, torch.finfo(magnitude.dtype).tiny))
+
+
 def quantize(a: Tensor, step: Tensor, rule: Rule = "dal") -> tuple[Tensor, Tensor]:
     """Round to multiples of a step; equations in this module's docstring.
 
@@ -106,7 +113,7 @@ def quantize(a: Tensor, step: Tensor, rule: Rule = "dal") -> tuple[Tensor, Tenso
     """
     if rule not in get_args(Rule):
         raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, got {rule!r}")
-    q = straight_through(lambda s: s.clamp_min(FLOOR), step.abs()).to(a.dtype)
+    q = straight_through(floored, step.abs().to(a.dtype))
     if rule == "fixed":
         code = round_ste(a / q.detach())
         return code * q.detach(), code

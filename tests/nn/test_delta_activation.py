@@ -77,6 +77,13 @@ def test_codes_of_the_lsq_rule_are_clipped_in_both_forms() -> None:
     assert stream(module, x).flatten().tolist() == expected
 
 
+def test_float16_has_a_floor_of_its_own_in_both_forms() -> None:
+    module = layer(rule="lsq", step=1e-6).half()
+    x = column(0.0, 1e-4).half()
+    assert module(x).flatten().tolist() == [0, 2 * torch.finfo(torch.float16).tiny]
+    assert torch.equal(stream(module, x), module(x))
+
+
 def test_pooling_lies_between_activation_and_quantizer() -> None:
     module = layer(activation="relu", pool=(2, 2), bias=2)
     assert module.bias is not None

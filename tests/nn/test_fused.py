@@ -17,6 +17,7 @@ from sparsetime.nn._fused import clamp_hold, clamp_quantize
 from sparsetime.quantize import quantize
 
 PLAIN = {"identity": lambda x: x, "relu": F.relu, "relu6": F.relu6}
+HALF_FLOOR = torch.finfo(torch.float16).tiny
 ISAS = ["", *_quantize.instruction_sets()]
 
 
@@ -235,6 +236,16 @@ def test_the_input_is_not_modified_nor_aliased() -> None:
 def test_bfloat16_equals_the_composition() -> None:
     x = torch.randn(4, 6).bfloat16()
     assert torch.equal(fused(x, torch.tensor(0.5), "relu", 2)[0], plain(x, torch.tensor(0.5), "relu", 2)[0])
+
+
+def test_float16_has_a_floor_of_its_own() -> None:
+    x = torch.tensor([[0.0, 1e-4], [2e-4, -1e-4]], dtype=torch.float16)
+    step = torch.tensor(1e-9, requires_grad=True)
+    value, _ = fused(x, step, "relu", 2)
+    assert torch.equal(value, plain(x, step, "relu", 2)[0])
+    assert value.tolist() == [[0, 2 * HALF_FLOOR], [3 * HALF_FLOOR, 0]]
+    value.sum().backward()
+    assert step.grad.item() == -5  # the codes
 
 
 @pytest.mark.parametrize("step_shape", [(), (40,)])

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sparsetime import _quantize
-from sparsetime.quantize import FLOOR
+from sparsetime.quantize import FLOOR, floored
 
 __all__ = ["clamp_hold", "clamp_quantize", "native"]
 
@@ -38,7 +38,7 @@ class _ClampQuantize(torch.autograd.Function):
                 value.data_ptr(),
                 _address(inside),
                 *_shape(x, frames),
-                _floored(step),
+                _number(step),
                 low,
                 high,
                 *_how(isa),
@@ -47,7 +47,7 @@ class _ClampQuantize(torch.autograd.Function):
         else:
             if inside is not None:
                 torch.logical_and(x > low, x < high, out=inside)
-            q = step.detach().abs().clamp_min(FLOOR).to(x.dtype)
+            q = floored(step.detach().abs().to(x.dtype))
             value = (x.clamp(low, high) if clamped else x.clone()).div_(q).round_().mul_(q)
             change = torch.diff(value.unflatten(0, (-1, frames)), dim=1).abs()
             penalty = (change.sum(dtype=_wide(x)) / changes).to(x.dtype)
@@ -77,7 +77,7 @@ class _ClampQuantize(torch.autograd.Function):
                 weight,
                 *_how(ctx.isa),
             )
-            grad_step = step.new_tensor(math.copysign(1.0, -step.item()) * product / _floored(step))
+            grad_step = step.new_tensor(math.copysign(1.0, -step.item()) * product / _number(step))
         else:
             grad = torch.zeros_like(value) if grad_value is None else grad_value.clone()
             # d/dO(t) of sum |O(t) - O(t-1)| = sign(O(t) - O(t-1)) - sign(O(t+1) - O(t))
@@ -89,13 +89,13 @@ class _ClampQuantize(torch.autograd.Function):
             product = (grad.to(_wide(value)) * value).sum_to_size(step.shape)
             if inside is not None:
                 grad *= inside
-            q = step.detach().to(product.dtype).abs().clamp_min(FLOOR)
+            q = floored(step.detach().abs().to(value.dtype))
             grad_step = (-(product / q) * torch.where(step < 0, -1.0, 1.0)).to(step.dtype)
         wanted = ctx.needs_input_grad
         return (grad if wanted[0] else None), (grad_step if wanted[1] else None), None, None, None, None
 
 
-def _floored(step: Tensor) -> float:
+def _number(step: Tensor) -> float:
     """q of one step. As a number: at small layers, operations on tensors of one element cost more than the kernel."""
     return max(abs(step.item()), FLOOR)
 

@@ -14,12 +14,12 @@ from sparsetime.codec import Codec, CodecState, check_state, encode, encode_clip
 from sparsetime.nn._fused import clamp_hold, clamp_quantize, native
 from sparsetime.nn._penalised import Penalised
 from sparsetime.quantize import (
-    FLOOR,
     LSQ_NEG,
     LSQ_POS,
     Granularity,
     Rule,
     check_step,
+    floored,
     quantize,
     step_from_data,
     step_shape,
@@ -225,7 +225,7 @@ class DeltaActivation(Penalised):
         """The range of the `lsq` rule's codes, which `encode` does not know."""
         if self.rule != "lsq" or self.codec != "exact":
             return a
-        q = self.step.abs().clamp_min(FLOOR).to(a.dtype)
+        q = floored(self.step.abs().to(a.dtype))
         return a.clamp(LSQ_NEG * q, LSQ_POS * q)
 
     def _plain(self, a: Tensor, frames: int) -> tuple[Tensor, Tensor | None]:
