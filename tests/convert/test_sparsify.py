@@ -1089,6 +1089,13 @@ def test_a_model_for_a_batch_of_one_is_told_that_it_is_the_two_that_fail() -> No
         sparsetime.sparsify(model, clip()[:1, 0])
 
 
+def test_a_model_that_does_not_take_one_frame_alone() -> None:
+    model = Mixed(same, lambda y: y - y[1])
+    with pytest.raises(SparsifyError, match=r"the example \(2, 3, 16, 16\), but not on one frame .*: index 1 is"):
+        sparsetime.sparsify(model, clip()[:, 0])
+    assert model.training
+
+
 def test_a_model_without_linear_operations() -> None:
     with pytest.raises(SparsifyError, match="no linear operation"):
         sparsetime.sparsify(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), clip()[:, 0])
@@ -1115,10 +1122,11 @@ def test_a_sparse_model_is_not_made_sparse_twice() -> None:
         sparsetime.sparsify(nn.Sequential(nn.Conv2d(3, 4, 1), DeltaActivation()), clip()[:, 0])
 
 
-def test_a_model_that_uses_the_names_of_a_sparse_network() -> None:
+@pytest.mark.parametrize("name", ["delta", "frame_dims"])
+def test_a_model_that_uses_the_names_of_a_sparse_network(name: str) -> None:
     network = build("resnet")
-    network.delta = nn.Identity()
-    with pytest.raises(ValueError, match="ResNetLike has attributes named delta"):
+    setattr(network, name, nn.Identity())
+    with pytest.raises(ValueError, match=f"ResNetLike has attributes named {name}"):
         sparsetime.sparsify(network, clip()[:, 0])
 
 

@@ -192,6 +192,13 @@ def test_the_stream_is_a_pure_function(codec: Codec) -> None:
 
 
 @pytest.mark.parametrize("sigma", [False, True])
+def test_a_state_of_a_layer_that_accumulates_is_no_other_layers(sigma: bool) -> None:
+    _, state = layer(sigma=not sigma).step_stream(torch.ones(1, 3), None)
+    with pytest.raises(StateError, match=f"sigma={sigma} met .* sigma={not sigma}.* state=None"):
+        layer(sigma=sigma).step_stream(torch.ones(1, 3), state)
+
+
+@pytest.mark.parametrize("sigma", [False, True])
 def test_a_state_of_other_frames_is_refused(sigma: bool) -> None:
     module = layer(sigma=sigma)
     _, state = module.step_stream(torch.zeros(2, 3), None)

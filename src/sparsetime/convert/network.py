@@ -27,6 +27,7 @@ class SparseNetwork(nn.Module):
         delta: the delta layers by name.
         left_dense: linear operations whose input is not encoded, with the reason.
         encoded: linear operations whose input is encoded, by the names that a meter gives them.
+        frame_dims: dimensions of a frame with its batch, 4 for (N, C, H, W).
         graphs: the traced graphs by mode, {True: training, False: evaluation}; one object where both are the same.
         original: the module it was made from. It shares everything but the delta layers; not a child.
     """
@@ -42,7 +43,8 @@ class SparseNetwork(nn.Module):
         frame_dims: int,
     ) -> None:
         super().__init__()
-        taken = [name for name in (PREFIX, "original", "left_dense", "encoded", "graphs") if hasattr(original, name)]
+        own = (PREFIX, "original", "left_dense", "encoded", "graphs", "frame_dims")
+        taken = [name for name in own if hasattr(original, name)]
         if taken:
             raise ValueError(
                 f"sparsify: {type(original).__name__} has attributes named {', '.join(taken)}, which a SparseNetwork "

@@ -200,7 +200,14 @@ def look(model: nn.Module, graph: fx.Graph, inputs: list[Tensor]) -> Seen:
                         "like += into a tensor that it reads under another name, or keep what it computed before? "
                         "Write x = x + y."
                     )
-            if (where := _where_frames_mix(model, graph, inputs)) is not None:
+            try:
+                where = _where_frames_mix(model, graph, inputs)
+            except Exception as error:
+                raise SparsifyError(
+                    f"sparsify: {name} runs on the example {tuple(inputs[0].shape)}, but not on one frame of it or on "
+                    f"another frame: {error}\nClips have any number of frames, so it must take a batch of any size."
+                ) from error
+            if where is not None:
                 raise SparsifyError(
                     f"sparsify: {name} mixes the frames of a batch{where}: two frames together give other results "
                     "than each alone. All frames of a clip are one batch, so training would see what no stream of "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsetime.codec import Codec, CodecState, check_state, encode, encode_clip
+from sparsetime.codec import Codec, CodecState, StateError, check_state, encode, encode_clip
 from sparsetime.nn._fused import clamp_hold, clamp_quantize, native
 from sparsetime.nn._penalised import Penalised
 from sparsetime.quantize import (
@@ -154,9 +154,15 @@ class DeltaActivation(Penalised):
         T calls give what `forward` gives on the clip. None starts a stream.
 
         Raises:
-            StateError: the state belongs to frames of another shape, dtype or device.
+            StateError: the state belongs to frames of another shape, dtype or device, or to a layer that accumulates
+                where this one does not, or the other way round.
         """
         sigma = None
+        if state is not None and self.sigma == (state.sigma is None):
+            raise StateError(
+                f"DeltaActivation: a layer with sigma={self.sigma} met the state of one with sigma={not self.sigma}. "
+                "A new stream? Start again with state=None."
+            )
         if self.sigma:
             if state is None or state.sigma is None:
                 sigma = x.clone()  # it never shares memory with the caller's frame
