@@ -511,13 +511,6 @@ def test_memory_is_what_a_stream_takes():
     assert before <= native.memory_bytes < 1.2 * before
 
 
-def test_codes_are_integers_of_the_step(stream):
-    frame = clip(1)[0]
-    stream(frame)
-    codes = stream.codes(stream.plan.ops[0], stream.snapshot())
-    np.testing.assert_array_equal(codes, np.rint(frame / 0.5))
-
-
 def test_two_threads_at_once_are_refused(stream):
     entered, go = threading.Event(), threading.Event()
 

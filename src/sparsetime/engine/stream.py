@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from sparsetime.engine.executor import Executor, OpStats
 from sparsetime.engine.flushes import Flushes, Pace
 from sparsetime.engine.frames import FrameError, FrameReader, is_tensor, normalised
-from sparsetime.engine.ops import Op
 from sparsetime.engine.plan import Plan
 from sparsetime.engine.structure import entry_of, rebuilt
 
@@ -274,10 +273,3 @@ class Stream:
     def op_density(self) -> float:
         """Multiply-accumulates of the last frame over those of a dense one."""
         return sum(entry.macs for entry in self.stats.values()) / max(self.plan.dense_macs, 1)
-
-    def codes(self, op: Op, snapshot: Mapping[str, Array]) -> Array:
-        """Integer codes of an operation with an exact codec, from a snapshot: rint(v / step)."""
-        number = self.plan.ops.index(op)
-        if op.output in self.plan.codings:
-            return snapshot[f"{number}.value"].astype(np.int64)
-        return np.rint(snapshot[f"{number}.value"] / self.plan.step(op)).astype(np.int64)
