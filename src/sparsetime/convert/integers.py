@@ -11,7 +11,7 @@ one zero, so that codes move as they are. An `exact` codec of one step whose cod
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sparsetime.convert.steps import samples
 from sparsetime.engine.check import CODES, LARGEST_STEP, LEAST_STEP
-from sparsetime.engine.ops import MOVES, WEIGHTED, Coding, Op
+from sparsetime.engine.ops import WEIGHTED, Coding, Op
 from sparsetime.engine.plan import Plan
 from sparsetime.engine.shapes import channel_axis, shaped_to_weight
 
@@ -60,33 +60,24 @@ class _Classes:
         self._leader[self.find(a)] = self.find(b)
 
 
-def _passes_codes_on(op: Op) -> bool:
-    """Whether an operation moves codes as they are."""
-    return op.kind in MOVES and op.activation is None and op.codec is None and not op.attributes.get("value")
+def _weighted(plan: Plan) -> Iterator[tuple[int, Op]]:
+    """What operations with weights read, and all that moves hand on to it: each value and what makes it."""
+    made = {value: op for op in plan.ops for value in op.outputs}
+    # What is added to the sums, too: it has as many elements as they.
+    left = [value for op in plan.ops if op.kind in WEIGHTED for value in op.inputs]
+    seen: set[int] = set()
+    while left:
+        value = left.pop()
+        if value not in seen:
+            seen.add(value)
+            yield value, made[value]
+            left.extend(made[value].inputs if made[value].passes_codes else ())
 
 
 def _with_carriers(plan: Plan) -> Plan:
     """The same plan with an identity of its own behind every output of an island that weights are applied to."""
-    made = {value: op for op in plan.ops for value in op.outputs}
-    wanted: set[int] = set()
-    seen: set[int] = set()
-
-    def walk(value: int) -> None:
-        if value in seen:
-            return
-        seen.add(value)
-        if made[value].kind == "island":
-            wanted.add(value)
-        elif _passes_codes_on(made[value]):
-            for x in made[value].inputs:
-                walk(x)
-
-    for op in plan.ops:
-        if op.kind in WEIGHTED:
-            for value in op.inputs:
-                walk(value)
-        if op.kind == "island" and op.codec is not None:
-            wanted.add(op.output)
+    wanted = {value for value, op in _weighted(plan) if op.kind == "island"}
+    wanted |= {op.output for op in plan.islands if op.codec is not None}
     if not wanted:
         return plan
     values, ops = list(plan.values), []
@@ -114,25 +105,13 @@ def _with_carriers(plan: Plan) -> Plan:
 def _sources(plan: Plan, classes: _Classes) -> set[int]:
     """Values that need a codec of their own: what operations with weights read, looked for behind moves, and all that
     have one now."""
-    made = {value: op for op in plan.ops for value in op.outputs}
     found = {op.output for op in plan.ops if op.codec is not None}
-    seen: set[int] = set()
-
-    def walk(value: int) -> None:
-        if value in seen:
-            return
-        seen.add(value)
-        if not _passes_codes_on(made[value]):
+    for value, op in _weighted(plan):
+        if not op.passes_codes:
             found.add(value)
-            return
-        for x in made[value].inputs:
+            continue
+        for x in op.inputs:
             classes.join(x, value)
-            walk(x)
-
-    for op in plan.ops:
-        if op.kind in WEIGHTED:
-            for value in op.inputs:  # what is added to the sums too: it has as many elements as they
-                walk(value)
     return found
 
 

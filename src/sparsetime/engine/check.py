@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparsetime.engine.ops import MOVES, PRECISIONS, Coding, Op, PlanError
+from sparsetime.engine.ops import PRECISIONS, Coding, Op, PlanError
 from sparsetime.engine.shapes import Shape, channel_axis, is_map
 from sparsetime.engine.structure import entry_of, rebuilt
 
@@ -576,7 +576,7 @@ def _coding(c: _Context) -> Coding | None:
         return None
     if c.op.codec is not None:
         return Coding(float(c.plan.tensors[c.op.codec["tensor"]][0]), c.op.codec["zero"])
-    if c.op.kind not in MOVES or c.op.activation is not None or c.op.attributes.get("value"):
+    if not c.op.passes_codes:
         return None
     first = c.codings.get(c.op.inputs[0])
     return first if all(c.codings.get(value) == first for value in c.op.inputs) else None

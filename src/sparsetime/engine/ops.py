@@ -69,6 +69,12 @@ class Op:
         return self.kind in LINEAR and (self.activation is not None or self.codec is not None)
 
     @property
+    def passes_codes(self) -> bool:
+        """Whether it moves elements and does nothing else with them, so that codes move as they are."""
+        bare = self.activation is None and self.codec is None and not self.attributes.get("value")
+        return self.kind in MOVES and bare
+
+    @property
     def sends_changes(self) -> bool:
         """Whether the delta is a difference of values (True), or the linear operation of the inputs' deltas."""
         return self.kind not in LINEAR or self.has_accumulator or self.precision != "float32"
