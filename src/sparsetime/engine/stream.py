@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from sparsetime.engine.executor import Executor, OpStats
@@ -33,13 +32,16 @@ class StreamBusyError(RuntimeError):
 class Snapshot(Mapping[str, Array]):
     """The state of a stream at one time: arrays by the names of docs/plan.md. Never changes.
 
+    Args:
+        arrays: the snapshot's own from now on; they are not copied.
+
     Attributes:
         frames: that the stream has seen.
         pace: how near the next flush is.
     """
 
     def __init__(self, arrays: Mapping[str, Array], frames: int, pace: Pace = Pace()) -> None:  # noqa: B008 - a tuple
-        self._arrays = {name: np.array(array) for name, array in arrays.items()}
+        self._arrays = {name: array.view() for name, array in arrays.items()}
         self.frames, self.pace = frames, pace
         for array in self._arrays.values():
             array.flags.writeable = False

@@ -29,5 +29,9 @@ class Penalised(nn.Module):
         self.weight = 1.0
         self.penalty: Tensor | None = None
 
+    @property
+    def _penalised(self) -> bool:
+        return self.training and torch.is_grad_enabled()
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"penalty": None}

@@ -196,10 +196,6 @@ class DeltaActivation(Penalised):
                 torch.tensor(float(levels)) if self.rule == "lsq" else step_from_data(a, "layer", percentile, 1)
             )
 
-    @property
-    def _penalised(self) -> bool:
-        return self.training and torch.is_grad_enabled()
-
     def _fuses(self, x: Tensor) -> bool:
         if not isinstance(self.activation, str) or self.pool is not None:
             return False

@@ -21,9 +21,8 @@ class SpatialL1(Penalised):
 
     def forward(self, x: Tensor, frames: int | None = None) -> Tensor:
         """The input itself; `frames` is accepted so that the layer fits where a `DeltaActivation` fits."""
-        wanted = self.enabled and self.training and torch.is_grad_enabled()
         self.penalty = None
-        if wanted:
+        if self.enabled and self._penalised:
             wide = torch.promote_types(x.dtype, torch.float32)  # a sum in float16 ends at 65504
             self.penalty = (torch.linalg.vector_norm(x, 1, dtype=wide) / x.numel()).to(x.dtype)
         return x
