@@ -95,11 +95,6 @@ def pixels_sent(change: Tensor, threshold: Tensor, axis: int) -> Tensor:
     return (scaled.square().sum(axis, keepdim=True) > change.shape[axis]).expand_as(change)
 
 
-def _channel_axis(x: Tensor) -> int:
-    # `engine.shapes.channel_axis` for a batch; the engine stands above this file.
-    return 1 if x.dim() == 4 else x.dim() - 1
-
-
 def encode(x: Tensor, state: CodecState | None, step: Tensor, codec: Codec = "exact") -> tuple[Tensor, CodecState]:
     """Encode one frame; equations in this module's docstring.
 
@@ -125,7 +120,7 @@ def encode(x: Tensor, state: CodecState | None, step: Tensor, codec: Codec = "ex
         return x.clone(), CodecState(x.clone())
     change = x - state.reference
     if codec in ("hold", "pixel"):
-        sent = change.abs() > q if codec == "hold" else pixels_sent(change, q, _channel_axis(x))
+        sent = change.abs() > q if codec == "hold" else pixels_sent(change, q, 1 if x.dim() == 4 else -1)
         # The reference takes x itself: r + (x - r) may differ from it in the last bit.
         return torch.where(sent, change, 0.0), CodecState(torch.where(sent, x, state.reference))
     delta = straight_through(torch.trunc, change / q) * q

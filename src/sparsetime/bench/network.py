@@ -28,7 +28,7 @@ from sparsetime.bench.density import op_density, run_clip, with_density
 from sparsetime.bench.patterns import Pattern, there_and_back
 from sparsetime.bench.timing import Clock, Step, fastest, quartiles, ratio, take_turns
 from sparsetime.bench.verify import verify
-from sparsetime.convert.steps import DEFAULT_CODECS
+from sparsetime.convert.steps import DEFAULT_CODEC
 from sparsetime.engine import OpStats, Plan
 from sparsetime.run.runtimes import LIMITS, RANDOM_LIMITS, Network, Opponent, Precision
 
@@ -75,7 +75,7 @@ class Settings(NamedTuple):
 
     def codec_of(self, precision: str) -> str:
         """Of the plans of a precision."""
-        return self.codec or DEFAULT_CODECS[precision]
+        return self.codec or DEFAULT_CODEC
 
 
 DEFAULTS = Settings()

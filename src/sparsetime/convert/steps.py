@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from sparsetime.engine.plan import Plan
 from sparsetime.engine.reference import Reference
 
-__all__ = ["DEFAULT_CODECS", "FAN_OUT_POWER", "LEVELS", "fan_out_factors", "ranges"]
+__all__ = ["DEFAULT_CODEC", "FAN_OUT_POWER", "LEVELS", "fan_out_factors", "ranges"]
 
-DEFAULT_CODECS = {"float32": "pixel", "int8": "pixel"}
+DEFAULT_CODEC = "pixel"
 """Of plain networks on the command line: with `exact` a camera's noise flips codes; a third of the operations stay."""
 
 LEVELS = {"exact": 64.0, "hold": 100.0, "pixel": 100.0, "residual": 64.0}

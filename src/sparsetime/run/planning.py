@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import sparsetime
-from sparsetime.convert.steps import DEFAULT_CODECS
+from sparsetime.convert.steps import DEFAULT_CODEC
 from sparsetime.engine.crossover import measured
 from sparsetime.files import ready
 from sparsetime.run.models import Model, ModelError, load_model
@@ -60,7 +60,7 @@ def compile_file(
     started = time.perf_counter()
     ready(out)
     model = load_model(name, weights=weights, size=size)
-    chosen = codec or DEFAULT_CODECS[precision]
+    chosen = codec or DEFAULT_CODEC
     example, steps = torch.zeros(1, 3, *model.size), None
     if model.learned:
         if calibrate is not None and precision != "int8":
