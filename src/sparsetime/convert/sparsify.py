@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 
 from sparsetime.codec import Codec
 from sparsetime.convert.network import PREFIX, SparseNetwork
-from sparsetime.convert.sites import Site, find_sites, label, look, macs_of, may_view
+from sparsetime.convert.sites import Seen, Site, find_sites, label, look, macs_of, may_view
 from sparsetime.convert.trace import SparsifyError, by_origin, follow_in_place, trace, writes_to
 from sparsetime.nn import DeltaActivation, SpatialL1
 from sparsetime.quantize import Granularity, Rule
@@ -77,12 +77,10 @@ def sparsify(
     seen = look(model, graphs[False], inputs)
     for graph in dict.fromkeys(graphs.values()):
         follow_in_place(graph)
-    sites, left_dense = find_sites(graphs[False], seen)
-    total = sum(macs_of(op, seen.batch) for ops in seen.calls.values() for op in ops)
+    all_sites, left_dense = find_sites(graphs[False], seen)
     if layer == "spatial_l1":
-        sites = [site for site in sites if site.node.op != "placeholder"]
-    all_sites = sites
-    sites = _select(sites, _patterns(include), _patterns(exclude))
+        all_sites = [site for site in all_sites if site.node.op != "placeholder"]
+    sites = _select(all_sites, _patterns(include), _patterns(exclude))
     reasons = {label(node): reason for node, reason in left_dense.items()}
     for site in all_sites:
         if site not in sites:
@@ -91,34 +89,42 @@ def sparsify(
     settings = {"step": step, "rule": rule, "granularity": granularity, "codec": codec}
     _check_patterns(settings, [site.name for site in sites])
 
+    total = sum(macs_of(op, seen.batch) for ops in seen.calls.values() for op in ops)
     layers: dict[str, nn.Module] = {}
     for site in sites:
-        new: DeltaActivation | SpatialL1
-        if layer == "delta":
-            new = DeltaActivation(
-                tuple(seen.value[site.node].shape[1:]),
-                activation=site.clamp or "identity",
-                step=_pick(step, site.name, 1 / 16),
-                rule=_pick(rule, site.name, "fixed" if site.node.op == "placeholder" else "dal"),
-                granularity=_pick(granularity, site.name, "layer"),
-                codec=_pick(codec, site.name, "exact"),
-            )
-        else:
-            new = SpatialL1()
+        new = _delta_layer(site, seen, settings) if layer == "delta" else SpatialL1()
         new.weight = site.macs / total if total else 0.0
         layers[site.name] = new.to(inputs[0].device)
-    modules: dict[bool, fx.GraphModule] = {}
-    for mode in (False, True):
-        if mode and graphs[True] is graphs[False]:
-            modules[True] = modules[False]
-            continue
-        _insert(graphs[mode], sites, fuse=layer == "delta")
+    modules = _modules(model, graphs, sites, layers, fuse=layer == "delta")
+    return SparseNetwork(model, modules, layers, reasons, frozenset(encoded), modes, inputs[0].dim())
+
+
+def _delta_layer(site: Site, seen: Seen, settings: Mapping[str, Any]) -> DeltaActivation:
+    """The layer of a site, with the settings that fit its name."""
+    defaults = {
+        "step": 1 / 16,
+        "rule": "fixed" if site.node.op == "placeholder" else "dal",
+        "granularity": "layer",
+        "codec": "exact",
+    }
+    chosen: dict[str, Any] = {what: _pick(settings[what], site.name, default) for what, default in defaults.items()}
+    shape = tuple(seen.value[site.node].shape[1:])
+    return DeltaActivation(shape, activation=site.clamp or "identity", **chosen)
+
+
+def _modules(
+    model: nn.Module, graphs: dict[bool, fx.Graph], sites: list[Site], layers: dict[str, nn.Module], *, fuse: bool
+) -> dict[bool, fx.GraphModule]:
+    """The graphs with their layers, by mode; one object where they do not differ."""
+    made: dict[fx.Graph, fx.GraphModule] = {}
+    for graph in dict.fromkeys(graphs[mode] for mode in (False, True)):
+        _insert(graph, sites, fuse=fuse)
         holder = nn.Module()  # torch.fx looks modules up on this root; the network's own are only read
         holder.__dict__.update(model.__dict__)
         holder._modules = dict(model._modules) | {PREFIX: nn.ModuleDict(layers)}
-        modules[mode] = fx.GraphModule(holder, graphs[mode], class_name=f"Sparse{type(model).__name__}")
-        modules[mode].graph.lint()
-    return SparseNetwork(model, modules, layers, reasons, frozenset(encoded), modes, inputs[0].dim())
+        made[graph] = fx.GraphModule(holder, graph, class_name=f"Sparse{type(model).__name__}")
+        made[graph].graph.lint()
+    return {mode: made[graph] for mode, graph in graphs.items()}
 
 
 def _insert(graph: fx.Graph, sites: list[Site], *, fuse: bool) -> None:
@@ -208,5 +214,4 @@ def _pick(value: T | Mapping[str, T] | None, name: str, default: T) -> T:
         return default
     if not isinstance(value, Mapping):
         return value
-    fitting: Callable[[str], bool] = lambda pattern: fnmatchcase(name, pattern)  # noqa: E731
-    return next((v for pattern, v in value.items() if fitting(pattern)), default)
+    return next((v for pattern, v in value.items() if fnmatchcase(name, pattern)), default)
