@@ -42,7 +42,19 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Op:
-    """One operation: v = codec(activation(kind(inputs)))."""
+    """One operation: v = codec(activation(kind(inputs))). Kinds and their entries in docs/plan.md.
+
+    Attributes:
+        kind: what it computes, such as `conv2d`.
+        name: its own in the plan, from the module's.
+        inputs, outputs: numbers of the values that it reads and makes; islands alone make several.
+        attributes: numbers of the kind, such as strides.
+        tensors: by role (`weight`, `bias`, ...) the names of the plan's tensors.
+        activation, codec: `kind` and entries of each; None for none.
+        source: file and line of the module's code; None where it is not known.
+        crossover: density of its input from which the dense path is taken; None leaves it to the backend.
+        precision: that of its plan.
+    """
 
     kind: str
     name: str

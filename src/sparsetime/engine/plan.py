@@ -39,7 +39,19 @@ class StateEntry(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A compiled network. Immutable; any number of streams and threads may share it.
+    """A compiled network. Immutable; any number of streams and threads may share it. More in docs/plan.md.
+
+    Attributes:
+        name: of the network.
+        values: shape of every value, by number.
+        ops: operations, each after those that it reads; the first is the input.
+        outputs: numbers of the values that the network returns.
+        structure: how they nest in what the module returned.
+        tensors: weights, steps and tables by name, read-only.
+        input: how a uint8 frame is normalised; None where the network does not say.
+        producer: what compiled it.
+        precision: `float32` or `int8`.
+        codings: how the values that are kept as codes are coded, by number; found by the check.
 
     Raises:
         PlanError: at construction, when anything does not fit together.
