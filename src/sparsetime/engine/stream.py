@@ -95,8 +95,8 @@ class Stream:
         backend: `cpu` (native) or `reference` (PyTorch, slow, the meaning).
         threads: of the native backend, at least 1; it uses no more than the cores that this process may use.
         refresh: 0, or every how many frames all sums are computed anew, which takes away rounding gathered in them.
-        flush: 0, or after how much change the stream starts again, which takes away what `hold` and `residual` have
-            kept back: a frame is the first of a new stream once the events since the last such frame have asked for
+        flush: 0, or after how much change the stream starts again, which takes away what `hold`, `pixel` and `residual`
+            have kept back: a frame is the first of a new stream once the events since the last such one have asked for
             the operations of `flush` dense frames, and where a flush costs no more than the changes do: behind a scene
             cut, and while most of the picture moves. With 1 the other flushes cost at most as many operations as the
             changes do, and a still picture is never flushed. The rule is in `sparsetime.engine.flushes`.
