@@ -153,6 +153,37 @@ def test_restore_is_exact(plan, seed):
     assert native.state().keys() == last.keys()
 
 
+@examples(40)
+@given(plans(), st.integers(0, 99))
+def test_a_reset_forgets_everything(plan, seed):
+    """Which paths the frames before took decides how sums are rounded: it is not to be told behind a reset."""
+    native, fresh = Native(plan), Native(plan)
+    *before, first, second, third = frames(plan, 7, seed)
+    for frame in before:
+        native.run(frame)
+    native.reset()
+    for frame in (first, second, third):
+        for got, expected in zip(native.run(frame), fresh.run(frame), strict=True):
+            np.testing.assert_array_equal(got, expected)
+        for name, array in fresh.state().items():
+            np.testing.assert_array_equal(native.state()[name], array, err_msg=name)
+
+
+@examples(40)
+@given(plans(dyadic=True), st.integers(0, 99))
+def test_a_flush_forgets_the_state(plan, seed):
+    native, reference = Native(plan), Reference(plan)
+    for number, frame in enumerate(frames(plan, 8, seed, dyadic=True)):
+        if number in (3, 4, 6):
+            native.flush()
+            reference.flush()
+        for got, expected in zip(native.run(frame), reference.run(frame), strict=True):
+            np.testing.assert_array_equal(got, expected)
+        assert native.flushed == reference.flushed == (number in (0, 3, 4, 6))
+        for name, array in reference.state().items():
+            np.testing.assert_array_equal(native.state()[name], array, err_msg=name)
+
+
 @examples(20)
 @given(plans(), st.integers(0, 99))
 def test_a_still_frame_costs_nothing(plan, seed):

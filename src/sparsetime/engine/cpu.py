@@ -179,6 +179,9 @@ class Native:
     def reset(self) -> None:
         self._stream.reset()
 
+    def flush(self) -> None:
+        self._stream.flush()
+
     def refresh(self) -> None:
         self._stream.refresh()
 

@@ -32,7 +32,7 @@ class OpStats(NamedTuple):
 class Executor(Protocol):
     """Runs one plan on one stream of frames, and holds its state.
 
-    flushed: whether the last frame was the first of a stream, by `reset` or by a cut.
+    flushed: whether the last frame was the first of a stream, by `reset`, by `flush` or by a cut.
     """
 
     @property
@@ -58,7 +58,10 @@ class Executor(Protocol):
         """Bytes that this executor has allocated for itself, weights not counted."""
 
     def reset(self) -> None:
-        """Forget the state: the next frame is the first."""
+        """Forget everything: the next frame is the first."""
+
+    def flush(self) -> None:
+        """Forget the state: the next frame is the first. What makes later frames faster may be remembered."""
 
     def refresh(self) -> None:
         """Take the dense path for every linear operation in the next frame."""

@@ -295,6 +295,9 @@ class Reference:
     def reset(self) -> None:
         self._values, self._accumulators, self._refresh = {}, {}, False
 
+    def flush(self) -> None:
+        self.reset()
+
     def refresh(self) -> None:
         self._refresh = True
 

@@ -158,7 +158,7 @@ class Stream:
             if self._flushes.due:
                 if x.dtype.kind == "f":
                     normalised(x, None)  # a frame that is refused leaves the stream as it was
-                self._executor.reset()
+                self._executor.flush()
                 keep = not self._flushes.again
             elif self._wanted or (self._every and self.frames and self.frames % self._every == 0):
                 self._executor.refresh()

@@ -307,6 +307,7 @@ NB_MODULE(_native, m) {
         }, "mean"_a, "std"_a)
         .def("set_cut", [](BoundStream& s, double share) { s.set_cut(share); }, "share"_a)
         .def("reset", [](BoundStream& s) { s.reset(); })
+        .def("flush", [](BoundStream& s) { s.flush(); })
         .def("refresh", [](BoundStream& s) { s.refresh(); })
         .def("resume", [](BoundStream& s) { s.resume(); })
         .def_prop_ro("started", [](const BoundStream& s) { return s.started(); })

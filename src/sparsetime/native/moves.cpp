@@ -14,13 +14,11 @@ void Stream::move(const Node& node) {
     bool dense = dense_ || program_->integer;
     int n = out.pixels();
     const int32_t* list = all_.data();
+    for (int v : node.inputs) states_[size_t(v)].want_rows = true;
     if (!dense_) {
         n = touched(node);
         list = list_.data();
-        for (int v : node.inputs) {
-            states_[size_t(v)].want_rows = true;
-            dense = dense || !rows_of(v);
-        }
+        for (int v : node.inputs) dense = dense || !rows_of(v);
     }
     if (n == 0) return clear(y);
     const auto row = [&](int k, int p) -> const float* {  // null stands for zeros

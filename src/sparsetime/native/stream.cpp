@@ -24,6 +24,7 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
     accumulators_.resize(p.nodes.size());
     dense_frames_.resize(p.nodes.size());
     stale_.resize(p.nodes.size());
+    needs_.resize(p.nodes.size());
     stats_.resize(p.nodes.size());
     workspaces_.resize(size_t(pool_.threads()));
     int_workspaces_.resize(size_t(pool_.threads()));
@@ -109,6 +110,7 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
         for (int consumer : p.values[v].consumers) lasts = lasts || p.nodes[size_t(consumer)].derived;
         if (!lasts) passing_.push_back(int(v));
     }
+    reset();
 }
 
 size_t Stream::memory_bytes() const {
@@ -196,19 +198,12 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
         }
         if (program_->values[size_t(x)].whole && conv.in.channels > NARROW) times.elements = 2 * times.dense;  // an event at a time, where whole pixels change
         path = node.cheap ? DENSE : times.elements < std::min(times.dense, times.pixels) ? ELEMENTS : times.pixels < times.dense ? PIXELS : DENSE;
-        State& from = states_[size_t(x)];
-        from.want_rows = from.want_rows || path == PIXELS;
-        from.want_events = from.want_events || path == ELEMENTS;
-        if (n == 0) from.want_rows = from.want_events = true;
+        if (r >= 0)  // few changes of a residual go straight into the accumulators, many are added as rows
+            by_event = node.coded && !node.cheap && states_[size_t(r)].change.events * 4 < int64_t(states_[size_t(r)].value.size());
+        if (n) needs_[size_t(current_)] = {path == PIXELS, path == ELEMENTS, !by_event, by_event};
         if (path == ELEMENTS && !events_of(x)) path = DENSE;
         if (path == PIXELS && !rows_of(x)) path = DENSE;
-        if (r >= 0) {
-            // Few changes of a residual go straight into the accumulators, many are added as rows.
-            State& residual = states_[size_t(r)];
-            by_event = node.coded && !node.cheap && residual.change.events * 4 < int64_t(residual.value.size());
-            (by_event ? residual.want_events : residual.want_rows) = true;
-            if (path != DENSE && !(by_event ? events_of(r) : rows_of(r))) path = DENSE;
-        }
+        if (r >= 0 && path != DENSE && !(by_event ? events_of(r) : rows_of(r))) path = DENSE;
         if (path != DENSE && stale_[size_t(current_)] && n) {
             path = DENSE;
             list = all_.data();
@@ -220,6 +215,13 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
         }
         if (path != DENSE) dense_frames_[size_t(current_)] = 0;
     }
+    const auto want = [&](State& s, bool rows, bool events) {
+        s.want_rows = s.want_rows || rows;
+        s.want_events = s.want_events || events;
+    };
+    const Needs& needs = needs_[size_t(current_)];
+    want(states_[size_t(x)], needs.rows, needs.events);
+    if (r >= 0) want(states_[size_t(r)], needs.residual_rows, needs.residual_events);
     if (n) stale_[size_t(current_)] = !keep_;
     stats.path = path == DENSE && n > 0 ? "dense" : "sparse";
     stats.whole = n == out.pixels();
@@ -342,10 +344,8 @@ void Stream::execute(int number, const Frame& frame) {
 // This frame is the first: nothing that was before counts.
 void Stream::start_anew() {
     flush_ = dense_ = true;
-    for (State& s : states_) {
-        if (program_->integer) std::fill(s.value.begin(), s.value.end(), 0.0f);
-        s.want_rows = s.want_events = true;
-    }
+    if (program_->integer)
+        for (State& s : states_) std::fill(s.value.begin(), s.value.end(), 0.0f);
     forget_codes();
 }
 
@@ -358,8 +358,6 @@ void Stream::execute_all(const Frame& frame) {
             for (int y = 0; y < map.height; ++y) spans_[2 * size_t(y)] = 0, spans_[2 * size_t(y) + 1] = map.width;
             execute(0, frame);
         }
-        if (dense_)
-            for (int v : program_->nodes[i].outputs) states_[size_t(v)].want_rows = states_[size_t(v)].want_events = true;
     }
 }
 
@@ -458,12 +456,20 @@ void Stream::write_accumulator(int node, const float* in) {
     for (int64_t i = 0; i < n; ++i) accumulators_[size_t(node)][layout(i)] = in[i];
 }
 
-void Stream::resume() {
-    started_ = true;
+void Stream::reset() {
+    started_ = refresh_ = false;
     seen_ = Seen{};
-    refresh_ = false;
     std::fill(dense_frames_.begin(), dense_frames_.end(), 0);
     for (State& s : states_) s.want_rows = s.want_events = true;
+    for (size_t i = 0; i < needs_.size(); ++i) {
+        const bool sums = !program_->nodes[i].cheap;
+        needs_[i] = {sums, sums, sums, sums};
+    }
+}
+
+void Stream::resume() {
+    reset();
+    started_ = true;
     for (size_t i = 0; i < program_->nodes.size(); ++i)
         if (program_->nodes[i].derived && program_->nodes[i].kind == Kind::resize) expand(int(i), nullptr);
 }

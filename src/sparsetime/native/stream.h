@@ -53,7 +53,10 @@ class Stream {
     // Writes the program's outputs to `arrays`, in logical order, where there are any. False, and nothing has happened, if the frame
     // holds NaN or infinity. Without `keep`, which only a first frame can do without, the next frame is a first one, too.
     bool run(const Frame& frame, const std::vector<float*>& arrays = {}, bool keep = true);
-    void reset() { started_ = false; }
+    // The next frame is the first of a new stream, which knows nothing of this one.
+    void reset();
+    // The next frame is a first one, and how those behind it are computed goes on as it was.
+    void flush() { started_ = false; }
     void refresh() { refresh_ = true; }
     bool started() const { return started_; }
     bool flushed() const { return flush_; }
@@ -157,6 +160,12 @@ class Stream {
     // saves a third of the memory traffic; they are `stale` until a frame that needs them computes all anew.
     std::vector<int> dense_frames_;
     std::vector<uint8_t> stale_;
+    // By convolution, which form of its inputs' deltas it needed when it last had something to do. First frames have no deltas, and the
+    // frame behind one would write both forms for nothing if it did not know.
+    struct Needs {
+        bool rows, events, residual_rows, residual_events;
+    };
+    std::vector<Needs> needs_;
     bool keep_ = true;  // the node that runs writes its accumulators
     std::vector<NodeStats> stats_;
     std::vector<Workspace> workspaces_;
