@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["TargetError", "ready", "write_csv", "write_json", "write_whole"]
+__all__ = ["TargetError", "part_of", "ready", "settle", "write_csv", "write_json", "write_whole"]
 
 _number = itertools.count()
 
@@ -34,6 +34,18 @@ def ready(path: str | Path) -> Path:
     return path
 
 
+def part_of(path: Path) -> Path:
+    """The file beside a file into which it is written until it is whole: no other process's or thread's."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{next(_number)}.part")
+
+
+def settle(part: Path, path: Path) -> None:
+    """Give a part that is whole its name, in one step, once it is on the disk."""
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
 def write_whole(path: str | Path, content: bytes) -> None:
     """Replace a file in one step: write beside it, flush to the disk, rename. Folders that are not there are made.
 
@@ -44,13 +56,11 @@ def write_whole(path: str | Path, content: bytes) -> None:
         OSError: the content could not be written; nothing of it is left behind.
     """
     path = ready(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.{next(_number)}.part")  # no other process's or thread's
+    part = part_of(path)
     try:
         with part.open("xb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        settle(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise

@@ -1,6 +1,8 @@
 """What was recomputed, where it was, and the file that shows it."""
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -14,8 +16,11 @@ from sparsetime.engine import Plan, Stream
 from sparsetime.files import TargetError
 from sparsetime.run import run_file
 from sparsetime.run.draw import OutputError, VideoSink, Work, _shares, overlay
+from sparsetime.video import read_frames, salvage_frames
 
 from .conftest import moving_square
+
+SUFFIXES = (".mp4", ".mkv", ".avi", ".mov")
 
 
 @pytest.mark.parametrize(("cells", "extent"), [(4, 4), (4, 8), (8, 4), (3, 7), (7, 3), (1, 5), (5, 1)])
@@ -92,7 +97,7 @@ def test_overlay() -> None:
     assert drawn[-1, 22].tolist() == [32, 32, 32]
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_video_is_written(small_plan: Path, square: Path, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"out{suffix}"
     result = run_file(small_plan, str(square), out_video=path)
@@ -124,12 +129,60 @@ def test_a_target_that_cannot_be_is_found_before_the_run(
         run_file(small_plan, str(square), out_video=tmp_path / name, progress=lambda *_: pytest.fail("too late"))
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
-def test_a_full_disk_is_told_at_the_end_too(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_an_older_video_stays_until_the_new_one_is_whole(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"o{suffix}"
-    path.symlink_to("/dev/full")
-    with pytest.raises(OutputError, match=f"o{suffix}: cannot be written: No space left"), VideoSink(path) as sink:
-        sink.add(moving_square(1, 48, 64)[0], 25)  # which the codec keeps for a while
+    path.write_bytes(b"old")
+    with VideoSink(path) as sink:
+        for frame in moving_square(80):  # more than the codec keeps to itself
+            sink.add(frame, 25)
+        assert path.read_bytes() == b"old"
+    assert len(read_frames(path)) == 80
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, ZeroDivisionError])
+def test_what_was_drawn_before_a_stop_can_be_played(
+    small_plan: Path, square: Path, tmp_path: Path, suffix: str, stop: type[BaseException]
+) -> None:
+    done: list[object] = []
+
+    def progress(*_: object) -> None:
+        done.append(1)
+        if len(done) == 4:
+            raise stop
+
+    path = tmp_path / f"o{suffix}"
+    path.write_bytes(b"old")
+    with pytest.raises(stop):
+        run_file(small_plan, str(square), out_video=path, progress=progress)
+    assert len(read_frames(path)) == 4
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("room", [0, 30_000])  # the codec keeps frames for a while: both are told at the end
+def test_a_full_disk_leaves_what_can_be_played(tmp_path: Path, suffix: str, room: int) -> None:
+    path = tmp_path / f"o{suffix}"
+    path.write_bytes(b"old")
+    program = (
+        "import resource, sys; from pathlib import Path; import numpy as np\n"
+        "from sparsetime.run.draw import OutputError, VideoSink\n"
+        "noise = np.random.default_rng(0).integers(0, 255, (20, 120, 160, 3), dtype=np.uint8)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n"  # as a full disk does
+        "try:\n"
+        "    with VideoSink(Path(sys.argv[1])) as sink:\n"
+        "        for frame in noise: sink.add(frame, 25)\n"
+        "except OutputError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True)
+    assert done.stdout == f"{path}: cannot be written: File too large\n", done.stderr
+    if room and suffix in (".mkv", ".avi"):  # the others cannot be played without their end
+        assert 0 < len(salvage_frames(path)[0]) < 20
+    else:
+        assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_full_disk_leaves_no_file_open_and_hides_no_error(tmp_path: Path) -> None:
@@ -148,6 +201,7 @@ def test_a_full_disk_leaves_no_file_open_and_hides_no_error(tmp_path: Path) -> N
     with pytest.raises(OutputError, match="No space left"):
         sink.__exit__(None, None, None)
     assert full.closed == 1
+    assert list(tmp_path.iterdir()) == []
     sink.__exit__(KeyError, KeyError("first"), None)
     assert full.closed == 2
 

@@ -14,21 +14,25 @@ import pytest
 from sparsetime.engine import Plan, StreamError
 from sparsetime.engine.statefile import load_state, save_state
 from sparsetime.run import run_file
-from sparsetime.run.draw import OutputError
 from sparsetime.run.sources import Source, SourceError
 from sparsetime.video import read_frames, write_video
 
 from .conftest import moving_square
 
 
-def run(plan: Path, video: Path, folder: Path, *more: object) -> dict[str, Any]:
-    """`sparsetime run` in a process of its own."""
-    arguments = ["run", plan, video, "--json", folder / "out.json", *more]
+def command(*arguments: object, room: int | None = None) -> subprocess.CompletedProcess[str]:
+    """`sparsetime run` in a process of its own, whose files cannot get larger than `room` bytes, as on a full disk."""
     program = "from sparsetime.cli import main; main()"
+    if room is not None:
+        program = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n{program}"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, env=environment
-    )
+    words = [sys.executable, "-c", program, "run", *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, env=environment)
+
+
+def run(plan: Path, video: Path, folder: Path, *more: object) -> dict[str, Any]:
+    """The figures of `sparsetime run` in a process of its own."""
+    done = command(plan, video, "--json", folder / "out.json", *more)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "out.json").read_text())
 
@@ -79,14 +83,16 @@ def test_ctrl_c_leaves_a_state_of_what_was_run(small_plan: Path, square: Path, t
     assert rest["op_density"] < 1
 
 
-def test_what_cannot_be_drawn_loses_no_state(small_plan: Path, square: Path, tmp_path: Path) -> None:
-    full, state = tmp_path / "a.mkv", tmp_path / "a.state"
-    full.symlink_to("/dev/full")
-    with pytest.raises(OutputError, match="No space left"):
-        run_file(small_plan, str(square), frames=6, out_video=full, save_state=state)
-    rest = run_file(small_plan, str(square), resume_state=state)
+def test_what_cannot_be_drawn_loses_no_state(small_plan: Path, tmp_path: Path) -> None:
+    video, drawn, state = tmp_path / "noise.mkv", tmp_path / "a.mp4", tmp_path / "a.state"
+    write_video(video, np.random.default_rng(0).integers(0, 255, (10, 240, 320, 3), dtype=np.uint8))
+    files = ("--out-video", drawn, "--save-state", state)
+    done = command(small_plan, video, "--frames", 6, *files, room=60_000)  # more than the state, less than the video
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"sparsetime: error: {drawn}: cannot be written: File too large"
+    assert not drawn.exists()
+    rest = run_file(small_plan, str(video), resume_state=state)
     assert (rest["frames"], rest["first_frame"]) == (4, 6)
-    assert rest["op_density"] < 1
 
 
 def test_what_cannot_be_read_leaves_the_state_before(small_plan: Path, square: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ that it was computed densely.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,13 @@ from numpy.typing import NDArray
 from sparsetime.engine.plan import Plan
 from sparsetime.engine.stream import Stream
 from sparsetime.fanout import position_fanout
-from sparsetime.files import ready
-from sparsetime.video.reader import Frames, import_av
+from sparsetime.files import part_of, ready, settle
+from sparsetime.video.reader import Frames, VideoError, import_av, iter_frames
 
 __all__ = ["OutputError", "VideoSink", "Work", "overlay"]
 
 Array = NDArray[Any]
-_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov")
+_FORMATS = {".mp4": "mp4", ".mkv": "matroska", ".avi": "avi", ".mov": "mov"}
 _CELLS = 64  # along the longer side of the grid
 _COLOUR = np.asarray([255, 96, 0], np.float32)  # orange: rare in pictures, seen by the colour-blind
 _FULL = 0.5  # density that is drawn in full colour
@@ -112,7 +113,10 @@ class OutputError(ValueError):
 
 
 class VideoSink:
-    """A video file that frames are added to; it is made with the first one. Use as a context manager.
+    """A video file that frames are added to. Use as a context manager.
+
+    It is begun with the first frame, beside its place, and put there at the end, in one step; until then an older file
+    is as it was. Whatever ends the drawing, what was drawn so far is kept.
 
     Args:
         path: file to write, `.mp4`, `.mkv`, `.avi` or `.mov`.
@@ -123,9 +127,10 @@ class VideoSink:
     """
 
     def __init__(self, path: Path) -> None:
-        if path.suffix.lower() not in _SUFFIXES:
-            raise OutputError(f"{path}: expected a video file to write, one of {', '.join(_SUFFIXES)}")
+        if path.suffix.lower() not in _FORMATS:
+            raise OutputError(f"{path}: expected a video file to write, one of {', '.join(_FORMATS)}")
         self._path = ready(path)
+        self._part = part_of(path)
         self._av = import_av()
         self._container: Any = None
         self._stream: Any = None
@@ -134,7 +139,9 @@ class VideoSink:
         return self
 
     def __exit__(self, kind: object, raised: BaseException | None, trace: object) -> None:
-        """Write what the codec still holds, and close the file whatever comes of that.
+        """Write what the codec still holds, close the file whatever comes of that, and put it in its place.
+
+        A file without its end, where the disk was full, is put there too if it can be played; else it is removed.
 
         Raises:
             OutputError: the file cannot be written; not where another error is on its way, which says more.
@@ -146,9 +153,20 @@ class VideoSink:
                 self._container.mux(self._stream.encode(None))
             finally:
                 self._container.close()
-        except self._av.error.FFmpegError as error:
+            settle(self._part, self._path)
+        except (self._av.error.FFmpegError, OSError) as error:
+            self._rescue()
             if raised is None:
                 raise self._refused(error) from error
+
+    def _rescue(self) -> None:
+        """Keep what was written if it can be played."""
+        with suppress(OSError):
+            try:
+                next(iter_frames(self._part))
+                self._part.replace(self._path)
+            except VideoError:
+                self._part.unlink()
 
     def _refused(self, error: Any) -> OutputError:
         return OutputError(f"{self._path}: cannot be written: {error.strerror}")
@@ -172,7 +190,7 @@ class VideoSink:
             raise self._refused(error) from error
 
     def _open(self, height: int, width: int, rate: float) -> None:
-        container = self._av.open(f"file:{self._path}", "w")
+        container = self._av.open(f"file:{self._part}", "w", format=_FORMATS[self._path.suffix.lower()])
         codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
         self._stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001))
         self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "yuv420p"
