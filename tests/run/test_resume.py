@@ -95,6 +95,31 @@ def test_what_cannot_be_drawn_loses_no_state(small_plan: Path, tmp_path: Path) -
     assert (rest["frames"], rest["first_frame"]) == (4, 6)
 
 
+def test_without_room_for_the_state_the_figures_are_told(small_plan: Path, square: Path, tmp_path: Path) -> None:
+    state, figures = tmp_path / "a.state", tmp_path / "a.json"
+    state.write_bytes(b"old")
+    done = command(small_plan, square, "--save-state", state, "--json", figures, room=20_000)
+    assert done.returncode == 1
+    assert done.stdout.startswith("frames              10\n")
+    expected = f"{state}: the state cannot be written: File too large"
+    assert (
+        done.stderr.splitlines()[-1]
+        == f"sparsetime: error: {expected}. The figures are whole; name another --save-state"
+    )
+    written = json.loads(figures.read_text())
+    assert (written["frames"], written["state_error"]) == (10, expected)
+    assert state.read_bytes() == b"old"
+    assert run_file(small_plan, str(square), save_state=state)["state_error"] is None
+
+
+def test_without_room_for_any_file_the_figures_are_told(small_plan: Path, square: Path, tmp_path: Path) -> None:
+    done = command(small_plan, square, "--json", tmp_path / "a.json", room=0)
+    assert done.returncode == 1
+    assert done.stdout.startswith("frames              10\n")
+    assert "File too large" in done.stderr.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_be_read_leaves_the_state_before(small_plan: Path, square: Path, tmp_path: Path) -> None:
     state = tmp_path / "a.state"
     run_file(small_plan, str(square), frames=6, save_state=state)

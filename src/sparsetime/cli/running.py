@@ -146,11 +146,14 @@ def run_command(
             progress=progress.frame,
             stop=lambda: interrupt.asked,
         )
-    finish(result, json_file)
-    for line in summary(result):
+    for line in summary(result):  # first: a full disk takes no file
         print(line)
     if result["damage"]:
         say(f"sparsetime: error: {result['video']}: {'; '.join(result['damage'])}. The other frames were run")
+    if result["state_error"]:
+        say(f"sparsetime: error: {result['state_error']}. The figures are whole; name another --save-state")
+    finish(result, json_file)
+    if result["damage"] or result["state_error"]:
         raise typer.Exit(1)
 
 

@@ -61,7 +61,8 @@ def run_file(
         out_video: file to draw into what was recomputed.
         resume_state: a state that `save_state` wrote, to go on from: with the video's next frame, where the video is a
             file or a folder.
-        save_state: file to write the state into at the end, also where `stop` or an error made it.
+        save_state: file to write the state into at the end, also where `stop` or an error made it. Where it cannot be
+            written, `state_error` of the figures says why.
         progress: called after every frame with the time of the stream and of the dense network (ns), and the density.
         stop: asked before every frame whether to end here.
 
@@ -105,8 +106,13 @@ def run_file(
         if save_state is not None and stream.has_values:
             statefile.save_state(stream, save_state)
         raise
+    state_error = None
     if save_state is not None:
-        statefile.save_state(stream, save_state)
+        try:
+            statefile.save_state(stream, save_state)
+        except Exception as error:  # a full disk: the figures are not lost with the state
+            reason = getattr(error, "strerror", None) or repr(error)
+            state_error = f"{save_state}: the state cannot be written: {reason}"
     return {
         "plan": str(plan_file),
         "network": plan.name,
@@ -120,6 +126,7 @@ def run_file(
         "first_frame": first,
         "damage": source.damage,
         "stopped": stopped,
+        "state_error": state_error,
         **session.summary(),
         "weight_bytes": plan.weight_bytes,
         "layers": session.tally.layers(),
