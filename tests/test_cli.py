@@ -16,7 +16,8 @@ import pytest
 from typer.testing import CliRunner
 
 from sparsetime.cli import app
-from sparsetime.cli.common import StatusLine
+from sparsetime.cli.common import StatusLine, check_targets
+from sparsetime.files import TargetError
 from sparsetime.video import GeneratedClips, write_video
 
 COMMANDS = (
@@ -313,6 +314,93 @@ def test_one_clear_line_from_compile_and_run(
     assert len(err.splitlines()) == 1
     assert err.startswith("sparsetime: error: ")
     assert re.search(message, err)
+
+
+SAME = [
+    *("compile m:f --out v.mkv --calibrate v.mkv", "compile small_cnn --weights w.npz --out w.npz"),
+    *("compile m:f --calibrate v.mkv --out p --json v.mkv", "compile m:f --calibrate pictures --out pictures/1.png"),
+    *("compile run --out run/model.safetensors", "compile m:f --out p --json p", "compile m:f --out p --json ./p"),
+    *("run a.plan v.mkv --out-video v.mkv", "run a.plan v.mkv --json v.mkv", "run a.plan v.mkv --json a.plan"),
+    *("run a.plan v.mkv --save-state a.plan", "run a.plan pictures --json pictures/1.png"),
+    *("run a.plan v.mkv --save-state f --json f", "run a.plan v.mkv --save-state v.mp4 --out-video v.mp4"),
+    *("run a.plan v.mkv --resume-state s --json s", "run a.plan v.mkv --resume-state s --save-state s --json s"),
+    *("run a.plan v.mkv --out-video link.mkv", "run a.plan link.mkv --out-video v.mkv", "run a.plan v.mkv --json hard"),
+    *("many a.plan w.npz v.mkv --json v.mkv", "many a.plan v.mkv --json a.plan"),
+    *("watch a.plan v.mkv --json v.mkv", "watch a.plan v.mkv --json a.plan"),
+    *("tune a.plan --video v.mkv --max-drop 1% --out v.mkv", "tune a.plan --video v.mkv --max-drop 1% --out a.plan"),
+    *("tune a.plan --video v.mkv --max-drop 1% --out p --json p", "tune a.plan --video . --max-drop 1% --out v.mkv"),
+    "tune a.plan --video v.mkv --max-drop 1% --labels l.csv --out p --json l.csv",
+    "tune a.plan --video v.mkv --max-drop 1% --out p --json p.tune.json",
+    *("export a.plan --to onnx --out a.plan", "export a.plan --to nir --out a.plan"),
+    *("export a.plan --to onnx --out p --json p", "export a.plan --to onnx --out p --json a.plan"),
+    "train --data data --model small_cnn --weights w.npz --out new --json w.npz",
+    "train --data data --model small_cnn --out new --json data/train/a/1.avi",
+    "train --data data --model small_cnn --out new --json data/clips.csv",
+    "train --data data --model small_cnn --weights run --out new --json run/model.safetensors",
+    *("train --recipe r.toml --out new --json r.toml", "train --recipe r.toml --out new --json data/train/a/1.avi"),
+    "train --data data --model small_cnn --out new --json new/config.json",
+    "evaluate run --data data --split test --json run/config.json",
+    "evaluate run --data data --split test --json data/train/a/1.avi",
+    *("report run --out run/config.json", "report run --out p --json p", "report run --stream s --out s"),
+    *("report run --out p --json run/evaluation-test.json", "report run --stream s --out p --json s"),
+    *("demo --out new --json new/report.html", "demo --out new --json new/delta/config.json"),
+    "bench network --plan a.plan --model m:f --video v.mkv --json v.mkv",
+    "bench network --plan a.plan --model run --video v.mkv --json run/model.safetensors",
+]
+
+
+@pytest.mark.parametrize("command", SAME)
+def test_what_is_read_is_never_overwritten(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["a.plan", "v.mkv", "w.npz", "l.csv", "s", "pictures/1.png", "data/clips.csv", "data/train/a/1.avi"]
+    for name in (*names, "run/config.json", "run/model.safetensors", "run/evaluation-test.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "r.toml").write_text('data = "data"\nnetwork = "small_cnn"\n')
+    (tmp_path / "link.mkv").symlink_to("v.mkv")
+    (tmp_path / "hard").hardlink_to("v.mkv")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    code, out, err = call(*command.split())
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert re.fullmatch(
+        r"sparsetime: error: (--|the ).* (would overwrite what this command uses \(.*\); name another file"
+        r"|are the same file; expected two: name another one)\n",
+        err,
+    )
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_what_is_not_read_may_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("pictures/1.png", "pictures/drawn.mp4", "pictures/f.json", "run/config.json", "run/report.html", "0"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    check_targets({"--out-video": Path("pictures/drawn.mp4"), "--json": Path("pictures/f.json")}, "pictures", None)
+    check_targets({"--out": Path("run/report.html"), "--json": Path("run/report.json")}, Path("run"))
+    check_targets({"--json": Path("evaluation-run.json"), "--out": None}, Path("run"), ".")
+    check_targets({"--json": Path("1")}, "1", "rtsp://" + "x" * 300)  # a camera, an address
+    with pytest.raises(
+        TargetError, match=r"^--json 0 would overwrite what this command uses \(0\); name another file$"
+    ):
+        check_targets({"--json": Path("0")}, "0")
+
+
+def test_a_plan_may_have_the_name_of_its_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("small_cnn").touch()
+    code, _, err = call("compile", "small_cnn", "--out", "small_cnn")
+    assert (code, "needs its weights" in err) == (1, True)
+
+
+def test_a_state_may_be_replaced_by_the_next(delta_plan: Path, clips: Path, tmp_path: Path) -> None:
+    state, again = tmp_path / "a.state", tmp_path / "x" / ".." / "a.state"
+    common = ("run", delta_plan, clips / "0.mkv", "--frames", 2, "--json", tmp_path / "a.json")
+    assert call(*common, "--save-state", state)[0] == 0
+    code, _, err = call(*common, "--resume-state", state, "--save-state", again)
+    assert code == 0, err
+    assert json.loads((tmp_path / "a.json").read_text())["first_frame"] == 2
+    assert call(*common, "--resume-state", state, "--frames", 1)[0] == 0
+    assert json.loads((tmp_path / "a.json").read_text())["first_frame"] == 4
 
 
 @pytest.mark.parametrize("size", ["224", "0x4", "4x", "axb", "4x4x4"])

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from sparsetime.cli.common import DebugOption, JsonOption, finish, guarded, say
+from sparsetime.cli.common import DebugOption, JsonOption, check_targets, finish, guarded, say
 
 BENCH_HELP = """
 Measure what streams cost against the fastest dense runtimes: PyTorch, ONNX Runtime and OpenVINO.
@@ -143,6 +143,8 @@ def network_command(
     from sparsetime.bench import network
     from sparsetime.bench.machine import machine
 
+    run = model if model and Path(model).is_dir() else None
+    check_targets({"--json": json_file}, plan, run, weights, *(video or ()))
     settings = network.Settings(threads, _values(precision), compiled, rounds, clock=clock, codec=codec)
     result: dict[str, Any] = {"machine": machine(), "rounds": rounds, "clock": clock}
     if plan is not None:

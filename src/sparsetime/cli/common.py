@@ -1,12 +1,15 @@
 """What the commands share: options, and how they end."""
 
 import functools
+import itertools
 import math
+import os.path
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal, ParamSpec, Self
@@ -46,6 +49,53 @@ AcceleratorOption = Annotated[
 ]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of PyTorch.  [default: its own]")]
 WorkersOption = Annotated[int, typer.Option(min=0, metavar="N", help="Processes that decode and load clips.")]
+
+
+_PARTS = {"config.json", "model.safetensors", "metrics.csv", "last.ckpt", "clips.csv"}
+"""Of run directories and data sets, besides pictures, videos and evaluations."""
+
+
+def check_targets(targets: Mapping[str, Path | None], *sources: Path | str | None) -> None:
+    """Refuse to overwrite what a command uses, or one of its results with another. To be called before the work.
+
+    Args:
+        targets: files to write, by the option that names them.
+        sources: files and folders that are used. Those that are not there, such as an address, are passed over.
+
+    Raises:
+        TargetError: a target is a source, a part of one that is a folder, or another target.
+    """
+    given = [(option, file) for option, file in targets.items() if file is not None]
+    for (option, file), (other, second) in itertools.combinations(given, 2):
+        if one_file(file, second):
+            raise TargetError(f"{option} {file} and {other} {second} are the same file; expected two: name another one")
+    used = [Path(source) for source in sources if source is not None]
+    for (option, file), source in itertools.product(given, used):
+        if (one_file(file, source) and file.exists()) or _is_part(file, source):
+            raise TargetError(f"{option} {file} would overwrite what this command uses ({source}); name another file")
+
+
+def one_file(a: Path, b: Path) -> bool:
+    """Whether two names are of one file, be it there or not."""
+    if os.path.realpath(a) == os.path.realpath(b):
+        return True
+    with suppress(OSError):  # one of them is not there
+        return a.samefile(b)
+    return False
+
+
+def _is_part(file: Path, folder: Path) -> bool:
+    """Whether a file is one of those that are used where a folder is given; others may well be written there."""
+    entry = Path(os.path.realpath(file.parent), file.name)  # what is replaced, be it a link
+    if Path(os.path.realpath(folder)) not in entry.parents:
+        return False
+    from sparsetime.video.reader import IMAGE_DECODERS, VIDEO_SUFFIXES, image_files
+
+    suffix = entry.suffix.lower()
+    if suffix in VIDEO_SUFFIXES:  # beside pictures a video is none of the frames
+        return folder.is_dir() and not image_files(folder)
+    evaluation = entry.name.startswith(("evaluation-", "frames-")) and entry.with_name("config.json").exists()
+    return evaluation or suffix in IMAGE_DECODERS or entry.name in _PARTS
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:

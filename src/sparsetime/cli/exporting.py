@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sparsetime.cli.common import DebugOption, JsonOption, finish, guarded
+from sparsetime.cli.common import DebugOption, JsonOption, check_targets, finish, guarded
 
 EXPORT_EXAMPLES = """
 Write a plan for another runtime. Its state becomes explicit: one graph is one frame.
@@ -33,6 +33,7 @@ def export_command(
 ) -> None:
     from sparsetime.engine import Plan
 
+    check_targets({"--out": out, "--json": json_file}, plan)
     if max_code is not None and to != "nir":
         raise typer.BadParameter("--max-code belongs to --to nir: ONNX needs no bound")
     loaded = Plan.load(plan)

@@ -7,7 +7,18 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from sparsetime.cli.common import CtrlC, DebugOption, FlushOption, JsonOption, StatusLine, finish, guarded, say
+from sparsetime.cli.common import (
+    CtrlC,
+    DebugOption,
+    FlushOption,
+    JsonOption,
+    StatusLine,
+    check_targets,
+    finish,
+    guarded,
+    one_file,
+    say,
+)
 
 COMPILE_EXAMPLES = """
 Compile a network to a plan: one file of plain data that `sparsetime run` runs.
@@ -83,6 +94,8 @@ def compile_command(
 ) -> None:
     from sparsetime.run.planning import compile_file
 
+    run = model if Path(model).is_dir() else None  # else a network's name, which a plan may have too
+    check_targets({"--out": out, "--json": json_file}, run, weights, calibrate)
     result = compile_file(
         model,
         out,
@@ -131,6 +144,9 @@ def run_command(
 ) -> None:
     from sparsetime.run import run_file
 
+    goes_on = resume_state is not None and save_state is not None and one_file(resume_state, save_state)
+    state = None if goes_on else resume_state
+    check_targets({"--out-video": out_video, "--save-state": save_state, "--json": json_file}, plan, video, state)
     with CtrlC() as interrupt, Progress() as progress:
         result = run_file(
             plan,

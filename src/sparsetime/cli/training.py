@@ -13,6 +13,7 @@ from sparsetime.cli.common import (
     JsonOption,
     ThreadsOption,
     WorkersOption,
+    check_targets,
     finish,
     guarded,
     say,
@@ -150,10 +151,10 @@ def train(
     for name, option in (("data", "--data"), ("network", "--model")):
         if name not in fields:
             raise typer.BadParameter(f"expected {option}, or {name!r} in the --recipe")
+    chosen = from_dict(fields, str(recipe or "options"))
+    check_targets({"--json": json_file}, out, recipe, chosen.data, chosen.weights)
     machine = Machine(accelerator=accelerator, threads=threads, workers=workers)
-    result = run_training(
-        from_dict(fields, str(recipe or "options")), out, machine=machine, overwrite=overwrite, quiet=quiet
-    )
+    result = run_training(chosen, out, machine=machine, overwrite=overwrite, quiet=quiet)
     if os.environ.get("RANK", "0") == "0":  # under torchrun every process comes here
         finish(result, json_file)
         accuracy = f", training accuracy {result['train_accuracy']:.3f}" if result["epochs"] else ""
@@ -176,6 +177,7 @@ def evaluate(
 ) -> None:
     from sparsetime.train import evaluate as run_evaluation
 
+    check_targets({"--json": json_file}, run, data)
     result = run_evaluation(
         run, data, split, device=accelerator, window=window, limit=limit, threads=threads, workers=workers
     )
@@ -204,6 +206,7 @@ def report(
 ) -> None:
     from sparsetime.report import write_report
 
+    check_targets({"--out": out, "--json": json_file}, *runs, *(stream or ()))
     result = write_report(runs, out, streams=stream or ())
     finish(result, json_file)
     print(out)
@@ -225,8 +228,9 @@ def demo(
     from sparsetime.train.demo import run_demo
 
     started = time.perf_counter()
-    results = run_demo(out, machine=Machine(threads=threads, workers=workers), tell=say)
     page = out / "report.html"
+    check_targets({"the report": page, "--json": json_file}, out)
+    results = run_demo(out, machine=Machine(threads=threads, workers=workers), tell=say)
     write_report([out / method for method in results], page)
     finish({"runs": results, "report": str(page), "time_s": time.perf_counter() - started}, json_file)
     table = Table("method", "accuracy", "operations left", "activations not zero", "deltas not zero")

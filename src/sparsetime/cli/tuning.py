@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from sparsetime.cli.common import DebugOption, FlushOption, JsonOption, StatusLine, finish, guarded, say
+from sparsetime.cli.common import (
+    DebugOption,
+    FlushOption,
+    JsonOption,
+    StatusLine,
+    check_targets,
+    finish,
+    guarded,
+    say,
+)
 
 TUNE_EXAMPLES = """
 Find a step or threshold for each layer: the least time within a budget of accuracy.
@@ -28,6 +37,7 @@ the probabilities, 1 - IoU of the foreground, 1 - F1 of the boxes, or the relati
 Every third video is held back, of a single one the last third, and the result is checked there. Clips on which the
 first answer, frozen, is within the budget too are left out; a video with no others is refused. What was measured is
 kept in `FILE.plan.tune.json`: the same command goes on from there after Ctrl-C, and so does one with another budget.
+Both begin with the plan that was given, so it is never replaced.
 """
 
 
@@ -40,7 +50,7 @@ def tune_command(
         typer.Option("--video", "--videos", metavar="VIDEO", help="File or folder; again for each further one."),
     ],
     max_drop: Annotated[str, typer.Option(metavar="SHARE", help="Budget: 0.5%, or 0.005.")],
-    out: Annotated[Path, typer.Option(metavar="FILE.plan", help="Plan to write.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.plan", help="Plan to write, another than PLAN.")],
     labels: Annotated[Path | None, typer.Option(metavar="FILE.csv", help="Classes of the videos.")] = None,
     max_state: Annotated[
         str | None, typer.Option(metavar="BYTES", help="State of a stream at most, such as 32MiB.  [default: no limit]")
@@ -55,6 +65,8 @@ def tune_command(
 ) -> None:
     from sparsetime.budget import tune
 
+    memo = Path(f"{out}.tune.json")
+    check_targets({"--out": out, "the state of the search": memo, "--json": json_file}, plan, *video, labels)
     budget, limit = parse_share(max_drop), None if max_state is None else parse_bytes(max_state)
 
     def progress(stage: str, measured: int) -> None:
@@ -78,7 +90,7 @@ def tune_command(
                 progress=progress,
             )
     except KeyboardInterrupt:
-        say(f"sparsetime: stopped. Give the same command again to go on from {out}.tune.json")
+        say(f"sparsetime: stopped. Give the same command again to go on from {memo}")
         raise typer.Exit(130) from None
     finish(found.figures, json_file)
     for text in summary(found.figures):

@@ -6,7 +6,17 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from sparsetime.cli.common import CtrlC, DebugOption, FlushOption, JsonOption, StatusLine, finish, guarded, say
+from sparsetime.cli.common import (
+    CtrlC,
+    DebugOption,
+    FlushOption,
+    JsonOption,
+    StatusLine,
+    check_targets,
+    finish,
+    guarded,
+    say,
+)
 
 WATCH_EXAMPLES = """
 Show a plan at work on a video, in a page that this machine serves.
@@ -55,6 +65,7 @@ def watch_command(
     from sparsetime.live.player import Player
     from sparsetime.live.server import serve
 
+    check_targets({"--json": json_file}, plan, video)
     player = Player(plan, video, threads=threads, flush=flush)
     result = serve(player, host=host, port=port, ready=lambda address: print(address, flush=True))
     finish(result, json_file)
@@ -84,6 +95,7 @@ def many_command(
 ) -> None:
     from sparsetime.many import run_many
 
+    check_targets({"--json": json_file}, plan, *videos)
     with CtrlC() as interrupt, StatusLine(1.0, 10.0) as status:
         result = run_many(
             plan,
