@@ -20,10 +20,12 @@ def gradient_frames(count: int, height: int = 48, width: int = 64, seed: int = 0
     return np.stack(frames).clip(0, 255).astype(np.uint8)
 
 
-def encode(path: Path, frames: np.ndarray, codec: str, pix_fmt: str = "yuv420p") -> Path:
+def encode(
+    path: Path, frames: np.ndarray, codec: str, pix_fmt: str = "yuv420p", options: dict[str, str] | None = None
+) -> Path:
     """A file as cameras and data sets have them: lossy, by the container of its suffix."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25)
+        stream = container.add_stream(codec, rate=25, options=options)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pix_fmt
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 from sparsetime.engine import Plan, PlanError
 from sparsetime.video.reader import (
     Frames,
+    PacketDecoder,
     VideoError,
     decode_file,
     decode_folder,
-    decode_packet,
     import_av,
     rgb_picture,
 )
@@ -203,13 +203,14 @@ class Source:
                 raise SourceError(f"{self.name}: holds no video stream")
             self.rate = _rate(container)
             packets = container.demux(container.streams.video[0])
+            decode = PacketDecoder(self._av)
             while True:
                 with self._unheard():
                     packet = next(packets, None)
                 if packet is None:
                     return
                 with _LOG.talking():  # decoders have threads of their own
-                    frames = decode_packet(packet, self._av)
+                    frames = decode(packet)
                 yield from frames
         finally:
             with self._unheard():

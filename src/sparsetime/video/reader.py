@@ -165,13 +165,14 @@ def decode_file(path: Path, av: Any) -> Iterator["VideoFrame | None"]:
         raise VideoError(path, "the file is empty")
     good = 0
     stopped = None
+    decode = PacketDecoder(av)
     try:
         # "file:" keeps FFmpeg from reading a protocol into the name.
         with av.open(f"file:{path}") as container:
             if not container.streams.video:
                 raise VideoError(path, "holds no video stream")
             for packet in container.demux(container.streams.video[0]):
-                for frame in decode_packet(packet, av):
+                for frame in decode(packet):
                     good += frame is not None
                     yield frame
     except av.error.FFmpegError as error:
@@ -188,13 +189,30 @@ def decode_file(path: Path, av: Any) -> Iterator["VideoFrame | None"]:
         raise VideoError(path, "holds no frame that decodes")
 
 
-def decode_packet(packet: Any, av: Any) -> list["VideoFrame | None"]:
-    """What a packet of a video completes, in order of display; None stands for a damaged frame."""
-    try:
-        frames = packet.decode()
-    except av.error.InvalidDataError:
-        return [None]
-    return [None if frame.is_corrupt or packet.is_corrupt else frame for frame in frames]
+class PacketDecoder:
+    """Decodes the packets of one video one after the other, and leaves out what a container marks as damaged.
+
+    Frames that are shown in another order come with packets after their own; presentation times say whose they are.
+    """
+
+    def __init__(self, av: Any) -> None:
+        self._av = av
+        self._damaged: set[int] = set()  # presentation times
+        self._marked = False
+
+    def __call__(self, packet: Any) -> list["VideoFrame | None"]:
+        """What a packet completes, in order of display; None stands for a damaged frame."""
+        # Where FFmpeg has to search for the ends of frames (MPEG-TS), it gives a packet's mark to the one before.
+        damaged = packet.is_corrupt or self._marked
+        self._marked = packet.is_corrupt
+        if damaged and packet.pts is not None:
+            self._damaged.add(packet.pts)
+        unknown = damaged and packet.pts is None and packet.size > 0
+        try:
+            frames = packet.decode()
+        except self._av.error.InvalidDataError:
+            return [None]
+        return [None if unknown or frame.is_corrupt or frame.pts in self._damaged else frame for frame in frames]
 
 
 def decode_folder(folder: Path, av: Any) -> Iterator[tuple[str, "VideoFrame | str"]]:
