@@ -270,6 +270,39 @@ def test_folders_that_cannot_be_read(tmp_path: Path) -> None:
     assert read_frames(tmp_path, size=(16, 16)).shape == (2, 16, 16, 3)
 
 
+def test_a_jpeg_picture_that_is_cut_off_is_named_wherever_it_ends(tmp_path: Path) -> None:
+    """FFmpeg fills in what is missing with grey, and gives the picture as a whole one."""
+    path = tmp_path / "0.jpg"
+    save_picture(path, np.random.default_rng(0).integers(0, 255, (24, 40, 3), dtype=np.uint8))
+    assert read_frames(tmp_path).shape == (1, 24, 40, 3)
+    data = path.read_bytes()
+    for end in range(len(data) - 1):
+        path.write_bytes(data[:end])
+        with pytest.raises(VideoError, match=r"0\.jpg: "):
+            read_frames(tmp_path)
+
+
+def test_the_end_of_a_thumbnail_is_not_the_end_of_the_picture(tmp_path: Path) -> None:
+    path = tmp_path / "0.jpg"
+    save_picture(path, gradient_frames(1)[0])
+    data = path.read_bytes()
+    thumbnail = b"\xff\xff\xfe" + (2 + len(data)).to_bytes(2, "big") + data  # in a comment, behind a fill byte
+    path.write_bytes(data[:2] + thumbnail + data[2:] + b"behind the end")
+    assert read_frames(tmp_path).shape == (1, 48, 64, 3)
+    path.write_bytes(data[:2] + thumbnail + data[2:-2])
+    with pytest.raises(VideoError, match=r"0\.jpg: the picture is cut off: its end is missing"):
+        read_frames(tmp_path)
+
+
+def test_a_png_picture_with_a_wrong_checksum_is_named(tmp_path: Path) -> None:
+    save_picture(tmp_path / "0.png", gradient_frames(1)[0])
+    data = bytearray((tmp_path / "0.png").read_bytes())
+    data[data.index(b"IEND") - 5] ^= 1  # the last byte of the checksum before
+    (tmp_path / "0.png").write_bytes(data)
+    with pytest.raises(VideoError, match=r"0\.png: no png picture: Invalid data"):
+        read_frames(tmp_path)
+
+
 def test_arguments_are_checked(tmp_path: Path) -> None:
     for arguments in ({"start": -1}, {"stride": 0}, {"start": 5, "stop": 3}, {"size": (0, 4)}):
         with pytest.raises(ValueError, match="expected"):

@@ -183,12 +183,10 @@ class Source:
     def _decode_pictures(self, folder: Path) -> Iterator[VideoFrame]:
         pictures = decode_folder(folder, self._av)
         while True:
-            with _LOG.listening(self._av.logging) as heard:
+            with _LOG.talking():
                 name, frame = next(pictures, ("", ""))
             if not name:
                 return
-            if heard and not isinstance(frame, str):  # what is missing of a picture is grey
-                frame = "empty or damaged"
             if isinstance(frame, str):
                 self._ends.append(f"{name}: {frame}")
             else:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sparsetime.video.truncation import missing_bytes
+from sparsetime.video.truncation import is_cut_jpeg, missing_bytes
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -223,12 +223,18 @@ def decode_folder(folder: Path, av: Any) -> Iterator[tuple[str, "VideoFrame | st
     for file in files:
         kind = IMAGE_DECODERS[file.suffix.lower()]
         try:
+            data = file.read_bytes()
             # A decoder of its own for each: FFmpeg's for PNG may build on the picture before.
-            frames = av.CodecContext.create(kind, "r").decode(av.Packet(file.read_bytes()))
+            decoder = av.CodecContext.create(kind, "r")
+            decoder.options = {"err_detect": "crccheck+explode"}  # else what is damaged is only logged, and drawn grey
+            frames = decoder.decode(av.Packet(data))
         except (av.error.FFmpegError, OSError, ValueError) as error:
             yield file.name, f"no {kind} picture: {getattr(error, 'strerror', None) or error}"
             continue
-        yield file.name, "empty or damaged" if len(frames) != 1 or frames[0].is_corrupt else frames[0]
+        if kind == "mjpeg" and is_cut_jpeg(data):
+            yield file.name, "the picture is cut off: its end is missing"
+        else:
+            yield file.name, "empty or damaged" if len(frames) != 1 or frames[0].is_corrupt else frames[0]
 
 
 def _whole_pictures(folder: Path, av: Any) -> Iterator["VideoFrame"]:

@@ -1,4 +1,4 @@
-"""Has a video file been cut off? Compare what its container promises with the bytes that are there.
+"""Has a video or a picture been cut off? Compare what its file promises with the bytes that are there.
 
 Decoders do not tell: a file cut between two packets decodes without complaint, and frame counts in headers are wrong in
 good files too (J-HMDB's say 48 where 40 frames were written). Sizes of the outermost parts are reliable, so those are
@@ -26,6 +26,18 @@ def missing_bytes(path: Path) -> int:
         else:
             return 0
     return max(0, end - size)
+
+
+def is_cut_jpeg(data: bytes) -> bool:
+    """Whether a JPEG picture has no end marker (ITU-T T.81, B.1.1.3) behind its first scan.
+
+    Decoders fill in what is missing. In the segments before, a thumbnail may have an end marker of its own.
+    """
+    position = 2
+    while (marker := data[position : position + 2]) and marker != b"\xff\xda" and marker[:1] == b"\xff":
+        fill = marker == b"\xff\xff"
+        position += 1 if fill else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return marker == b"\xff\xda" and b"\xff\xd9" not in data[position:]
 
 
 def _last_box_end(file: BinaryIO, size: int) -> int:
