@@ -324,6 +324,180 @@ def test_a_sparse_network_inside_another_module(net: Net) -> None:
     assert meter.counts.weight_bytes == inner.counts.weight_bytes + 12
 
 
+class Head(nn.Module):
+    """Sparse networks one after the other, and a head on the features of each frame or of each clip."""
+
+    def __init__(self, *networks: nn.Module, features: int, per_clip: bool = False) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.conv, self.per_clip = nn.Linear(features, 5), per_clip
+
+    def forward(self, x: Tensor) -> Tensor:
+        for network in self.networks:
+            x = network(x)
+        return self.conv(x.mean((-1, -2)).mean(1) if self.per_clip else x.mean((-1, -2)))
+
+
+@pytest.fixture
+def two() -> tuple[sparsetime.SparseNetwork, sparsetime.SparseNetwork]:
+    """Two sparse networks whose layers have the same names, the second for what the first gives."""
+    torch.manual_seed(0)
+    networks = []
+    clip = moving()
+    for channels, step in ((2, 0.1), (4, 0.3)):
+        network = nn.Sequential(nn.Conv2d(channels, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
+        networks.append(sparsetime.sparsify(network, clip[:, 0], step=step))
+        with torch.no_grad():
+            clip = networks[-1](clip)
+    return networks[0], networks[1]
+
+
+def test_two_sparse_networks_in_one_model(two: tuple[sparsetime.SparseNetwork, sparsetime.SparseNetwork]) -> None:
+    model = nn.Sequential(*two)
+    with torch.no_grad(), Meter(model) as meter:
+        model(moving())
+        model(moving(n=1, t=3, seed=3))
+    parts = {}
+    state = 0
+    for name, network, clips in (("0", two[0], None), ("1", two[1], two[0])):
+        with torch.no_grad(), Meter(network) as part:
+            for clip in (moving(), moving(n=1, t=3, seed=3)):
+                network(clip if clips is None else clips(clip))
+        parts |= {f"{name}.{key}": op for key, op in part.counts.ops.items() if key in network.encoded}
+        state += part.summary()["state_bytes"]
+    figures = meter.summary()
+    assert meter.counts.ops == parts
+    assert list(parts) == ["0.0", "0.2", "1.0", "1.2"]
+    assert all(op.encoded for op in parts.values())
+    assert (figures["clips"], figures["frames"], figures["not_counted"]) == (3, 11, [])
+    assert figures["state_bytes"] == state
+    assert figures["op_density"] == pytest.approx(
+        sum(op.delta_macs_later for op in parts.values()) / sum(op.dense_macs * 8 for op in parts.values())
+    )
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_plain_head_behind_sparse_networks_skips_zeros(
+    two: tuple[sparsetime.SparseNetwork, sparsetime.SparseNetwork], count: int
+) -> None:
+    model = Head(*two[:count], features=4)
+    with torch.no_grad(), Meter(model) as meter:
+        model(moving())
+    names = [f"networks.{k}.{layer}" for k in range(count) for layer in (0, 2)]
+    assert list(meter.counts.ops) == [*names, "conv"]
+    head = meter.counts.ops["conv"]
+    assert (head.encoded, head.frames_first, head.frames_later) == (False, 2, 6)
+    assert (head.elements, head.output_elements, head.dense_macs, head.nonzero_later) == (4, 5, 20, 24)
+    assert meter.summary()["not_counted"] == []
+
+
+def test_a_head_on_whole_clips_is_named(two: tuple[sparsetime.SparseNetwork, sparsetime.SparseNetwork]) -> None:
+    model = Head(two[0], features=4, per_clip=True)
+    with torch.no_grad(), Meter(model) as meter:
+        model(moving())
+    assert meter.summary()["not_counted"] == ["conv (the first dimension of its input is not that of the frames)"]
+    assert list(meter.counts.ops) == ["networks.0.0", "networks.0.2"]
+
+
+def test_what_runs_before_the_frames_are_known_is_named(
+    two: tuple[sparsetime.SparseNetwork, sparsetime.SparseNetwork],
+) -> None:
+    class Stem(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.network = nn.Conv2d(2, 4, 1), two[1]
+
+        def forward(self, clip: Tensor) -> Tensor:
+            return self.network(self.stem(clip.flatten(0, 1)).unflatten(0, clip.shape[:2]))
+
+    model, clip = Stem(), moving()
+    for options in ({}, {"frames": 4}, {"clips": True}):
+        with torch.no_grad(), Meter(model, **options) as meter:  # type: ignore[arg-type]
+            model(clip)
+            model(clip)
+        known = bool(options)
+        assert list(meter.counts.ops)[-2:] == ["network.0", "network.2"]
+        assert meter.counts.clips == 4
+        assert meter.summary()["not_counted"] == (
+            [] if known else ["stem (runs before the frames of a clip are known; see Meter(clips=))"]
+        )
+        if known:
+            stem = meter.counts.ops["stem"]
+            assert (stem.encoded, stem.frames_first, stem.frames_later) == (False, 4, 12)
+
+
+def test_a_sparse_network_that_runs_twice_in_a_pass(
+    two: tuple[sparsetime.SparseNetwork, sparsetime.SparseNetwork],
+) -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = two
+
+        def forward(self, clips: list[Tensor]) -> list[Tensor]:
+            return [self.other(self.one(clip)) for clip in clips]
+
+    model = Both()
+    with torch.no_grad(), Meter(model) as meter:
+        model([moving(), moving(n=1, t=3)])
+    assert list(meter.counts.ops) == ["one.0", "one.2", "other.0", "other.2"]
+    assert meter.counts.clips == 3
+    for op in meter.counts.ops.values():
+        assert (op.encoded, op.frames_first, op.frames_later) == (True, 3, 8)
+
+
+def test_a_pass_that_failed_leaves_the_next_one_as_it_is(
+    two: tuple[sparsetime.SparseNetwork, sparsetime.SparseNetwork],
+) -> None:
+    model = nn.Sequential(*two)
+    with torch.no_grad(), Meter(model) as meter:
+        with pytest.raises(RuntimeError, match="channels"):
+            model(torch.ones(1, 2, 3, 7, 7))
+        model(moving())
+    with torch.no_grad(), Meter(model) as alone:
+        model(moving())
+    assert meter.counts.ops == alone.counts.ops
+    assert meter.summary()["not_counted"] == []
+
+
+def test_a_model_that_is_fed_clips() -> None:
+    """With delta layers put in by hand; a linear layer may take the clip as it is."""
+
+    class ByHand(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(2, 3, 3), nn.Linear(3, 5)
+            self.before = DeltaActivation(activation="identity", step=0.5)
+            self.after = DeltaActivation(step=0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            n, t = x.shape[:2]
+            y = self.conv(self.before(x.flatten(0, 1), frames=t))
+            return self.head(self.after(y.mean((2, 3)).unflatten(0, (n, t))))
+
+    torch.manual_seed(0)
+    model, clip = ByHand(), moving(t=6)
+    with torch.no_grad(), Meter(model, clips=True) as meter:
+        model(clip)
+        model(moving(n=6, t=3))
+    figures = meter.summary()
+    assert (figures["skips"], figures["clips"], figures["frames"], figures["not_counted"]) == ("deltas", 8, 30, [])
+    quantised = [(c / 0.5).round() * 0.5 for c in (clip, moving(n=6, t=3))]
+    changed = sum(int((c[:, 1:] != c[:, :-1]).sum()) for c in quantised)
+    assert (meter.counts.ops["conv"].changed_later, meter.counts.ops["conv"].encoded) == (changed, True)
+    head = meter.counts.ops["head"]
+    assert (head.elements, head.output_elements, head.dense_macs) == (3, 5, 15)
+    assert (head.frames_first, head.frames_later) == (8, 22)
+    words = r"2 frames do not divide into clips of 6; .* Meter\(clips=\) for a model that is fed clips"
+    with pytest.raises(ValueError, match=words), Meter(model, frames=6):
+        model(clip)
+    with pytest.raises(ValueError, match=r"clips=True, but ByHand was fed shape \(2, 3\)"), Meter(model, clips=True):
+        model(torch.ones(2, 3))
+    with pytest.raises(ValueError, match="leave out frames, or clips"):
+        Meter(model, frames=6, clips=True)
+    assert (meter + meter).counts.clips == 16
+
+
 def test_static_frames_leave_no_operation(net: Net) -> None:
     model = sparse(net)
     with torch.no_grad(), Meter(model) as meter:

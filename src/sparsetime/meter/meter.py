@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 from types import TracebackType
 from typing import Any
@@ -64,42 +65,53 @@ class Meter:
     Meters add: `a + b` is the meter of both runs. What is read is the actual input of every linear operation, whatever
     class or function called it; operations with multiplications that cannot be described are named in `not_counted`,
     and so is what is not seen: modules of torch.jit, and a pass in which weights are there but no linear operation is.
-    An operation of a sparse network whose input was left without a delta layer skips zeros, not deltas.
+    An operation of a sparse network whose input was left without a delta layer skips zeros, not deltas, and so does one
+    beside the sparse networks of a larger model.
 
     The model computes what it computes without a meter, to the bit, with one exception: in evaluation PyTorch's
     attention and transformer modules leave their fused path when they are watched, and round differently.
 
     Args:
-        model: what `sparsify` returned, which knows the frames of a clip from its input; or a per-frame network.
+        model: what `sparsify` returned, which knows the frames of a clip from its input; a model with one or more of
+            these inside; or a per-frame network.
         frames: T, for a per-frame network that is fed (N * T, ...). Without it, each frame is a clip of its own.
         skips: what counts as skipped; by default deltas where the model has delta layers that are enabled and give
             values, else zeros (what a layer that gives deltas does not send is zero).
+        clips: the model is fed clips (N, T, ...), as one with delta layers put in by hand may be. Its operations are
+            fed (N * T, ...); linear layers may be fed (N, T, F).
 
     Attributes:
         counts: what was counted so far; goes to another process or machine with `Counts.to_json`.
 
     Raises:
-        ValueError: frames below 1; in a forward pass, frames that do not divide into clips, or no tensor of frames.
+        ValueError: frames below 1, or frames and clips; in a forward pass, frames that do not divide into clips, no
+            clip, or no tensor at all.
     """
 
-    def __init__(self, model: nn.Module, frames: int | None = None, skips: Skips | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, frames: int | None = None, skips: Skips | None = None, *, clips: bool = False
+    ) -> None:
         if frames is not None and frames < 1:
             raise ValueError(f"Meter: frames must be at least 1, got {frames}")
+        if frames is not None and clips:
+            raise ValueError("Meter: clips (N, T, ...) say how many frames they have; leave out frames, or clips")
         layers = [m for m in model.modules() if isinstance(m, DeltaActivation)]
         if skips is None:
             skips = "deltas" if any(layer.enabled and layer.output == "value" for layer in layers) else "activations"
-        # The part that takes the clips: a sparse network may have something around it.
-        root = next((m for m in model.modules() if isinstance(m, SparseNetwork)), model)
         self.counts = Counts(skips=skips)
         self._model = model
-        self._root = root
         self._given_frames = frames
+        self._fed_clips = clips
         self._frames = frames or 1
-        self._batch: int | None = None  # frames in the forward pass that runs
+        self._batch: int | None = None  # frames in the forward pass that runs; None before they are known
         self._delta_layers = layers
         self._seen = False  # whether this pass had an operation with multiplications
         self._inside = 0  # delta layers that run: they are counted by what they give
-        self._names = OpNames(root)
+        self._names = OpNames(model)
+        self._networks = _sparse_networks(model)
+        self._network: SparseNetwork | None = None  # the one that runs
+        self._depth = 0  # of the forward passes that are watched, one in another
+        self._clips: Counter[nn.Module] = Counter()  # that each was fed in this pass
         self._fanouts: dict[tuple[str, tuple[int, ...], LinearOp], Tensor] = {}
         self._references: dict[int, int] = {}
         self._weights: dict[str, tuple[int, int]] = {}  # by operation: how many, and how many are zero
@@ -107,12 +119,13 @@ class Meter:
         self._watch: WatchLinear | None = None
 
     def __enter__(self) -> Meter:
-        self.counts.not_counted |= _compiled(self._root)
-        if not isinstance(self._root, torch.jit.ScriptModule):  # that takes no hooks, and shows nothing
-            self._handles = [
-                self._root.register_forward_pre_hook(self._start, prepend=True, with_kwargs=True),
-                self._root.register_forward_hook(self._end),
-            ]
+        self.counts.not_counted |= _compiled(self._model)
+        if not isinstance(self._model, torch.jit.ScriptModule):  # that takes no hooks, and shows nothing
+            for module in dict.fromkeys((self._model, *self._networks)):
+                self._handles += [
+                    module.register_forward_pre_hook(self._start, prepend=True, with_kwargs=True),
+                    module.register_forward_hook(self._end, always_call=True),
+                ]
         for layer in self._delta_layers:
             self._handles.append(layer.register_forward_pre_hook(self._enter_delta_layer))
             self._handles.append(layer.register_forward_hook(self._on_delta_layer, with_kwargs=True))
@@ -129,7 +142,7 @@ class Meter:
             handle.remove()
 
     def __add__(self, other: Meter) -> Meter:
-        result = Meter(self._model, self._given_frames, self.counts.skips)
+        result = Meter(self._model, self._given_frames, self.counts.skips, clips=self._fed_clips)
         result.counts = self.counts + other.counts
         return result
 
@@ -138,32 +151,53 @@ class Meter:
         return self.counts.summary()
 
     def _start(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward pass begins; its first tensor is the clip or the frames, by position or by name."""
+        """A forward pass begins, or a sparse network in it; its first tensor is the clip or the frames."""
+        if not self._depth:
+            self._begin()
+        self._depth += 1
+        frames, fed_clips = self._given_frames or 1, self._fed_clips
+        if not isinstance(model, SparseNetwork) and self._networks and not fed_clips:
+            return  # the sparse networks in it know the frames
         x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         if x is None:
             raise ValueError(f"Meter: {type(model).__name__} was called without a tensor; give it its frames as one")
         if isinstance(model, SparseNetwork):
-            self._frames = x.shape[1] if x.dim() == model.frame_dims + 1 else 1
-            clips = x.shape[0]
-            self._batch = clips * self._frames
+            self._network = model
+            self._networks[model][1].restart()
+            frames, fed_clips = 1, x.dim() == model.frame_dims + 1
+        if fed_clips:
+            if x.dim() < 3:
+                raise ValueError(f"Meter: clips=True, but {type(model).__name__} was fed shape {tuple(x.shape)}")
+            clips, frames = x.shape[:2]
+        elif x.shape[0] % frames:
+            raise ValueError(
+                f"Meter: {x.shape[0]} frames do not divide into clips of {frames}; see Meter(frames=), and "
+                "Meter(clips=) for a model that is fed clips (N, T, ...)"
+            )
         else:
-            if x.shape[0] % self._frames:
-                raise ValueError(
-                    f"Meter: {x.shape[0]} frames do not divide into clips of {self._frames}; see Meter(frames=)"
-                )
-            clips = x.shape[0] // self._frames
-            self._batch = x.shape[0]
-        self._names.restart()
-        self._inside = 0
-        self._seen = False
-        self.counts.clips += clips
-        self.counts.weight_bytes = sum(p.numel() * p.element_size() for p in self._model.parameters())
-        self.counts.buffer_bytes = sum(b.numel() * b.element_size() for b in self._model.buffers())
+            clips = x.shape[0] // frames
+        self._frames, self._batch = frames, clips * frames
+        self._clips[model] += clips
         self.counts.element_bytes = x.element_size() if x.is_floating_point() else 4
 
+    def _begin(self) -> None:
+        self._names.restart()
+        self._clips.clear()
+        self._frames, self._batch = self._given_frames or 1, None
+        self._inside = 0
+        self._seen = False
+        self.counts.weight_bytes = sum(p.numel() * p.element_size() for p in self._model.parameters())
+        self.counts.buffer_bytes = sum(b.numel() * b.element_size() for b in self._model.buffers())
+
     def _end(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """A forward pass is over."""
-        if not self._seen and any(p.dim() > 1 for p in model.parameters()):
+        """A forward pass is over, or a sparse network in it; where it failed, there is no output."""
+        self._depth -= 1
+        if model is self._network:
+            self._network = None
+        if self._depth:
+            return
+        self.counts.clips += max(self._clips.values(), default=0)
+        if output is not None and not self._seen and any(p.dim() > 1 for p in model.parameters()):
             self.counts.not_counted.add(f"{type(model).__name__} (no linear operation was seen in a forward pass)")
 
     def _on_uncounted(self, name: str) -> None:
@@ -173,8 +207,13 @@ class Meter:
     def _on_linear(self, call: LinearCall) -> None:
         self._seen = True
         t = self._frames
-        x = call.x.detach()
-        name = self._names(call)
+        x, output = call.x.detach(), call.output
+        name, encoded = self._named(call)
+        if self._batch is None and self._networks and self._given_frames is None:
+            self.counts.not_counted.add(f"{name} (runs before the frames of a clip are known; see Meter(clips=))")
+            return
+        if self._are_clips(call):
+            x, output = x.flatten(0, 1), output.flatten(0, 1)
         if x.shape[0] % t or self._batch not in (None, x.shape[0]):
             self.counts.not_counted.add(f"{name} (the first dimension of its input is not that of the frames)")
             return
@@ -190,12 +229,11 @@ class Meter:
         macs_later, delta_macs_later = float((later * maps[0]).sum()), float((delta * maps[0]).sum())
         ternary = _ternary(x)
         frames = x.shape[0]
-        encoded = not isinstance(self._root, SparseNetwork) or name in self._root.encoded
         counts = OpCounts(
             call.op.kind,
             encoded,
             elements=int(x[0].numel()),
-            output_elements=int(call.output[0].numel()),
+            output_elements=int(output[0].numel()),
             dense_macs=dense,
             frames_first=frames // t,
             frames_later=frames - frames // t,
@@ -214,6 +252,21 @@ class Meter:
         ops = self.counts.ops
         ops[name] = ops[name] + counts if name in ops else counts
         self._count_weights(name.partition("#")[0], call.weight)
+
+    def _named(self, call: LinearCall) -> tuple[str, bool]:
+        """The name of an operation, and whether its input is encoded."""
+        if self._network is None:
+            return self._names(call), not self._networks
+        prefix, names = self._networks[self._network]
+        name = names(call)
+        return prefix + name, name in self._network.encoded
+
+    def _are_clips(self, call: LinearCall) -> bool:
+        """Whether a linear layer is fed clips (N, T, F) between operations that are fed (N * T, ...)."""
+        if self._network is not None or self._batch is None or not (self._networks or self._fed_clips):
+            return False
+        shape, t = call.x.shape, self._frames
+        return call.op.kind == "linear" and len(shape) > 2 and t > 1 and shape[:2] == (self._batch // t, t)
 
     def _count_weights(self, name: str, weight: Tensor) -> None:
         if name not in self._weights:
@@ -257,6 +310,17 @@ class Meter:
 def _integers(fanouts: NDArray[np.float64]) -> Tensor:
     """Fan-outs, which are whole numbers, as int64: exact on every device, and not all have float64."""
     return torch.from_numpy(fanouts.astype(np.int64))
+
+
+def _sparse_networks(model: nn.Module) -> dict[SparseNetwork, tuple[str, OpNames]]:
+    """The sparse networks in a model: what to put before the names of their operations, and these names.
+
+    Nothing is put before them where one network has all weights: what is around it is a wrapper.
+    """
+    networks = {m: name for name, m in model.named_modules() if isinstance(m, SparseNetwork)}
+    inside = {id(p) for network in networks for p in network.parameters()}
+    alone = len(networks) == 1 and all(p.dim() < 2 or id(p) in inside for p in model.parameters())
+    return {m: (f"{name}." if name and not alone else "", OpNames(m)) for m, name in networks.items()}
 
 
 def _compiled(model: nn.Module) -> set[str]:
