@@ -91,6 +91,22 @@ def test_values_that_are_not_finite_name_the_clip(model: SparseNetwork, value: f
             model(clip)
 
 
+def test_whole_numbers_are_taken_where_the_network_turns_them_into_fractions(model: SparseNetwork) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x / 255)
+
+    clip = torch.randint(0, 256, (2, 3, 3, 8, 8), dtype=torch.uint8)
+    scaled = sparsetime.sparsify(Scaled(), clip[:, 0])
+    assert torch.equal(scaled(clip), scaled(clip.float()))
+    with pytest.raises(TypeError, match=r"expected floating point, got torch.uint8; give the network clip.float\(\)"):
+        model(clip)
+
+
 def test_state_dict_has_the_original_and_the_layers(net: Net, model: SparseNetwork) -> None:
     keys = list(model.state_dict())
     assert keys[: len(net.state_dict())] == list(net.state_dict())

@@ -391,6 +391,15 @@ def test_frames_that_do_not_divide_into_clips(count: int, frames: int) -> None:
         layer()(torch.zeros(count, 3), frames=frames)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.complex64])
+def test_what_is_not_floating_point_is_refused(dtype: torch.dtype) -> None:
+    """A step below one has no integer form: what came out was NaN."""
+    clip = column(1, 0, 1).to(dtype)
+    for call in (lambda: layer()(clip), lambda: layer()(clip[0], frames=3), lambda: layer().step_stream(clip[0], None)):
+        with pytest.raises(TypeError, match=rf"expected floating point, got {dtype}; give the network clip.float\(\)"):
+            call()
+
+
 def test_a_layer_says_what_it_is() -> None:
     text = repr(DeltaActivation((3, 1, 1), granularity="channel", sigma=True, output="delta", rule="lsq"))
     for part in ("relu", "step=(3, 1, 1)", "rule=lsq", "codec=exact", "sigma", "output=delta"):

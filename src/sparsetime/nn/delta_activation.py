@@ -123,7 +123,9 @@ class DeltaActivation(Penalised):
 
         Raises:
             ValueError: not the dimensions of a clip, an empty clip, or a first dimension that `frames` does not divide.
+            TypeError: a clip that is not floating point.
         """
+        _check_floating_point(x)
         if frames is None:
             if x.dim() not in (3, 5):
                 raise ValueError(
@@ -156,7 +158,9 @@ class DeltaActivation(Penalised):
         Raises:
             StateError: the state belongs to frames of another shape, dtype or device, or to a layer that accumulates
                 where this one does not, or the other way round.
+            TypeError: a frame that is not floating point.
         """
+        _check_floating_point(x)
         sigma = None
         if state is not None and self.sigma == (state.sigma is None):
             raise StateError(
@@ -258,3 +262,8 @@ class DeltaActivation(Penalised):
         if self.output == "delta_without_background":
             sent = torch.cat([torch.zeros_like(sent[:, :1]), sent[:, 1:]], 1)
         return sent.flatten(0, 1)
+
+
+def _check_floating_point(x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"DeltaActivation: expected floating point, got {x.dtype}; give the network clip.float()")
