@@ -246,6 +246,22 @@ def test_silence_everywhere_is_an_error() -> None:
     assert model[0].step.item() == 0.125
 
 
+def test_calibration_with_a_loader(net: Net, clip: Tensor) -> None:
+    model = sparsetime.sparsify(net, clip[:, 0]).train()
+    steps = [layer.step.item() for layer in sparsetime.delta_layers(model).values()]
+    loader = torch.utils.data.DataLoader([(one, 0) for one in clip], batch_size=2)
+    words = r"expected clips as tensors, got a list. Of batches .*\(model, \(clip for clip, _ in loader\)\)"
+    with pytest.raises(TypeError, match=words):
+        sparsetime.calibrate(model, loader)
+    assert [layer.step.item() for layer in sparsetime.delta_layers(model).values()] == steps
+    assert model.training
+    sparsetime.calibrate(model, (clip for clip, _ in loader))
+    found = [layer.step.item() for layer in sparsetime.delta_layers(model).values()]
+    sparsetime.calibrate(model, clip)
+    assert [layer.step.item() for layer in sparsetime.delta_layers(model).values()] == found
+    assert found != steps
+
+
 def test_calibration_restores_modes(net: Net, clip: Tensor) -> None:
     model = sparsetime.sparsify(net, clip[:, 0]).train()
     model.get_submodule("second").eval()

@@ -83,6 +83,7 @@ def calibrate(model: nn.Module, clips: Tensor | Iterable[Tensor], percentile: fl
     Raises:
         ValueError: no delta layers, no clips, values that are not finite, a layer that the pass does not reach (named),
             or silence everywhere. The steps are then as they were.
+        TypeError: a clip is no tensor.
     """
     layers = _layers(model, "calibrate")
     if isinstance(clips, Tensor):
@@ -116,6 +117,11 @@ def calibrate(model: nn.Module, clips: Tensor | Iterable[Tensor], percentile: fl
         enable(model, False)
         with torch.no_grad():
             for clip in clips:
+                if not isinstance(clip, Tensor):  # a loader's batches have labels too
+                    raise TypeError(
+                        f"calibrate: expected clips as tensors, got a {type(clip).__name__}. Of batches (clip, label): "
+                        "calibrate(model, (clip for clip, _ in loader))"
+                    )
                 model(clip)
                 count += 1
     finally:
