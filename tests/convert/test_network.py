@@ -107,6 +107,55 @@ def test_whole_numbers_are_taken_where_the_network_turns_them_into_fractions(mod
         model(clip)
 
 
+class Masked(nn.Module):
+    """A second input, and one that need not be given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor, mask: Tensor, gain: float = 2.0) -> Tensor:
+        return self.conv(x * mask) * gain
+
+
+@pytest.fixture
+def masked() -> SparseNetwork:
+    torch.manual_seed(0)
+    return sparsetime.sparsify(Masked(), [CLIP[:, 0], torch.ones(1, 1, 8, 8)]).eval()
+
+
+def test_inputs_may_be_given_by_name(masked: SparseNetwork) -> None:
+    mask = (torch.rand(2, 3, 1, 8, 8) > 0.5).float()
+    expected = masked(CLIP, mask)
+    assert torch.equal(masked(x=CLIP, mask=mask), expected)
+    assert torch.equal(masked(mask=mask, x=CLIP), expected)
+    assert torch.equal(masked(CLIP, mask=mask, gain=4.0), 2 * expected)
+    frames = masked(x=CLIP[:, 0], mask=mask[:, 0])
+    torch.testing.assert_close(frames, expected[:, 0])
+    with torch.no_grad(), sparsetime.Meter(masked) as by_place:
+        masked(CLIP, mask)
+    with torch.no_grad(), sparsetime.Meter(masked) as by_name:
+        masked(mask=mask, x=CLIP)
+    assert by_name.counts == by_place.counts
+    with pytest.raises(TypeError, match="unexpected keyword argument 'weight'"):
+        masked(CLIP, mask, weight=1)
+    with pytest.raises(TypeError, match="expected a clip as first input or as 'x', got NoneType"):
+        masked(mask=mask)
+
+
+def test_another_input_is_no_clip(masked: SparseNetwork) -> None:
+    frames = masked(CLIP[:, 0], torch.ones(8, 8))  # as the network itself takes it
+    torch.testing.assert_close(frames, masked(CLIP, torch.ones(2, 3, 1, 8, 8))[:, 0])
+    words = r"expected a clip \(2, 3, ...\) as 'mask', like the first input, got shape \("
+    for mask in (torch.ones(8, 8), torch.ones(1, 1, 8, 8), torch.ones(3, 2, 1, 8, 8)):
+        with pytest.raises(ValueError, match=words):
+            masked(CLIP, mask)
+        with pytest.raises(ValueError, match=words):
+            masked(CLIP, mask=mask)
+    with pytest.raises(sparsetime.SparsifyError, match=r"expected 2 frames .* got shape \(8, 8\) for 'mask'\. What"):
+        sparsetime.sparsify(Masked(), [CLIP[:, 0], torch.ones(8, 8)])
+
+
 def test_state_dict_has_the_original_and_the_layers(net: Net, model: SparseNetwork) -> None:
     keys = list(model.state_dict())
     assert keys[: len(net.state_dict())] == list(net.state_dict())

@@ -21,7 +21,8 @@ class SparseNetwork(nn.Module):
     """What `sparsify` returns: the original's children, parameters and buffers under their own names, and `delta`.
 
     Takes clips (N, T, ...) and gives (N, T, ...): the network runs frame by frame, all frames of a clip at once, and
-    only the delta layers see the time. Frames (N, ...) are taken as clips of one frame each.
+    only the delta layers see the time. Frames (N, ...) are taken as clips of one frame each. Inputs may be given by
+    name; further ones are clips, or frames, as the first is.
 
     Attributes:
         delta: the delta layers by name.
@@ -61,6 +62,7 @@ class SparseNetwork(nn.Module):
         self._modes = modes
         self.frame_dims = frame_dims
         self.graphs = {mode: graph_module.graph for mode, graph_module in graphs.items()}
+        self._input_names = [str(n.target) for n in self.graphs[False].nodes if n.op == "placeholder"][1:]
         self._run: dict[bool, Callable[..., Any]] = {mode: type(g).forward for mode, g in graphs.items()}
         self.register_load_state_dict_pre_hook(_accept_original_checkpoint)
         # Not train(): parts of the original may be frozen in evaluation mode.
@@ -87,14 +89,23 @@ class SparseNetwork(nn.Module):
                 return getattr(self.__dict__["original"], name)
             raise
 
-    def forward(self, *inputs: Tensor) -> Any:
+    def first_input(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """The clip, or frames, among what the network is called with; None where it is not there."""
+        return inputs[0] if inputs else named.get(self._input_names[0])
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """Run a clip (N, T, ...) or frames (N, ...).
 
         Raises:
-            ValueError: another number of dimensions, an empty clip, values that are not finite, or a part of the
-                network that is in another mode than it was traced for.
+            ValueError: another number of dimensions, an empty clip, values that are not finite, another input that is
+                no clip where the first one is, or a part of the network that is in another mode than it was traced for.
+            TypeError: no clip.
         """
-        x = inputs[0]
+        x = self.first_input(inputs, named)
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"SparseNetwork: expected a clip as first input or as {self._input_names[0]!r}, got {type(x).__name__}"
+            )
         if x.dim() not in (self.frame_dims, self.frame_dims + 1):
             raise ValueError(
                 f"SparseNetwork: expected a clip of {self.frame_dims + 1} dimensions (N, T, ...) or frames of "
@@ -113,9 +124,21 @@ class SparseNetwork(nn.Module):
                 )
         run = self._run[self.training]
         if x.dim() == self.frame_dims:
-            return run(self, 1, *inputs)
+            return run(self, 1, *inputs, **named)
         n, t = x.shape[:2]
-        output = run(self, t, *(i.flatten(0, 1) for i in inputs))
+
+        def frames(name: str, value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            if value.shape[:2] != (n, t):
+                raise ValueError(
+                    f"SparseNetwork: expected a clip ({n}, {t}, ...) as {name!r}, like the first input, got shape "
+                    f"{tuple(value.shape)}; what is the same in all frames: value.expand({n}, {t}, ...)"
+                )
+            return value.flatten(0, 1)
+
+        names = self._input_names + self._input_names[-1:] * len(inputs)  # the last one may be *args
+        output = run(self, t, *map(frames, names, inputs), **{key: frames(key, value) for key, value in named.items()})
         return pytree.tree_map_only(Tensor, lambda o: o.unflatten(0, (n, t)) if o.shape[:1] == (n * t,) else o, output)
 
     def extra_repr(self) -> str:

@@ -48,7 +48,8 @@ def sparsify(
 
     Args:
         model: any module that torch.fx traces.
-        example: one batch of frames, (N, C, H, W), as the network takes it; several inputs as a sequence.
+        example: one batch of frames, (N, C, H, W), as the network takes it; several inputs as a sequence, each with the
+            frames as its first dimension.
         layer: "delta" for `DeltaActivation`, "spatial_l1" for the baseline (no layer on the input then).
         include, exclude: patterns (`*`, `?`, `[...]`) of layer names; excluded wins. Partial use saves state memory.
         step, rule, granularity, codec: one value, or values by name pattern (the first that fits; a name that fits
@@ -61,7 +62,8 @@ def sparsify(
 
     Raises:
         SparsifyError: the model cannot be traced (naming the line), has delta layers already, has no linear operation,
-            behaves differently in training and evaluation, mixes the frames of a batch, or a pattern fits nothing.
+            behaves differently in training and evaluation, mixes the frames of a batch, a pattern fits nothing, or an
+            input of the example has another number of frames.
     """
     if layer not in ("delta", "spatial_l1"):
         raise SparsifyError(f"sparsify: layer must be 'delta' or 'spatial_l1', got {layer!r}")
@@ -74,6 +76,7 @@ def sparsify(
         model = copy.deepcopy(model)
     inputs = [example] if isinstance(example, Tensor) else list(example)
     graphs, modes = trace(model)
+    _check_example(graphs[False], inputs)
     seen = look(model, graphs[False], inputs)
     for graph in dict.fromkeys(graphs.values()):
         follow_in_place(graph)
@@ -125,6 +128,19 @@ def _modules(
         made[graph] = fx.GraphModule(holder, graph, class_name=f"Sparse{type(model).__name__}")
         made[graph].graph.lint()
     return {mode: made[graph] for mode, graph in graphs.items()}
+
+
+def _check_example(graph: fx.Graph, inputs: list[Tensor]) -> None:
+    """Every input has the frames as its first dimension; one frame may stand for all of them."""
+    frames = inputs[0].shape[:1]
+    names = [node.target for node in graph.nodes if node.op == "placeholder"]
+    for name, value in zip(names, inputs, strict=False):
+        if value.shape[:1] not in (frames, (1,)):
+            raise SparsifyError(
+                f"sparsify: expected {frames.numel()} frames as the first dimension of each input of the example, as "
+                f"of the first, got shape {tuple(value.shape)} for {name!r}. What is the same in all frames may be a "
+                "buffer of the network, or value.expand(N, ...)."
+            )
 
 
 def _insert(graph: fx.Graph, sites: list[Site], *, fuse: bool) -> None:

@@ -158,7 +158,8 @@ class Meter:
         frames, fed_clips = self._given_frames or 1, self._fed_clips
         if not isinstance(model, SparseNetwork) and self._networks and not fed_clips:
             return  # the sparse networks in it know the frames
-        x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        given = [model.first_input(args, kwargs)] if isinstance(model, SparseNetwork) else [*args, *kwargs.values()]
+        x = next((value for value in given if isinstance(value, Tensor)), None)
         if x is None:
             raise ValueError(f"Meter: {type(model).__name__} was called without a tensor; give it its frames as one")
         if isinstance(model, SparseNetwork):
