@@ -3,6 +3,7 @@
 import errno
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -16,6 +17,7 @@ from sparsetime.engine import Plan, Stream
 from sparsetime.files import TargetError
 from sparsetime.run import run_file
 from sparsetime.run.draw import OutputError, VideoSink, Work, _shares, overlay
+from sparsetime.run.sources import Source
 from sparsetime.video import read_frames, salvage_frames
 
 from .conftest import moving_square
@@ -212,6 +214,62 @@ def test_frames_of_several_sizes(tmp_path: Path) -> None:
         sink.add(moving_square(1, 24, 32)[0], 25)
     with av.open(str(tmp_path / "o.mkv")) as container:
         assert [(f.height, f.width) for f in container.decode(video=0)] == [(48, 64)] * 2
+
+
+TIMES_S = [0, 0.5, 1, 1.04, 1.08, 4, 4.04, 7, 9, 12, 15, 16]
+
+
+def save_at(path: Path, times_s: list[float]) -> Path:
+    """A video whose frames are shown at these times, of greys that rise."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "bgr0"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number, time_s in enumerate(times_s):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 10 * number, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = round(time_s * 1000), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def times_of(path: Path) -> tuple[list[float], list[int]]:
+    """When the frames of a video are shown, and their greys."""
+    with av.open(str(path)) as container:
+        frames = [(frame.time, frame.to_ndarray(format="gray").mean()) for frame in container.decode(video=0)]
+        assert container.duration is not None
+        assert container.duration / 1e6 == pytest.approx(frames[-1][0] + 0.04, abs=0.05)
+    return [time_s for time_s, _ in frames], [round(grey / 10) for _, grey in frames]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
+def test_frames_are_shown_when_the_source_shows_them(tmp_path: Path, suffix: str) -> None:
+    source = Source(str(save_at(tmp_path / "varying.mkv", TIMES_S)), (8, 8), show=True)
+    with VideoSink(tmp_path / f"o{suffix}") as sink:
+        for shot in source:
+            assert shot.shown is not None
+            sink.add(shot.shown, 25, shot.time_s)
+    times, greys = times_of(tmp_path / f"o{suffix}")
+    np.testing.assert_allclose(times, TIMES_S, atol=0.002)
+    assert greys == list(range(12))
+
+
+def test_times_that_do_not_rise_or_are_not_known_follow_at_the_rate(tmp_path: Path) -> None:
+    with VideoSink(tmp_path / "o.mp4") as sink:
+        for number, time_s in enumerate([None, 103.0, 103.5, None, 103.2, 104.0]):
+            sink.add(np.full((48, 64, 3), 10 * number, np.uint8), 20, time_s)
+    times, greys = times_of(tmp_path / "o.mp4")
+    np.testing.assert_allclose(times, [0, 0.05, 0.55, 0.6, 0.65, 1.05], atol=1e-4)
+    assert greys == list(range(6))
+
+
+def test_an_avi_file_has_its_rate_as_clock(tmp_path: Path) -> None:
+    with VideoSink(tmp_path / "o.avi") as sink:
+        for number, time_s in enumerate([5, 5.01, 5.02, 6, 9]):
+            sink.add(np.full((48, 64, 3), 10 * number, np.uint8), 25, time_s)
+    with av.open(str(tmp_path / "o.avi")) as container:
+        times = [float(p.dts * p.time_base) for p in container.demux(video=0) if p.size and p.dts is not None]
+    np.testing.assert_allclose(times, [0, 0.04, 0.08, 1, 4], atol=1e-6)
 
 
 def test_layers_of_islands_have_a_place_too(tmp_path: Path, square: Path) -> None:

@@ -24,6 +24,7 @@ def test_a_file_gives_what_read_frames_gives(square: Path) -> None:
     shots = list(source)
     np.testing.assert_array_equal([s.picture for s in shots], read_frames(square, size=(24, 32)))
     np.testing.assert_array_equal([s.shown for s in shots], moving_square(10))
+    np.testing.assert_allclose([s.time_s for s in shots], np.arange(10) / 20)
     assert (source.damage, source.live, source.rate, source.name) == ([], False, 20, str(square))
 
 
@@ -40,7 +41,9 @@ def test_pictures_that_do_not_decode_are_named_and_passed(tmp_path: Path) -> Non
     (tmp_path / "p" / "note.txt").write_text("no picture")
     source = Source(str(tmp_path / "p"), (48, 64))
     expected = np.delete(moving_square(12), [3, 7, 9], axis=0)
-    np.testing.assert_array_equal([s.picture for s in source], expected)
+    shots = list(source)
+    np.testing.assert_array_equal([s.picture for s in shots], expected)
+    assert {s.time_s for s in shots} == {None}
     assert [text.split(":")[0] for text in source.damage] == ["3.png", "7.png", "9.png"]
 
 

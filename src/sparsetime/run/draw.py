@@ -33,6 +33,7 @@ _CELLS = 64  # along the longer side of the grid
 _COLOUR = np.asarray([255, 96, 0], np.float32)  # orange: rare in pictures, seen by the colour-blind
 _FULL = 0.5  # density that is drawn in full colour
 _BAR = 6  # pixels
+_UNIT = Fraction(1, 60000)  # s; whole numbers of it are frames at 24, 25, 30000/1001, 30, 50 and 60 a second
 
 
 def _shares(cells: int, extent: int) -> NDArray[np.float32]:
@@ -134,6 +135,9 @@ class VideoSink:
         self._av = import_av()
         self._container: Any = None
         self._stream: Any = None
+        self._begun_s: float | None = None
+        self._unit = _UNIT  # of the file's clock, s; and in it what lies between frames, and when the last one is shown
+        self._period = self._last = 0
 
     def __enter__(self) -> VideoSink:
         return self
@@ -171,12 +175,14 @@ class VideoSink:
     def _refused(self, error: Any) -> OutputError:
         return OutputError(f"{self._path}: cannot be written: {error.strerror}")
 
-    def add(self, frame: Frames, rate: float) -> None:
+    def add(self, frame: Frames, rate: float, time_s: float | None = None) -> None:
         """Append a frame.
 
         Args:
             frame: (H, W, 3) uint8 RGB; scaled to the size of the first one.
             rate: frames a second; the first frame's counts.
+            time_s: when it is shown; the first frame's is the start of the file. Where it is None, or not later than
+                the frame before, the frame follows at the rate. AVI files have the rate as their clock.
 
         Raises:
             OutputError: the file cannot be written.
@@ -185,13 +191,31 @@ class VideoSink:
         try:
             if self._container is None:
                 self._open(image.height, image.width, rate)
-            self._container.mux(self._stream.encode(image.reformat(self._stream.width, self._stream.height)))
+            image = image.reformat(self._stream.width, self._stream.height)
+            image.pts = self._last = self._due(time_s)
+            image.time_base = self._unit
+            self._container.mux(self._stream.encode(image))
         except self._av.error.FFmpegError as error:
             raise self._refused(error) from error
+
+    def _due(self, time_s: float | None) -> int:
+        following = self._last + self._period
+        if time_s is None:
+            return following
+        if self._begun_s is None:
+            self._begun_s = time_s - float(following * self._unit)
+        due = round((time_s - self._begun_s) / self._unit)
+        return due if due > self._last else following
 
     def _open(self, height: int, width: int, rate: float) -> None:
         container = self._av.open(f"file:{self._part}", "w", format=_FORMATS[self._path.suffix.lower()])
         codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
-        self._stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001))
+        stated = Fraction(rate).limit_denominator(1001)
+        self._stream = container.add_stream(codec, rate=stated)
         self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "yuv420p"
+        self._stream.codec_context.max_b_frames = 0  # in another order, AVI loses the times and MP4 some of the length
+        self._unit = 1 / stated if self._path.suffix.lower() == ".avi" else _UNIT
+        self._stream.codec_context.time_base = self._unit
+        self._period = max(1, round(1 / (stated * self._unit)))
+        self._last = -self._period
         self._container = container

@@ -59,10 +59,12 @@ class Shot(NamedTuple):
 
     picture: (H, W, 3) uint8 RGB at the size asked for.
     shown: (H', W', 3) uint8 RGB as the source shows it, or None where it was not asked for.
+    time_s: when it is shown, as the source has it, or None where it does not say.
     """
 
     picture: Frames
     shown: Frames | None
+    time_s: float | None = None
 
 
 class Source:
@@ -146,7 +148,7 @@ class Source:
                     self._lost.append(number)
                     continue
                 shown = rgb_picture(frame, None, whole) if self._show else None
-                yield Shot(rgb_picture(frame, self._size, small), shown)
+                yield Shot(rgb_picture(frame, self._size, small), shown, frame.time)
                 given += 1
         except VideoError as error:
             if not given:
