@@ -15,6 +15,7 @@ from torch import nn
 import sparsetime
 from sparsetime.engine import Plan, Stream
 from sparsetime.files import TargetError
+from sparsetime.report.image import png
 from sparsetime.run import run_file
 from sparsetime.run.draw import OutputError, VideoSink, Work, _shares, overlay
 from sparsetime.run.sources import Source
@@ -97,6 +98,17 @@ def test_overlay() -> None:
     assert right[2] == 120
     assert drawn[-1, 7].tolist() == [255, 96, 0]  # the bar reaches to half of the width
     assert drawn[-1, 22].tolist() == [32, 32, 32]
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (3, 1), (2, 3)])
+def test_a_video_of_a_single_row_or_column(small_plan: Path, tmp_path: Path, height: int, width: int) -> None:
+    (tmp_path / "small").mkdir()
+    for number in range(3):
+        (tmp_path / "small" / f"{number}.png").write_bytes(png(np.full((height, width, 3), 80 * number, np.uint8)))
+    assert run_file(small_plan, str(tmp_path / "small"), out_video=tmp_path / "o.mp4")["frames"] == 3
+    with av.open(str(tmp_path / "o.mp4")) as container:
+        shapes = [(frame.height, frame.width) for frame in container.decode(video=0)]
+    assert shapes == [(2, max(2, width // 2 * 2))] * 3
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -95,8 +95,10 @@ def overlay(frame: Frames, work: NDArray[np.float32], density: float) -> Frames:
         density: of the whole frame.
 
     Returns:
-        (H, W, 3), even numbers of rows and columns, as video codecs want them.
+        (H, W, 3), even numbers of rows and columns, as video codecs want them; a single row or column comes twice.
     """
+    for axis in (0, 1):
+        frame = frame.repeat(2, axis) if frame.shape[axis] == 1 else frame
     height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
     rows, columns = np.arange(height) * work.shape[0] // height, np.arange(width) * work.shape[1] // width
     local = work[rows][:, columns, None].clip(0, 1)
