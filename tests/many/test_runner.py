@@ -164,14 +164,15 @@ def test_what_is_computed_when_frames_come_too_fast(plan: Plan, policy: str, com
 def test_an_error_ends_its_stream_alone(plan: Plan) -> None:
     def see(index: int, number: int, outputs: Any) -> None:
         if (index, number) == (0, 3):
-            raise RuntimeError("nobody\nlistens")
+            raise KeyError("mine")
 
     feeds = [Feed(lambda: FakeVideo(greys(20, 1))), Feed(lambda: FakeVideo([7] * 3 + [8] * 5, size=(9, 9)))]
     feeds.append(Feed(lambda: FakeVideo(greys(20, 2))))
     with Runner(plan, feeds, threads=2, on_output=see) as runner:
         assert runner.wait(60)
     first, wrong, other = runner.statistics()
-    assert (first["state"], first["error"], first["frames"]) == ("failed", "nobody listens", 4)
+    assert (first["state"], first["error"], first["frames"]) == ("failed", "on_output: KeyError('mine')", 4)
+    assert isinstance(runner.output_error, KeyError)
     assert (wrong["state"], wrong["frames"]) == ("failed", 0)
     assert "expected a frame of shape" in wrong["error"]
     assert (other["state"], other["error"], other["frames"]) == ("ended", "", 20)
@@ -279,6 +280,20 @@ def test_the_command_passes_flush_on(small_plan: Path, square: Path, tmp_path: P
         command = ["many", str(small_plan), str(square), *given, "--json", str(tmp_path / "figures.json")]
         assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
         assert json.loads((tmp_path / "figures.json").read_text())["flush"] == flush
+
+
+def test_an_error_of_the_callers_is_raised_when_the_others_have_ended(small_plan: Path, square: Path) -> None:
+    got: list[tuple[int, int]] = []
+
+    def see(index: int, number: int, outputs: Any) -> None:
+        got.append((index, number))
+        if (index, number) == (1, 2):
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine") as caught:
+        run_many(small_plan, [str(square)] * 3, threads=2, on_output=see)
+    assert caught.traceback[-1].name == "see"
+    assert sorted(got) == [(0, k) for k in range(10)] + [(1, k) for k in range(3)] + [(2, k) for k in range(10)]
 
 
 def test_stop_is_asked(small_plan: Path, tmp_path: Path) -> None:

@@ -50,6 +50,9 @@ class Runner:
             the thread that computed them; the frames of one stream come in order, those of several at the same time.
             It holds its thread up. An error in it ends the stream.
 
+    Attributes:
+        output_error: the first exception that `on_output` raised, or None.
+
     Raises:
         ValueError: no feed, or no thread.
     """
@@ -65,6 +68,7 @@ class Runner:
     ) -> None:
         if threads < 1 or not feeds:
             raise ValueError(f"expected at least one thread and one video, got {threads} and {len(feeds)}")
+        self.output_error: Exception | None = None
         self._plan = plan
         self._on_output = on_output
         self._lanes = [_Lane(plan, feed, index, flush) for index, feed in enumerate(feeds)]
@@ -175,7 +179,11 @@ class Runner:
         time_ms = (time.perf_counter_ns() - start) / 1e6
         lane.figures.add(sum(entry.macs for entry in lane.stream.stats.values()), time_ms, wait_ms)
         if self._on_output is not None:
-            self._on_output(lane.index, arrival.number, outputs)
+            try:
+                self._on_output(lane.index, arrival.number, outputs)
+            except Exception as error:
+                self.output_error = self.output_error or error
+                raise RuntimeError(f"on_output: {error!r}") from error
 
 
 def run_many(
@@ -216,6 +224,7 @@ def run_many(
         PlanError: the plan cannot be read, or takes no pictures.
         SourceError: there is no such file or folder.
         TypeError: one name instead of several.
+        Exception: what `on_output` raised first, once the other streams have ended.
     """
     if isinstance(videos, str):
         raise TypeError(f"run_many: expected a sequence of videos, got one name: [{videos!r}]")
@@ -241,6 +250,8 @@ def run_many(
             if progress is not None and time.monotonic() - said >= every_s:
                 said = time.monotonic()
                 progress(runner.statistics())
+    if runner.output_error is not None:
+        raise runner.output_error
     time_s = time.monotonic() - begun
     streams = runner.statistics()
     total = sum(entry["frames"] for entry in streams)
