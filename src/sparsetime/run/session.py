@@ -180,7 +180,7 @@ class _Session:
         if self._comparison is not None:
             self._comparison.add(self._reader(outputs), self._reader(expected), time_ns, dense_ns)
         if self.sink is not None and self._work is not None and shot.shown is not None:
-            self.sink.add(overlay(shot.shown, self._work(self.stream), self.tally.last_density), rate)
+            self.sink.add(overlay(shot.shown, self._work(self.stream), self.tally.last_density), rate, shot.time_s)
         return time_ns, dense_ns, self.tally.last_density
 
     def _find_dense(self, frame: Array) -> None:
