@@ -116,6 +116,46 @@ def test_a_frame_that_leaves_no_state_has_the_same_outputs(isa, threads):
     check()
 
 
+@pytest.mark.parametrize("kind", sorted(set(MAP_KINDS)))
+def test_a_frame_that_leaves_no_state_sees_nothing_of_what_memory_held(isa, kind):
+    """Bare operations, most of which hand on what they read, in memory that had values and deltas of other frames."""
+
+    @examples(25)
+    @given(plans(kinds=(kind, "conv2d", kind), codecs=(None,), activations=[None]), st.integers(0, 99))
+    def check(plan, seed):
+        native, fresh = Native(plan), Native(plan)
+        leave_traces(native, plan, seed)
+        *clip, last = frames(plan, 4, seed)
+        for frame in clip:
+            native.run(frame)
+        native.reset()
+        for got, expected in zip(native.run(last, keep=False), fresh.run(last), strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+    check()
+
+
+@pytest.mark.parametrize("channels", [3, 8, 40])
+def test_channels_of_zeros_are_zeros_in_a_frame_that_leaves_no_state(isa, channels):
+    index = np.full(2 * channels, -1, np.int32)
+    index[channels // 2] = 0
+    tensors = {"s": np.ones(1, np.float32), "i": index, "w": np.ones((5, 2 * channels, 1, 1), np.float32)}
+    conv = {"stride": [1, 1], "padding": [0] * 4, "dilation": [1, 1], "groups": 1}
+    ops = (
+        Op("input", "input", (), (0,), codec={"kind": "hold", "tensor": "s"}),
+        Op("identity", "relu", (0,), (1,), {}, {}, {"kind": "relu"}),
+        Op("channels", "zeros", (1,), (2,), {}, {"index": "i"}),
+        Op("conv2d", "conv", (2,), (3,), conv, {"weight": "w"}, {"kind": "relu"}),
+    )
+    small = (1, channels, 4, 4)
+    plan = Plan("zeros", (small, small, (1, 2 * channels, 4, 4), (1, 5, 4, 4)), ops, (3,), {"output": 0}, tensors)
+    native, frame = Native(plan), np.full(small, 3, np.float32)
+    for factor in (2, 3, 4):
+        native.run(factor * frame)
+    native.reset()
+    np.testing.assert_array_equal(native.run(frame, keep=False)[0], np.full((1, 5, 4, 4), 3))
+
+
 @examples(60)
 @given(plans(codecs=(None,)), st.integers(0, 99))
 def test_rounding_is_that_of_float32(plan, seed):

@@ -108,6 +108,9 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
         // What outputs are read from has to last until the frame ends.
         bool lasts = program_->integer || state.value.length == 0 || std::count(p.outputs.begin(), p.outputs.end(), int(v));
         for (int consumer : p.values[v].consumers) lasts = lasts || p.nodes[size_t(consumer)].derived;
+        // Channels of zeros are never written: no other memory has them.
+        const Node& maker = p.nodes[size_t(p.values[v].producer)];
+        lasts = lasts || (maker.kind == Kind::channels && maker.carries && *std::min_element(maker.index.begin(), maker.index.end()) < 0);
         if (!lasts) passing_.push_back(int(v));
     }
     reset();
