@@ -238,12 +238,28 @@ def test_a_still_frame_costs_nothing(plan, seed):
 @pytest.mark.parametrize("crossover", [0.0, 1.0])
 def test_a_stated_crossover_changes_the_path_alone(crossover):
     @examples(25)
-    @given(plans(dyadic=True, kinds=("conv2d",)), st.integers(0, 99))
+    @given(plans(dyadic=True, kinds=("conv2d", "depthwise")), st.integers(0, 99))
     def check(plan, seed):
         ops = tuple(replace(op, crossover=crossover) if op.kind == "conv2d" else op for op in plan.ops)
         check_equal(replace(plan, ops=ops), seed)
 
     check()
+
+
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+@pytest.mark.parametrize("crossover", [0.0, 0.5, 1.0])
+def test_a_stated_crossover_of_a_depthwise_convolution_changes_nothing(isa, kernel, crossover):
+    rng = np.random.default_rng(kernel)
+    tensors = {
+        "s": np.asarray([0.25], np.float32),
+        "w": (rng.integers(-2, 3, (16, 1, kernel, kernel)) / 2).astype(np.float32),
+    }
+    conv = {"stride": [1, 1], "padding": [kernel // 2] * 4, "dilation": [1, 1], "groups": 16}
+    ops = (
+        Op("input", "input", (), (0,), codec={"kind": "hold", "tensor": "s"}),
+        Op("conv2d", "conv", (0,), (1,), conv, {"weight": "w"}, {"kind": "relu"}, crossover=crossover),
+    )
+    check_equal(Plan("depthwise", ((1, 16, 12, 12),) * 2, ops, (1,), {"output": 0}, tensors), seed=1)
 
 
 def camera_plan(channels: int, color: str, codec: str | None) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -40,3 +41,19 @@ def test_convolutions_with_a_choice_are_measured(tmp_path):
     one, other = plan.stream(), known.stream()
     for x in (frame, frame + 0.1 * (torch.rand_like(frame) < 0.05), frame):
         np.testing.assert_allclose(one(x), other(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [16, 24])
+def test_depthwise_convolutions_have_no_choice(channels):
+    """Event by event there is no such path, however many terms a sum has (49 of 7x7)."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, channels, 1), nn.ReLU(), nn.Conv2d(channels, channels, 7, padding=3, groups=channels), nn.ReLU()
+    ).eval()
+    frame = torch.randn(1, 3, 14, 14)
+    plan = sparsetime.compile(module, frame, codec="hold")
+    known = measured(plan, rounds=1)
+    assert [op.crossover for op in known.ops] == [None] * 3
+    one, other = plan.stream(), known.stream()
+    for x in (frame, frame + 0.1 * (torch.rand_like(frame) < 0.05), frame):
+        np.testing.assert_array_equal(one(x), other(x))

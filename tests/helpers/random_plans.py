@@ -115,6 +115,8 @@ def _extent(size: int, kernel: int, stride: int, before: int, after: int, dilati
 def _convolution(m: Maker, x: int, residual: bool = False, depthwise: bool = False) -> int:
     _, c, h, w = m.draft.shapes[x]
     kh, kw = m.number(1, 4), m.number(1, 4)
+    if depthwise and (side := m.pick(None, 5, 7)):
+        kh = kw = side
     dilation = [m.pick(1, 1, 2), m.pick(1, 1, 2)]
     stride = [m.pick(1, 1, 2, 3), m.pick(1, 1, 2, 3)]
     padding = [m.number(0, 3) for _ in range(4)]

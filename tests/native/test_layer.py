@@ -98,6 +98,7 @@ CASES = {
     "depthwise stride 2": make((9, 8), 40, 40, 3, groups=40, stride=(2, 2)),
     "depthwise 5x5": make((9, 8), 24, 24, 5, groups=24),
     "depthwise 5x5 stride 2": make((9, 19), 24, 24, 5, groups=24, stride=(2, 2)),
+    "depthwise 7x7": make((9, 8), 24, 24, 7, groups=24),
     "depthwise dilation 2": make((9, 8), 24, 24, 3, groups=24, dilation=(2, 2), padding=(2, 2, 2, 2)),
     "depthwise dilation 4": make((9, 13), 24, 24, 3, groups=24, dilation=(4, 4), padding=(4, 4, 4, 4)),
     "depthwise dilation 1 2": make((9, 13), 24, 24, 3, groups=24, dilation=(1, 2), padding=(0, 1, 3, 2)),
@@ -200,6 +201,18 @@ def test_strides_may_be_larger_than_the_map() -> None:
         layer.run(path)
         frame = -frame
     np.testing.assert_array_equal(layer.value(), (weight[..., 0, 0] @ np.arange(3)).reshape(1, 1, 2))
+
+
+@pytest.mark.parametrize("kernel", [3, 7])
+def test_a_depthwise_layer_has_no_path_event_by_event(isa: str, kernel: int) -> None:
+    case = make((9, 8), 24, 24, kernel, groups=24)
+    layer = layer_of(case, *arrays(case, np.random.default_rng(0)))
+    assert not layer.has_elements
+    layer.set_input(np.ones((9, 8, 24), np.float32))
+    with pytest.raises(RuntimeError, match="event by event"):
+        layer.run("elements")
+    case = make((9, 8), 24, 25, kernel)
+    assert layer_of(case, *arrays(case, np.random.default_rng(0))).has_elements
 
 
 def test_an_unchanged_code_sends_nothing(isa: str) -> None:

@@ -37,7 +37,7 @@ def measured(plan: Plan, rounds: int = 5) -> Plan:
         plan: any plan.
         rounds: timings of each path, of which the median counts.
     """
-    found: dict[object, float] = {}
+    found: dict[object, float | None] = {}
     ops = []
     kept = kept_sums(plan)
     for number, op in enumerate(plan.ops):
@@ -57,7 +57,8 @@ def measured(plan: Plan, rounds: int = 5) -> Plan:
     return replace(plan, ops=tuple(ops))
 
 
-def _crossover(plan: Plan, op: Op, rounds: int) -> float:
+def _crossover(plan: Plan, op: Op, rounds: int) -> float | None:
+    """The density at which both paths cost the same, or None where there is no path event by event."""
     shape = plan.values[op.inputs[0]]
     rng = np.random.default_rng(0)
     a = op.attributes
@@ -83,7 +84,10 @@ def _crossover(plan: Plan, op: Op, rounds: int) -> float:
         return layer
 
     # A threshold at which some outputs change, as in a network whose layers send a share of what they get.
-    largest = float(np.abs(layer_with(codec="change").value()).max())
+    plain = layer_with(codec="change")
+    if not plain.has_elements:
+        return None
+    largest = float(np.abs(plain.value()).max())
     layer = layer_with(codec="hold", step=np.full(weight.shape[0], 0.05 * largest + 1e-6, np.float32))
 
     def cost(path: str, density: float) -> float:

@@ -142,13 +142,14 @@ class Conv {
     void finish(const int32_t* pixel, int n, float* sum, FinishArgs& sink, Workspace& ws, const float* far = nullptr) const;
 
     void pixels(const Change& in, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
-    // Outputs of rows [first, last); `list` holds the touched ones among them.
+    // Outputs of rows [first, last); `list` holds the touched ones among them. Only where has_elements().
     void elements(const Change& in, int first, int last, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
 
     const Macs& macs() const { return macs_; }
     int terms() const { return rows_.taps * columns_.taps * in.channels / groups_; }  // of one sum
     PathTimes estimate(const Change& in, int touched) const;
     bool depthwise() const { return depthwise_; }
+    bool has_elements() const { return !depthwise_; }  // whether there is a path event by event
     bool one_tap() const { return rows_.taps * columns_.taps == 1; }
 
     Shape in, out;
@@ -202,7 +203,7 @@ class Conv {
     bool sliding_ = false;  // they are those of a 3x3 kernel of stride 1
     Floats zeros_;
     Macs macs_;
-    int row_low_, row_high_, column_low_, column_high_;  // outputs that taps reach beside the base: base + [low, high]
+    int row_low_ = 0, row_high_ = 0, column_low_ = 0, column_high_ = 0;  // outputs that taps reach beside the base: base + [low, high]
 };
 
 }  // namespace sparsetime

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
 
 #include "conv.h"
 
@@ -128,6 +129,7 @@ void Conv::scatter(const Strip& s, Workspace& ws) const {
 
 void Conv::elements(const Change& change, int first, int last, const int32_t* list, int count, FinishArgs& sink,
                     Workspace& ws) const {
+    if (!has_elements()) throw std::logic_error("this convolution is not computed event by event");
     if (!fused_.empty()) return elements_fused(change, first, list, count, sink, ws);
     const Kernels& k = *kernels_;
     const int blocks = (out.channels + width_ - 1) / width_;

@@ -284,6 +284,7 @@ NB_MODULE(_native, m) {
             const Change& c = l.output.view;
             return std::vector<int32_t>(c.active, c.active + c.active_count);
         })
+        .def_prop_ro("has_elements", [](const Layer& l) { return l.conv->has_elements(); }, "Whether it can be computed event by event.")
         .def_prop_ro("dense_macs", [](const Layer& l) { return l.conv->macs().dense(); })
         .def_prop_ro("macs", [](const Layer& l) { return l.conv->macs().caused(l.input.view); });
 

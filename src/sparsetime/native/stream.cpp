@@ -194,7 +194,7 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
         n = touched_by(conv, node);
         list = list_.data();
         PathTimes times = conv.estimate(change, n);
-        if (node.crossover >= 0 && n > 0) {
+        if (node.crossover >= 0 && n > 0 && conv.has_elements()) {
             // Measured: event by event costs as much as the dense path at this density of the inputs of touched outputs.
             const double reached = double(n) * conv.in.pixels() / out.pixels() * conv.in.channels;
             times.elements = node.crossover > 0 ? times.dense * double(change.events) / (reached * node.crossover) : 2 * times.dense;
