@@ -262,6 +262,58 @@ def test_a_stated_crossover_of_a_depthwise_convolution_changes_nothing(isa, kern
     check_equal(Plan("depthwise", ((1, 16, 12, 12),) * 2, ops, (1,), {"output": 0}, tensors), seed=1)
 
 
+def test_a_convolution_whose_events_would_take_gigabytes_of_scratch_equals_the_reference():
+    """2^18 columns of sums of 2^14 channels: 2^32 floats in one row."""
+    wide, taps, channels = 2**17, 17, 2**14
+    rng = np.random.default_rng(0)
+    tensors = {
+        "s": np.asarray([0.25], np.float32),
+        "w": rng.integers(-2, 3, (channels, 3, 1, taps)).astype(np.float32),
+    }
+    conv = {"stride": [1, 1], "padding": [0, 0, 0, 1], "dilation": [1, 2**13], "groups": 1}
+    ops = (
+        Op("input", "input", (), (0,), codec={"kind": "hold", "tensor": "s"}),
+        Op("conv2d", "conv", (0,), (1,), conv, {"weight": "w"}, {"kind": "relu"}, crossover=1.0),
+    )
+    plan = Plan("vast", ((1, 3, 1, wide), (1, channels, 1, 1)), ops, (1,), {"output": 0}, tensors)
+    native = Native(plan)
+    frame = np.ones((1, 3, 1, wide), np.float32)
+    native.run(frame)
+    frame[0, 1, 0, 2**13] = 5
+    (got,) = native.run(frame)
+    inside = tensors["w"][..., : taps - 1]  # the last tap lies in the padding
+    expected = np.maximum(inside.sum((1, 2, 3)) + 4 * inside[:, 1, 0, 1], 0)
+    np.testing.assert_array_equal(got.ravel(), expected)
+    assert native.memory_bytes < 2**26
+
+
+@pytest.mark.parametrize("crossover", [None, 0.0, 1.0])
+@pytest.mark.parametrize(("kernel", "stride"), [((1, 1), (2, 2)), ((1, 3), (2, 1)), ((3, 1), (1, 2))])
+def test_a_convolution_none_of_whose_taps_meets_the_input_adds_its_residual(isa, kernel, stride, crossover):
+    """One pixel and a border: of the even axes the taps lie beside it, and so no sum is of the input."""
+    channels = 64
+    tensors = {"s": np.asarray([0.25], np.float32), "w": np.ones((16, channels, *kernel), np.float32)}
+    tensors["i"] = np.arange(16, dtype=np.int32)
+    sides = [1 if k == 3 else 2 for k in kernel]
+    padding = [p for k in kernel for p in (1, 1)]
+    conv = {"stride": list(stride), "padding": padding, "dilation": [1, 1], "groups": 1}
+    border = {"padding": [0, sides[0] - 1, 0, sides[1] - 1], "value": 0.0}
+    ops = (
+        Op("input", "input", (), (0,), codec={"kind": "exact", "tensor": "s"}),
+        Op("channels", "some", (0,), (1,), {}, {"index": "i"}),
+        Op("pad", "border", (1,), (2,), border),
+        Op("conv2d", "conv", (0, 2), (3,), conv, {"weight": "w"}, {"kind": "relu"}, crossover=crossover),
+    )
+    out = (1, 16, *sides)
+    plan = Plan("beside", ((1, channels, 1, 1), (1, 16, 1, 1), out, out), ops, (3,), {"output": 0}, tensors)
+    native, reference = Native(plan), Reference(plan)
+    frame = np.ones(plan.input_shape, np.float32)
+    for channel in (0, 3, 40, 15):
+        frame[0, channel] += 8
+        np.testing.assert_array_equal(native.run(frame)[0], reference.run(frame.copy())[0])
+    assert native.stats()[3].path == ("dense" if crossover == 0 else "sparse")
+
+
 def camera_plan(channels: int, color: str, codec: str | None) -> Plan:
     """An input of 20 x 37 and nothing else."""
     spec = InputSpec((3.0, 5.5, 7.0, 9.0)[:channels], (2.0, 3.0, 7.0, 11.0)[:channels], color)

@@ -13,6 +13,8 @@ namespace {
 constexpr size_t FUSED_FLOATS = 128 * 1024;  // weights of a 1x1 convolution that every pixel may pass through
 constexpr int MAX_DEPTH = 768;               // rows of weights that a register tile passes in one go
 constexpr int CHANGED_FLOATS = 128 * 1024;   // sums of changes, kept in the second cache
+constexpr int STRIP_FLOATS = 80 * 1024;      // scratch of one strip of rows, kept in the second cache
+constexpr double MOST_SCRATCH = 16 << 20;    // floats: of a strip of one row, if that takes so much
 constexpr int PANEL_FLOATS = 48 * 1024;      // weights that one sweep over a chunk of pixels keeps in the second cache
 
 constexpr int LATER = 24;  // pixels between one whose sums are computed and one whose memory is asked for
@@ -121,12 +123,13 @@ void Conv::pack(const float* weight, bool transposed) {
             for (int c = 0; c < C; ++c)
                 for (int j = 0; j < group * width_; ++j) fused_.push_back(at(b * width_ + j, c, 0));
         }
+        has_elements_ = true;
         return;
     }
 
     // Offsets of taps from the base output, by phase of the input's place.
-    row_low_ = column_low_ = 1 << 20;
-    row_high_ = column_high_ = -(1 << 20);
+    row_low_ = column_low_ = std::numeric_limits<int>::max();
+    row_high_ = column_high_ = std::numeric_limits<int>::min();
     const auto offsets = [](const Axis& a, int phase, std::vector<int>& tap, std::vector<int>& offset) {
         for (int t = 0; t < a.taps; ++t)
             if ((phase + a.shift[t]) % a.den == 0) {
@@ -165,11 +168,31 @@ void Conv::pack(const float* weight, bool transposed) {
                 b += vectors;
             }
         }
+    if (row_low_ > row_high_) row_low_ = row_high_ = 0;  // no tap meets the input
+    if (column_low_ > column_high_) column_low_ = column_high_ = 0;
     sliding_ = !passes_.empty() && rows_.phases() * columns_.phases() == 1 && rows_.num == 1 && columns_.num == 1;
     for (const Pass& p : passes_) {
         sliding_ = sliding_ && p.slots == 9 && p.vectors == 1;
         for (int s = 0; sliding_ && s < 9; ++s) sliding_ = p.row[8 - s] == p.row[8] + s / 3 && p.column[8 - s] == p.column[8] + s % 3;
     }
+    has_elements_ = lay_out();
+}
+
+// Memory of the elements path. False if it is more than a stream should have for it.
+bool Conv::lay_out() {
+    const int64_t blocks = (out.channels + width_ - 1) / width_;
+    const int64_t left = -std::min(0, column_low_), wide = columns_.base(in.width - 1) + 1 + left + std::max(0, column_high_);
+    const int64_t halo = int64_t(row_high_) - row_low_;
+    // Without overlap between strips their scratch fits the first cache.
+    const int64_t room = halo == 0 ? STRIP_FLOATS / 8 : STRIP_FLOATS;
+    const int64_t fit = room / (wide * blocks * width_) - halo;  // output rows
+    const int64_t strip_rows = std::min<int64_t>(std::max<int64_t>(halo ? 2 : 1, fit), rows_.base(in.height - 1) + 1);
+    const int64_t in_rows = std::max<int64_t>(1, rows_.num == 1 ? strip_rows * rows_.den : strip_rows / rows_.num);
+    const int64_t rows = rows_.base(int(in_rows)) + 2 + halo + 1;
+    if (double(rows) * double(wide) * double(blocks * width_) > MOST_SCRATCH) return false;
+    const int64_t region = (rows * wide) | 1;  // odd: blocks do not fall on the same lines of a cache
+    scratch_ = {int(left), int(wide), int(halo), int(in_rows), int(rows), int(blocks), int(region)};
+    return true;
 }
 
 int Conv::touched(const Change& change, uint8_t* mask, int32_t* list, Workspace& ws) const {
@@ -547,9 +570,11 @@ PathTimes Conv::estimate(const Change& change, int touched) const {
     const double vectors = (out.channels + LANE - 1) / LANE;
     const int shift = run_shift(change), channel_blocks = (in.channels + (1 << shift) - 1) >> shift;
     const double passes = double(passes_.size()) / (rows_.phases() * columns_.phases());
+    const double none = std::numeric_limits<double>::infinity();
     return {n * taps * (product + fetch), change.active_count * reach * (product + vectors + 3.0) + n * vectors * 0.6,
-            double(change.events) * reach * vectors * (in.channels <= 64 ? 0.17 : 0.25) + double(change.active_count) * channel_blocks * passes * 5.0 +
-                double(in.pixels()) * channel_blocks * 1.5 + n * vectors * 0.6};
+            !has_elements_ ? none
+                           : double(change.events) * reach * vectors * (in.channels <= 64 ? 0.17 : 0.25) +
+                                 double(change.active_count) * channel_blocks * passes * 5.0 + double(in.pixels()) * channel_blocks * 1.5 + n * vectors * 0.6};
 }
 
 }  // namespace sparsetime

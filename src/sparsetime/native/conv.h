@@ -149,7 +149,7 @@ class Conv {
     int terms() const { return rows_.taps * columns_.taps * in.channels / groups_; }  // of one sum
     PathTimes estimate(const Change& in, int touched) const;
     bool depthwise() const { return depthwise_; }
-    bool has_elements() const { return !depthwise_; }  // whether there is a path event by event
+    bool has_elements() const { return has_elements_; }  // whether there is a path event by event
     bool one_tap() const { return rows_.taps * columns_.taps == 1; }
 
     Shape in, out;
@@ -174,7 +174,14 @@ class Conv {
         int top, left;        // row and column of outputs that its first sum is of, the column below 0
         int wide, region;     // sums in a row, and in a vector of channels
     };
+    struct Scratch {          // of the elements path: where sums lie while a strip of inputs is passed
+        int left, wide;       // columns left of the map, and all
+        int halo;             // rows that neighbouring strips share
+        int in_rows, rows;    // of inputs in a strip; of sums, the last one a spare that is always zero
+        int blocks, region;   // vectors of channels, and the sums in each
+    };
     void pack(const float* weight, bool transposed);
+    bool lay_out();
     int chunk() const;  // outputs that are computed together
     int look_up(const float* value, const int32_t* pixel, int m, Walk& walk, float* patches, const float** from, int32_t* tap) const;
     void gather(const float* value, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
@@ -201,6 +208,8 @@ class Conv {
     Floats fused_;   // [group of vectors][channel][vectors], 1x1 only and then instead of scatter_
     std::vector<Pass> passes_;
     bool sliding_ = false;  // they are those of a 3x3 kernel of stride 1
+    bool has_elements_ = false;
+    Scratch scratch_{};
     Floats zeros_;
     Macs macs_;
     int row_low_ = 0, row_high_ = 0, column_low_ = 0, column_high_ = 0;  // outputs that taps reach beside the base: base + [low, high]

@@ -10,7 +10,6 @@ namespace sparsetime {
 
 namespace {
 
-constexpr int STRIP_FLOATS = 80 * 1024;  // scratch of one strip of rows, kept in the second cache
 constexpr int RUN_FLOATS = 9 * 1024;     // weights that one sweep over a strip keeps in the first cache
 constexpr int RUN_EVENTS = 8;            // a run of fewer costs more than weights that come from the second cache
 constexpr int GAP = 8;                   // empty pixels that are cheaper to skip than to pass
@@ -132,19 +131,9 @@ void Conv::elements(const Change& change, int first, int last, const int32_t* li
     if (!has_elements()) throw std::logic_error("this convolution is not computed event by event");
     if (!fused_.empty()) return elements_fused(change, first, list, count, sink, ws);
     const Kernels& k = *kernels_;
-    const int blocks = (out.channels + width_ - 1) / width_;
-
     // Scratch covers all outputs that taps can reach, those outside the map too, so that no event needs a test.
-    const int left = -std::min(0, column_low_);
-    const int wide = columns_.base(in.width - 1) + 1 + left + std::max(0, column_high_);
-    const int halo = row_high_ - row_low_;
-    // Without overlap between strips their scratch fits the first cache.
-    const int room = halo == 0 ? STRIP_FLOATS / 8 : STRIP_FLOATS;
-    const int fit = room / (wide * blocks * width_) - halo;  // output rows
-    const int strip_rows = std::min(std::max(halo ? 2 : 1, fit), rows_.base(in.height - 1) + 1);
-    const int in_rows = std::max(1, rows_.num == 1 ? strip_rows * rows_.den : strip_rows / rows_.num);
-    const int scratch_rows = rows_.base(in_rows) + 2 + halo + 1;  // one spare, always zero
-    const int region = scratch_rows * wide | 1;  // odd: blocks do not fall on the same lines of a cache
+    const int left = scratch_.left, wide = scratch_.wide, halo = scratch_.halo, in_rows = scratch_.in_rows, scratch_rows = scratch_.rows;
+    const int blocks = scratch_.blocks, region = scratch_.region;
     const size_t scratch_size = size_t(region) * blocks * width_;
     if (ws.scratch.size() < scratch_size) ws.scratch.resize(scratch_size, 0.0f);
     float* scratch = ws.scratch.data();
