@@ -314,6 +314,33 @@ def test_a_convolution_none_of_whose_taps_meets_the_input_adds_its_residual(isa,
     assert native.stats()[3].path == ("dense" if crossover == 0 else "sparse")
 
 
+@pytest.mark.parametrize(("right", "bottom"), [(40, 1), (1, 40), (40, 40)])
+def test_a_residual_may_touch_outputs_that_no_tap_reaches(isa, right, bottom):
+    """Far right of the map and below it, in padding: everywhere the residual is the first element of the input."""
+    rng = np.random.default_rng(0)
+    out = (1, 16, 6 + bottom - 1, 18 + right - 1)
+    tensors = {
+        "s": np.asarray([0.25], np.float32),
+        "w": (rng.integers(-2, 3, (16, 5, 3, 3)) / 2).astype(np.float32),
+        "i": np.zeros(np.prod(out), np.int32),
+    }
+    conv = {"stride": [1, 1], "padding": [1, bottom, 1, right], "dilation": [1, 1], "groups": 1}
+    ops = (
+        Op("input", "input", (), (0,)),
+        Op("gather", "first", (0,), (1,), {}, {"index": "i"}),
+        Op("conv2d", "conv", (0, 1), (2,), conv, {"weight": "w"}, {"kind": "relu"}, {"kind": "exact", "tensor": "s"},
+           crossover=1.0),
+    )  # fmt: skip
+    plan = Plan("far", ((1, 5, 6, 18), out, out), ops, (2,), {"output": 0}, tensors)
+    native, reference = Native(plan), Reference(plan)
+    frame = np.zeros(plan.input_shape, np.float32)
+    for value in (0, 1, 2, 3):
+        frame[0, 0, 0, 0] = value
+        np.testing.assert_array_equal(native.run(frame)[0], reference.run(frame.copy())[0])
+    assert native.stats()[2].path == "sparse"
+    check_equal(plan, seed=1)
+
+
 def camera_plan(channels: int, color: str, codec: str | None) -> Plan:
     """An input of 20 x 37 and nothing else."""
     spec = InputSpec((3.0, 5.5, 7.0, 9.0)[:channels], (2.0, 3.0, 7.0, 11.0)[:channels], color)

@@ -181,7 +181,8 @@ void Conv::pack(const float* weight, bool transposed) {
 // Memory of the elements path. False if it is more than a stream should have for it.
 bool Conv::lay_out() {
     const int64_t blocks = (out.channels + width_ - 1) / width_;
-    const int64_t left = -std::min(0, column_low_), wide = columns_.base(in.width - 1) + 1 + left + std::max(0, column_high_);
+    const int64_t left = -std::min(0, column_low_), reach = columns_.base(in.width - 1) + 1 + std::max(0, column_high_);
+    const int64_t wide = left + std::max<int64_t>(out.width, reach);  // a residual may touch outputs that no tap reaches
     const int64_t halo = int64_t(row_high_) - row_low_;
     // Without overlap between strips their scratch fits the first cache.
     const int64_t room = halo == 0 ? STRIP_FLOATS / 8 : STRIP_FLOATS;
