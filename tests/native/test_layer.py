@@ -76,6 +76,7 @@ CASES = {
     "3x3 stride 2, even, low": make((8, 12), 16, 16, 3, stride=(2, 2), padding=(0, 1, 0, 1)),
     "3x3 stride 3 1": make((11, 7), 8, 9, 3, stride=(3, 1)),
     "3x3 dilation": make((12, 9), 6, 16, 3, dilation=(2, 3), padding=(2, 2, 3, 3)),
+    "3x3 far dilation": make((61, 30), 6, 256, 3, dilation=(18, 1), padding=(18, 18, 1, 1)),
     "3x3 stride, dilation": make((12, 9), 6, 16, 3, dilation=(2, 2), stride=(2, 3), padding=(1, 2, 0, 3)),
     "3x3 no padding": make((7, 7), 8, 8, 3, padding=(0, 0, 0, 0)),
     "3x3 more padding": make((4, 5), 8, 8, 3, padding=(3, 4, 2, 3)),

@@ -187,7 +187,9 @@ bool Conv::lay_out() {
     // Without overlap between strips their scratch fits the first cache.
     const int64_t room = halo == 0 ? STRIP_FLOATS / 8 : STRIP_FLOATS;
     const int64_t fit = room / (wide * blocks * width_) - halo;  // output rows
-    const int64_t strip_rows = std::min<int64_t>(std::max<int64_t>(halo ? 2 : 1, fit), rows_.base(in.height - 1) + 1);
+    // Rows of the halo move to the top after each strip: as many should be done.
+    const int64_t least = halo ? std::max<int64_t>(2, halo) : 1;
+    const int64_t strip_rows = std::min<int64_t>(std::max(least, fit), rows_.base(in.height - 1) + 1);
     const int64_t in_rows = std::max<int64_t>(1, rows_.num == 1 ? strip_rows * rows_.den : strip_rows / rows_.num);
     const int64_t rows = rows_.base(int(in_rows)) + 2 + halo + 1;
     if (double(rows) * double(wide) * double(blocks * width_) > MOST_SCRATCH) return false;
