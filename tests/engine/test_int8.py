@@ -306,6 +306,32 @@ def test_one_layer_by_hand(backend):
     assert stream.snapshot()["0.value"].ravel().tolist() == [0, 255]
 
 
+@pytest.mark.parametrize("channels", [3, 64])
+@pytest.mark.parametrize(
+    ("low", "high", "zero", "code"), [(-20.0, -10.0, 0, 0), (300.0, 400.0, 0, 255), (10.0, 20.0, 255, 255)]
+)
+def test_bounds_beyond_all_codes_are_the_last_code(isa, channels, low, high, zero, code):
+    tensors = {
+        "s": np.ones(1, np.float32),
+        "t": np.zeros(1, np.int32),
+        "w": np.ones((channels, 4, 1, 1), np.int8),
+        "ws": np.full(channels, 0.5, np.float32),
+    }
+    codes = [{"kind": "code", "tensor": "s", "zero": z, "threshold": "t"} for z in (0, zero)]
+    attributes = {"stride": [1, 1], "padding": [0, 0, 0, 0], "dilation": [1, 1], "groups": 1}
+    activation = {"kind": "clamp", "min": low, "max": high}
+    roles = {"weight": "w", "weight_step": "ws"}
+    ops = (
+        Op("input", "input", (), (0,), codec=codes[0], precision="int8"),
+        Op("conv2d", "conv", (0,), (1,), attributes, roles, activation, codes[1], precision="int8"),
+    )
+    plan = Plan("far", ((1, 4, 2, 2), (1, channels, 2, 2)), ops, (1,), {"output": 0}, tensors, precision="int8")
+    native, frame = Native(plan), np.full(plan.input_shape, 5, np.float32)
+    for value in (5, 9):
+        np.testing.assert_array_equal(native.run(value + frame)[0], np.full(plan.values[1], code - zero))
+    check_equal(plan, seed=0)
+
+
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_a_threshold_holds_codes(backend):
     stream = one_layer(threshold=1).stream(backend)

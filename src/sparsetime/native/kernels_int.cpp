@@ -300,9 +300,10 @@ struct Bounds {
     Vec residual_step;
     explicit Bounds(const Settle& given) : s(given), scale(given), residual_step(splat(given.residual_step)) {
         if (s.act != Act::clamp) return;
-        // Bounds of y are bounds of y / step: rounding keeps the order.
-        scale.low = max(splat(s.act_a * s.inverse), scale.low);
-        scale.high = min(splat(s.act_b * s.inverse), scale.high);
+        // Bounds of y are bounds of y / step: rounding keeps the order. Where they lie beyond all codes, the last code is meant.
+        const Vec least = scale.low, most = scale.high;
+        scale.low = min(max(splat(s.act_a * s.inverse), least), most);
+        scale.high = min(max(splat(s.act_b * s.inverse), least), most);
     }
 };
 
