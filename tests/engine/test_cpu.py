@@ -341,6 +341,28 @@ def test_a_residual_may_touch_outputs_that_no_tap_reaches(isa, right, bottom):
     check_equal(plan, seed=1)
 
 
+def test_an_overflow_leaves_nothing_to_the_layers_behind_it(isa):
+    """Of three sums a vector, infinite changes times zeros in its other lanes: scratch is shared by all layers."""
+    f = np.float32
+    tensors = {"s": np.asarray([0.25], f), "big": np.full(1, 1e38, f)}
+    tensors |= {"few": np.ones((2, 64, 3, 3), f), "many": np.ones((16, 64, 3, 3), f)}
+    conv = {"stride": [1, 1], "padding": [1] * 4, "dilation": [1, 1], "groups": 1}
+    ops = (
+        Op("input", "input", (), (0,), codec={"kind": "hold", "tensor": "s"}),
+        Op("affine", "large", (0,), (1,), {}, {"scale": "big"}, {"kind": "leaky_relu", "slope": 1.0}),
+        Op("conv2d", "overflows", (1,), (2,), conv, {"weight": "few"}, {"kind": "relu"}, crossover=1.0),
+        Op("conv2d", "sound", (0,), (3,), conv, {"weight": "many"}, {"kind": "relu"}, crossover=1.0),
+    )
+    shapes = tuple((1, channels, 8, 8) for channels in (64, 64, 2, 16))
+    plan = Plan("overflow", shapes, ops, (3,), {"output": 0}, tensors)
+    native, reference = Native(plan), Reference(plan)
+    frame = np.ones(plan.input_shape, f)
+    for value in (1, 100, 2, 3):
+        frame[0, 3, 4, 4] = value
+        np.testing.assert_array_equal(native.run(frame)[0], reference.run(frame.copy())[0])
+    assert native.stats()[3].path == "sparse"
+
+
 def camera_plan(channels: int, color: str, codec: str | None) -> Plan:
     """An input of 20 x 37 and nothing else."""
     spec = InputSpec((3.0, 5.5, 7.0, 9.0)[:channels], (2.0, 3.0, 7.0, 11.0)[:channels], color)

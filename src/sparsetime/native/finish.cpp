@@ -347,6 +347,8 @@ void finish_narrow(FinishArgs& f) {
                 far += scaled * scaled;
             }
         }
+        // Lanes behind the channels have products with zeros, which are no zeros where a change is infinite.
+        for (int c = f.channels; f.clear && c % VL; ++c) f.sum[f.at[i] + (c / VL) * f.block + c % VL] = 0.0f;
         const bool sent = E != Encode::pixel || far > float(f.channels);
         for (int c = 0; c < f.channels; ++c) {
             const ptrdiff_t e = p * f.stride + c;
