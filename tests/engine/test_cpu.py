@@ -363,6 +363,25 @@ def test_an_overflow_leaves_nothing_to_the_layers_behind_it(isa):
     assert native.stats()[3].path == "sparse"
 
 
+def test_an_overflow_does_not_silence_pixels_of_another_layer(isa):
+    f = np.float32
+    tensors = {"s": np.asarray([0.25], f), "w": np.full((32, 40, 1, 1), 3e38, f), "i": np.arange(17, dtype=np.int32)}
+    conv = {"stride": [1, 1], "padding": [0] * 4, "dilation": [1, 1], "groups": 1}
+    bounds = {"kind": "clamp", "min": 0.0, "max": 6.0}
+    ops = (
+        Op("input", "input", (), (0,), codec={"kind": "hold", "tensor": "s"}),
+        Op("conv2d", "overflows", (0,), (1,), conv, {"weight": "w"}, bounds, {"kind": "exact", "tensor": "s"}),
+        Op("channels", "sound", (0,), (2,), {}, {"index": "i"}, {"kind": "relu"}, {"kind": "pixel", "tensor": "s"}),
+    )
+    shapes = tuple((1, channels, 4, 4) for channels in (40, 32, 17))
+    plan = Plan("overflow", shapes, ops, (2, 1), {"tuple": [{"output": 0}, {"output": 1}]}, tensors)
+    native = Native(plan)
+    for value in (2, 3, 4):
+        sound, bounded = native.run(np.full(plan.input_shape, value, f))
+        np.testing.assert_array_equal(sound, np.full(shapes[2], value))
+        np.testing.assert_array_equal(bounded, np.full(shapes[1], 6))
+
+
 def camera_plan(channels: int, color: str, codec: str | None) -> Plan:
     """An input of 20 x 37 and nothing else."""
     spec = InputSpec((3.0, 5.5, 7.0, 9.0)[:channels], (2.0, 3.0, 7.0, 11.0)[:channels], color)

@@ -208,7 +208,8 @@ inline void finish_whole(FinishArgs& all, const Sums& from) {
                 const Vec y = activate<A>(s[b], f.act, f.act_a, f.act_b);
                 store(f.room + c, y);
                 const Vec scaled = (y - load(pixel.value + c)) * load(pixel.step + c);
-                total += scaled * scaled;
+                const int valid = f.channels - c;  // lanes behind the channels may hold anything, and times 0 it may be no number
+                total += valid < VL ? choose(first(valid), scaled * scaled, Vec{}) : scaled * scaled;
             }
         };
         for_groups(f.channels, look);
