@@ -644,9 +644,10 @@ void frame_of_three(IntFrameArgs& f, const Settle& s) {
         now = _mm512_inserti32x4(now, four(2), 2);
         now = _mm512_or_si512(_mm512_inserti32x4(now, four(3), 3), none);
         uint8_t* held = s.codes + ptrdiff_t(f.first + from) * NARROW;
-        const __m512i h = _mm512_loadu_si512(held);
+        const uint64_t here = n < 16 ? (uint64_t(1) << 4 * n) - 1 : ~uint64_t(0);  // the pixels behind may be another thread's
+        const __m512i h = _mm512_maskz_loadu_epi8(here, held);
         const __m512i far = _mm512_or_si512(_mm512_subs_epu8(now, h), _mm512_subs_epu8(h, now));
-        const uint64_t valid = (n < 16 ? (uint64_t(1) << 4 * n) - 1 : ~uint64_t(0)) & 0x7777777777777777u;
+        const uint64_t valid = here & 0x7777777777777777u;
         uint64_t go = s.all ? valid : valid & _mm512_cmpgt_epu8_mask(far, threshold);
         if (!go) continue;
         _mm512_mask_storeu_epi8(held, go, now);
