@@ -164,6 +164,64 @@ def test_only_maps_and_vectors_have_channels_to_normalise(shape):
         flat(shape, InputSpec((1, 2), (3, 4)))
 
 
+@pytest.mark.parametrize("std", [0, -1, 1e-50, 1e-40])
+def test_bytes_stay_finite(std):
+    """In float32, in which they are divided: there 1e-50 is 0, and 255 / 1e-40 infinite."""
+    with pytest.raises(PlanError, match="input 'std' must be > 0, and bytes stay finite"):
+        flat((1, 2), InputSpec((0, 0), (1, std)))
+    (x,) = flat((1, 1), InputSpec((0,), (1e-36,))).stream("cpu")(np.full((1, 1), 255, np.uint8)).ravel()
+    assert x == np.float32(255) / np.float32(1e-36)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_single_number_has_no_pixels(precision):
+    def plan(shape):
+        code = {"kind": "code", "tensor": "s", "zero": 0, "threshold": "t"}
+        first, second = (
+            (code, {**code, "pixel": True}) if precision == "int8" else (None, {"kind": "pixel", "tensor": "s"})
+        )
+        tensors = {"s": np.ones(1, np.float32), "i": np.zeros(1, np.int32)}
+        if precision == "int8":
+            tensors["t"] = np.zeros(1, np.int32)
+        ops = (
+            Op("input", "input", (), (0,), codec=first, precision=precision),
+            Op("gather", "one", (0,), (1,), {}, {"index": "i"}, {"kind": "relu"}, second, precision=precision),
+        )
+        return Plan("one", ((1, 3, 2, 2), shape), ops, (1,), {"output": 0}, tensors, precision=precision)
+
+    for backend in ("reference", "cpu"):
+        np.testing.assert_array_equal(plan((1,)).stream(backend)(np.full((1, 3, 2, 2), 3, np.float32)), [3])
+    with pytest.raises(PlanError, match=r"op 1 'one' \(gather\): 'pixel' needs a value with channels"):
+        plan(())
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_product_has_outputs(precision):
+    tensors = {"w": np.zeros((0, 3), precision)}
+    codec, roles = None, {"weight": "w"}
+    if precision == "int8":
+        tensors |= {"s": np.ones(1, np.float32), "t": np.zeros(1, np.int32), "ws": np.zeros(0, np.float32)}
+        codec, roles = {"kind": "code", "tensor": "s", "zero": 0, "threshold": "t"}, {**roles, "weight_step": "ws"}
+    ops = (
+        Op("input", "input", (), (0,), codec=codec, precision=precision),
+        Op("linear", "none", (0,), (1,), {}, roles, precision=precision),
+    )
+    with pytest.raises(PlanError, match=r"op 1 'none' \(linear\): weight \(0, 3\) has no outputs"):
+        Plan("none", ((1, 3), (1, 1)), ops, (1,), {"output": 0}, tensors, precision=precision)
+
+
+def test_an_island_makes_a_value_once():
+    attributes = {
+        "target": "aten.softmax.int",
+        "arguments": [{"value": 0}, 1],
+        "keywords": {},
+        "types": ["float32", "float32"],
+    }
+    ops = (Op("input", "input", (), (0,)), Op("island", "twice", (0,), (1, 1), attributes))
+    with pytest.raises(PlanError, match=r"op 1 'twice' \(island\): makes value 1 a second time"):
+        Plan("twice", ((1, 3), (1, 3)), ops, (1,), {"output": 0}, {})
+
+
 def test_weights_must_be_finite():
     tensors = {**tiny().tensors, "weight": np.full((3, 2, 3, 3), np.nan, np.float32)}
     with pytest.raises(PlanError, match="not finite"):

@@ -228,7 +228,11 @@ def _input(c: _Context) -> Shape:
         for name, numbers in (("mean", spec.mean), ("std", spec.std)):
             ok = len(numbers) == shape[1] and all(_is_number(x) for x in numbers)
             c.expect(ok, f"input '{name}' must be {shape[1]} numbers, got {_short(numbers)}")
-        c.expect(all(x > 0 for x in spec.std), f"input 'std' must be > 0, got {_short(spec.std)}")
+        with np.errstate(all="ignore"):
+            mean, std = (np.asarray(numbers, np.float32) for numbers in (spec.mean, spec.std))
+            ends = (np.asarray([[0], [255]], np.float32) - mean) / std
+        ok = bool((std > 0).all() and np.isfinite(ends).all())
+        c.expect(ok, f"input 'std' must be > 0, and bytes stay finite in float32, got {_short(spec.std)}")
         c.expect(spec.color in ("rgb", "bgr"), f"input 'color' must be 'rgb' or 'bgr', got {_short(spec.color)}")
     return shape
 
@@ -284,6 +288,7 @@ def _linear(c: _Context) -> Shape:
     c.expect(len(shape) >= 2, f"expected an input of rank 2 or more, got {shape}")
     c.expect(not is_map(shape), f"{shape} is a map, whose last axis a 1x1 conv2d multiplies")
     weight = c.weight((None, shape[-1]), lambda w: w.shape[0])
+    c.expect(min(weight.shape) >= 1, f"weight {weight.shape} has no outputs")
     c.no_overflow(weight, (1,))
     c.bias(weight.shape[0])
     return _sum_input(c, (*shape[:-1], weight.shape[0]))
@@ -525,6 +530,7 @@ def _check_codec(c: _Context, shape: Shape) -> None:
     allowed = {"kind", "tensor"} | ({"low", "high"} if kind == "exact" else set())
     extra = set(codec) - allowed
     c.expect(not extra and "tensor" in codec, f"codec '{kind}' has entries {sorted(map(str, codec))}")
+    c.expect(kind != "pixel" or len(shape) >= 1, "'pixel' needs a value with channels, and this one is a single number")
     step = c.per_channel(codec["tensor"], shape, "codec")
     least = float(step.min())
     if kind in ("hold", "pixel"):
@@ -558,6 +564,7 @@ def _check_code(c: _Context, codec: Mapping[str, Any], shape: Shape) -> None:
         f"tensor 'threshold' must have one of the shapes {allowed}, got {threshold.shape}",
     )
     if pixel:
+        c.expect(len(shape) >= 1, "'pixel' needs a value with channels, and this one is a single number")
         channels = shape[channel_axis(shape)]
         c.expect(threshold.shape == (1,), f"a threshold by pixel is one for all channels, got {threshold.shape}")
         # So many channels' squares fit 32 bits.
@@ -640,6 +647,7 @@ def check_plan(plan: Plan) -> dict[int, Coding]:
         for value in op.outputs:
             c.expect(_is_int(value, 0, len(plan.values) - 1), f"makes value {_short(value)}, which has no shape")
             c.expect(value not in types, f"makes value {value} a second time")
+            types[value] = "float32"
         if op.crossover is not None:
             c.expect(_is_number(op.crossover) and 0 <= op.crossover <= 1, "crossover must be a density from 0 to 1")
         if op.kind == "island":
