@@ -568,7 +568,7 @@ PathTimes Conv::estimate(const Change& change, int touched) const {
         const double share = n > 0 ? std::min(1.0, change.active_count * reach / (n * taps)) : 0.0;  // of a touched output's inputs
         return {n * 0.8, n * share, std::numeric_limits<double>::infinity()};
     }
-    const double product = in.channels * out.channels * 0.008;  // of a pixel with the weights of one tap
+    const double product = double(in.channels) * out.channels * 0.008;  // of a pixel with the weights of one tap
     const double fetch = in.channels <= NARROW ? 0.3 * in.channels : 1.2;
     const double vectors = (out.channels + LANE - 1) / LANE;
     const int shift = run_shift(change), channel_blocks = (in.channels + (1 << shift) - 1) >> shift;
