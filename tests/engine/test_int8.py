@@ -347,6 +347,28 @@ def test_a_threshold_holds_codes(backend):
     assert sent(3, 0) == [16, 0]  # 16 is two away
 
 
+def test_codes_take_no_memory_for_deltas():
+    """An average of single pixels, of the floats of a value that has codes too: 4 bytes and 1, then 1."""
+    side, channels = 64, 64
+    code = {"kind": "code", "tensor": "s", "zero": 0, "threshold": "t"}
+    one = np.stack([np.arange(side), np.arange(side) + 1], 1).astype(np.int32)
+    tensors = {"s": np.ones(1, np.float32), "t": np.zeros(1, np.int32), "one": one}
+    tensors["d"] = np.ones((side, side), np.float32)
+    roles = {"rows": "one", "columns": "one", "divisor": "d"}
+    ops = (
+        Op("input", "input", (), (0,), codec=code, precision="int8"),
+        Op("avg_pool2d", "pool", (0,), (1,), {}, roles, None, code, precision="int8"),
+    )
+    plan = Plan("pool", ((1, channels, side, side),) * 2, ops, (1,), {"output": 0}, tensors, precision="int8")
+    native = Native(plan)
+    native.run(np.ones(plan.input_shape, np.float32))
+    pixels = side * side
+    lists = (
+        2 * (1 + 4 + 4) + 1 + 4 + 4 + 2
+    )  # by pixel: mask, active and tally of two values; touched ones, all, places looked at
+    assert native.memory_bytes < (6 * channels + lists) * pixels + 2**17
+
+
 def test_overflow_is_refused():
     """2^31 / (127 * 255) = 66311.2: so many weights of 127 cannot be sure of their sum, one less can."""
     torch.manual_seed(0)

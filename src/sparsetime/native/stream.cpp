@@ -75,7 +75,7 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
     for (size_t i = 0; i < p.nodes.size(); ++i) {
         for (int v : p.nodes[i].outputs) {
             if (p.values[size_t(v)].opaque) continue;
-            const size_t wanted = states_[size_t(v)].value.size();
+            const size_t wanted = p.integer ? 0 : states_[size_t(v)].value.size();  // codes have no deltas
             int best = -1;  // the smallest that is large enough, else the largest
             for (int s : free) {
                 if (best < 0) best = s;

@@ -234,8 +234,9 @@ void Stream::take(const Node& node, const Frame& frame) {
     f.encode = flush_ && keeps(node.encode) ? Encode::change : node.encode;
     f.channels = C;
     f.shift = map.shift();
-    change.rowed = !dense_ && s.want_rows;
-    change.listed = !dense_ && s.want_events;
+    const bool deltas = !dense_ && !program_->integer;
+    change.rowed = deltas && s.want_rows;
+    change.listed = deltas && s.want_events;
     s.want_rows = s.want_events = false;
     f.rows = change.rowed ? change.rows : nullptr;
     f.mask = change.mask;
