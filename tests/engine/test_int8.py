@@ -369,6 +369,28 @@ def test_codes_take_no_memory_for_deltas():
     assert native.memory_bytes < (6 * channels + lists) * pixels + 2**17
 
 
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_a_maximum_of_a_whole_map_takes_little_memory(isa, outputs):
+    side, channels = 256, 8
+    code = {"kind": "code", "tensor": "s", "zero": 3, "threshold": "t"}
+    tensors = {"s": np.ones(1, np.float32), "t": np.zeros(1, np.int32), "all": np.asarray([[0, side]], np.int32)}
+    tensors["columns"] = np.asarray([[0, side]] * outputs, np.int32)
+    roles = {"rows": "all", "columns": "columns"}
+    ops = (
+        Op("input", "input", (), (0,), codec=code, precision="int8"),
+        Op("max_pool2d", "pool", (0,), (1,), {"dilation": [1, 1]}, roles, precision="int8"),
+    )
+    shapes = ((1, channels, side, side), (1, channels, 1, outputs))
+    plan = Plan("pool", shapes, ops, (1,), {"output": 0}, tensors, precision="int8")
+    native, rng = Native(plan), np.random.default_rng(0)
+    for _ in range(3):
+        frame = rng.integers(0, 200, plan.input_shape).astype(np.float32)
+        expected = np.broadcast_to(frame.max((2, 3))[..., None, None], plan.values[1])
+        np.testing.assert_array_equal(native.run(frame)[0], expected)
+    # By pixel: 16 codes, 26 bytes of lists, and one pointer.
+    assert native.memory_bytes < (16 + 26 + 8) * side * side + 2**17
+
+
 def test_overflow_is_refused():
     """2^31 / (127 * 255) = 66311.2: so many weights of 127 cannot be sure of their sum, one less can."""
     torch.manual_seed(0)

@@ -136,17 +136,18 @@ void Stream::move_codes(const Node& node) {
     const auto row = [&](size_t k, int p) -> const uint8_t* {
         return states_[size_t(node.inputs[k])].codes + size_t(p) * size_t(byte_stride(input(k).map.channels));
     };
-    constexpr int CHUNK = 32;  // pixels
+    constexpr int CHUNK = 32, POINTERS = 32 * 1024;  // pixels, and what they are made of
     const auto run = [&](int rows, int step, bool filled, const auto& find) {
         share(y, n, [&](IntSink& sink, int from, int to, int thread) {
             IntWorkspace& ws = int_workspaces_[size_t(thread)];
             const size_t stride = size_t(C + BYTE_BLOCK);
-            if (filled) sized(ws.patches, CHUNK * stride);
-            sized(ws.rows, size_t(CHUNK) * rows);
-            sized(ws.count, CHUNK);
+            const int chunk = std::max(1, std::min({CHUNK, to - from, POINTERS / rows}));
+            if (filled) sized(ws.patches, size_t(chunk) * stride);
+            sized(ws.rows, size_t(chunk) * rows);
+            sized(ws.count, size_t(chunk));
             Walk walk(out.width);
-            for (int i = from; i < to; i += CHUNK) {
-                const int count = std::min(CHUNK, to - i);
+            for (int i = from; i < to; i += chunk) {
+                const int count = std::min(chunk, to - i);
                 for (int k = 0; k < count; ++k) {
                     if (filled) ws.rows[size_t(k)] = ws.patches.data() + size_t(k) * stride;
                     find(list[i + k], walk, &ws.rows[size_t(k) * rows], ws.patches.data() + size_t(k) * stride);
