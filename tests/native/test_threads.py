@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -173,3 +175,29 @@ def test_a_frame_that_is_refused_by_one_of_the_threads_leaves_the_stream_as_it_w
         streams[0](broken)
     np.testing.assert_array_equal(streams[0](second), streams[1](second))
     assert streams[0].stats["input"].events == streams[1].stats["input"].events > 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+@pytest.mark.parametrize("awake", [True, False])
+def test_a_forked_process_goes_on_without_the_threads_of_its_parent(awake: bool) -> None:
+    """Whether they sleep or wait for work when it forks; the stream ends in both processes."""
+    code = (
+        "import os, signal, time, numpy as np, torch, sparsetime\n"
+        "model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.ReLU()).eval()\n"
+        "frames = [np.random.default_rng(k).random((1, 3, 96, 96), dtype=np.float32) for k in range(3)]\n"
+        "plan = sparsetime.compile(model, torch.from_numpy(frames[0]))\n"
+        "expected = [plan.stream()(f) for f in frames]\n"
+        "stream = plan.stream(threads=2)\n"
+        f"stream(frames[0]); time.sleep({0 if awake else 0.2})\n"
+        "pid = os.fork()\n"
+        "signal.alarm(0 if pid else 20)\n"
+        "for f, e in zip(frames[1:], expected[1:]):\n"
+        "    stream.reset(); np.testing.assert_array_equal(stream(f), e)\n"
+        "del stream\n"
+        "np.testing.assert_array_equal(plan.stream(threads=2)(frames[1]), expected[1])\n"
+        "if not pid: os._exit(0)\n"
+        "print(os.waitpid(pid, 0)[1])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "0"

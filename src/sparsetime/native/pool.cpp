@@ -1,6 +1,11 @@
 #include "pool.h"
 
+#include <new>
 #include <utility>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
 
 namespace sparsetime {
 
@@ -16,9 +21,14 @@ void relax() {
 #endif
 }
 
+std::atomic<unsigned> forks{0};  // between the first process and this one
+#if defined(__unix__) || defined(__APPLE__)
+[[maybe_unused]] const int counted = pthread_atfork(nullptr, nullptr, [] { ++forks; });
+#endif
+
 }  // namespace
 
-Pool::Pool(int threads) {
+Pool::Pool(int threads) : forks_(forks) {
     try {
         for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
     } catch (...) {  // the system gives no more threads
@@ -29,7 +39,14 @@ Pool::Pool(int threads) {
 
 Pool::~Pool() { stop(); }
 
+bool Pool::forked() const { return forks_ != forks; }
+
 void Pool::stop() {
+    if (forked()) {  // nobody is there to be joined, and to destroy what they slept at would be to wait for them
+        new (&workers_) std::vector<std::thread>;
+        new (&wake_) std::condition_variable;
+        return;
+    }
     {
         std::lock_guard<std::mutex> lock(mutex_);
         stop_ = true;
@@ -52,6 +69,10 @@ void Pool::call(const std::function<void(int)>& task, int index) noexcept {
 
 void Pool::run(const std::function<void(int)>& task) {
     if (workers_.empty()) return task(0);
+    if (forked()) {
+        for (int t = 0; t < threads(); ++t) task(t);
+        return;
+    }
     task_ = &task;
     busy_ = int(workers_.size());
     ++round_;
