@@ -118,6 +118,30 @@ def test_layouts_and_colours_of_frames():
     np.testing.assert_array_equal(read(own[0].transpose(1, 2, 0)), own)
 
 
+UNUSUAL = {
+    "unaligned": lambda x: np.frombuffer(b"." + x.tobytes(), np.float32, x.size, 1).reshape(x.shape),
+    "one field of a record": lambda x: np.rec.fromarrays([np.zeros(x.shape, np.uint8), x], names="a,b")["b"],
+    "backwards": lambda x: x[:, ::-1, ::-1].copy()[:, ::-1, ::-1],
+    "one number everywhere": lambda x: np.broadcast_to(x[:1, :1, :1, :1], x.shape),
+    "every second": lambda x: np.repeat(x, 2, axis=3)[..., ::2],
+}
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("shape", [(1, 3, 5, 6), (1, 8, 5, 6), (3, 5, 6)])
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_frames_may_lie_in_memory_as_they_like(name, shape, backend):
+    x = np.random.default_rng(0).random(shape, dtype=np.float32)
+    given = UNUSUAL[name](x if len(shape) == 4 else x[None])
+    plain = np.ascontiguousarray(given)
+    given = given if len(shape) == 4 else given[0]
+    ops = (Op("input", "input", (), (0,)), Op("identity", "relu", (0,), (1,), {}, {}, {"kind": "relu"}))
+    plan = Plan("any", (plain.shape,) * 2, ops, (1,), {"output": 0}, {})
+    stream = plan.stream(backend=backend)
+    for _ in range(2):
+        np.testing.assert_array_equal(stream(given), plain)
+
+
 def test_restore_continues_to_the_bit(stream):
     video = clip(6)
     for frame in video[:3]:

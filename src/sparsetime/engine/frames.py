@@ -54,12 +54,17 @@ def coloured(frame: Array, spec: InputSpec | None) -> Array:
     return frame[:, ::-1] if spec is not None and spec.color == "bgr" else frame
 
 
+def _addressable(frame: Array) -> bool:
+    """Whether elements lie whole steps forwards from an aligned start, as in nearly all arrays."""
+    return frame.flags.aligned and all(s >= 0 and s % frame.itemsize == 0 for s in frame.strides)
+
+
 class FrameReader:
     """Turns a frame, uint8 or floating point, numpy or torch, into float32 of the plan's input shape.
 
     Accepted for a plan of (1, C, H, W): (1, C, H, W), (C, H, W) and (H, W, C). A shape that fits two of these is taken
     as the first. uint8 is RGB, and normalised and put in the network's colour order as the plan says; floating point is
-    taken as it is. float32 is not copied.
+    taken as it is. float32 is copied only where its elements lie in unusual places (unaligned, backwards).
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -91,7 +96,8 @@ class FrameReader:
             return x
         if frame.dtype.kind != "f":
             raise FrameError(f"expected a frame of uint8 or floating point, got {frame.dtype}")
-        return x.astype(np.float32, copy=False)
+        x = x.astype(np.float32, copy=False)
+        return x if _addressable(x) else x.copy()
 
     def _arranged(self, frame: Array) -> Array:
         shape = self._shape
