@@ -175,6 +175,31 @@ def test_a_value_is_that_of_the_snapshot(backend):
         np.testing.assert_array_equal(values[1], kept["1.value"])
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_state_may_hold_a_single_number(backend, precision, tmp_path):
+    codec = {"kind": "code", "tensor": "s", "zero": 0, "threshold": "t"} if precision == "int8" else None
+    tensors = {"i": np.asarray([4], np.int32)}
+    if codec:
+        tensors |= {"s": np.ones(1, np.float32), "t": np.zeros(1, np.int32)}
+    ops = (
+        Op("input", "input", (), (0,), codec=codec, precision=precision),
+        Op("gather", "one", (0,), (1,), {}, {"index": "i"}, {"kind": "relu"}, codec, precision=precision),
+    )
+    plan = Plan("one", ((1, 3, 2, 2), ()), ops, (1,), {"output": 0}, tensors, precision=precision)
+    first, second, third = (plan.stream(backend=backend) for _ in range(3))
+    frame = np.arange(12, dtype=np.float32).reshape(1, 3, 2, 2)
+    first(frame)
+    assert first.snapshot()["1.value"].shape == ()
+    second.restore(first.snapshot())
+    save_state(first, tmp_path / "one.state")
+    load_state(third, tmp_path / "one.state")
+    for stream in (first, second, third):
+        np.testing.assert_array_equal(stream(frame), 4)
+        assert stream.frames == 2
+        assert stream.stats["one"].events == 0
+
+
 def test_a_snapshot_before_the_first_frame_is_empty(stream):
     empty = stream.snapshot()
     assert len(empty) == 0

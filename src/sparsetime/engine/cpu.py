@@ -211,13 +211,13 @@ class Native:
         if not state:
             return
         for name, number, value, _, dtype in self._plan.state_entries():
-            array = state[name]
+            array = state[name]  # also of no dimensions, to which ascontiguousarray would give one
             if value is None:
-                self._stream.set_accumulator(number, np.ascontiguousarray(array))
+                self._stream.set_accumulator(number, np.asarray(array, order="C"))
             elif dtype == "float32":
-                self._stream.set_value(value, np.ascontiguousarray(array))
+                self._stream.set_value(value, np.asarray(array, order="C"))
             elif dtype == "uint8":
-                self._stream.set_codes(value, np.ascontiguousarray(array))
+                self._stream.set_codes(value, np.asarray(array, order="C"))
             else:
                 import torch
 

@@ -44,7 +44,7 @@ def _digest(text: str, arrays: Mapping[str, NDArray[Any]]) -> str:
     """SHA-256 of a text and of arrays: names, types, shapes and bytes."""
     found = hashlib.sha256(text.encode())
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
+        array = np.asarray(arrays[name], order="C")
         found.update(json.dumps([name, array.dtype.str, array.shape]).encode())
         found.update(array.data)
     return found.hexdigest()
@@ -80,7 +80,7 @@ def save_state(stream: Stream, path: str | Path) -> None:
         "plan": plan_digest(stream.plan),
         "arrays": _digest("", kept),
     }
-    arrays = {key: np.ascontiguousarray(array) for key, array in kept.items()}
+    arrays = {key: np.asarray(array, order="C") for key, array in kept.items()}
     write_whole(path, serialised(arrays, {FORMAT: json.dumps(header)}))
 
 
