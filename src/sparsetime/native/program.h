@@ -34,7 +34,7 @@ struct OpSpec {
     float act_a = 0, act_b = 0;
     std::string codec;  // "", exact, hold, residual
     TensorView step;
-    float low, high;
+    float low = 0, high = 0;
     std::vector<bool> opaque;  // islands: outputs that only islands read
     double crossover = -1;     // density above which the dense path is cheaper; below 0: not measured
     bool coded = false;        // int8 plans: the first output is kept as codes, of this step and zero
@@ -84,15 +84,15 @@ struct Layout {
 };
 
 struct Node {
-    Kind kind;
+    Kind kind = Kind::input;
     std::string name;
     std::vector<int> inputs, outputs;
     bool linear = false;   // acts on deltas
     bool coded = false;    // has an accumulator apart from its value
     bool cheap = false;    // touched sums are computed from values, which costs no more: no accumulator is kept
-    Encode encode;
-    Act act;
-    float act_a, act_b, low, high;
+    Encode encode = Encode::change;
+    Act act = Act::none;
+    float act_a = 0, act_b = 0, low = 0, high = 0;
     Floats bias, step;
     bool step_map = false;
     std::unique_ptr<Conv> conv;
@@ -100,7 +100,7 @@ struct Node {
     Bytes threshold;
     int64_t limit = -1;        // of the sum of squares of a pixel's changes, if it is sent whole or not at all
     bool moves_codes = false;  // hands bytes on as they are
-    double crossover;
+    double crossover = -1;
     // affine
     Floats scale, shift;
     bool scale_map = false, shift_map = false;

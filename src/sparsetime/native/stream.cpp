@@ -272,8 +272,6 @@ void Stream::put(int value, const float* in) {
     const Layout layout(v);
     Node plain;  // outputs beside the first have no codec
     plain.kind = Kind::island;
-    plain.encode = Encode::change;
-    plain.act = Act::none;
     plain.bias.assign(size_t(v.map.stride()), 0.0f);
     const int C = v.map.channels, pixels = v.map.pixels();
     states_[size_t(value)].want_rows = true;
