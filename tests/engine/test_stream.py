@@ -118,6 +118,21 @@ def test_layouts_and_colours_of_frames():
     np.testing.assert_array_equal(read(own[0].transpose(1, 2, 0)), own)
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("codec", [None, "hold"])
+def test_a_caller_may_write_every_frame_to_the_same_place(codec, backend):
+    tensors = {"scale": np.ones(1, np.float32)} | ({"s": np.ones(1, np.float32)} if codec else {})
+    ops = (
+        Op("input", "input", (), (0,), codec={"kind": codec, "tensor": "s"} if codec else None),
+        Op("affine", "same", (0,), (1,), {}, {"scale": "scale"}),
+    )
+    stream = Plan("same", ((1, 3, 2, 2),) * 2, ops, (1,), {"output": 0}, tensors).stream(backend=backend)
+    frame = np.zeros((1, 3, 2, 2), np.float32)
+    for value in (0, 2, 4):
+        frame[:] = value
+        np.testing.assert_array_equal(stream(frame), np.full(frame.shape, value))
+
+
 UNUSUAL = {
     "unaligned": lambda x: np.frombuffer(b"." + x.tobytes(), np.float32, x.size, 1).reshape(x.shape),
     "one field of a record": lambda x: np.rec.fromarrays([np.zeros(x.shape, np.uint8), x], names="a,b")["b"],

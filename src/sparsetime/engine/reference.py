@@ -248,7 +248,8 @@ class Reference:
 
     def sensed(self, frame: NDArray[Any], old: Tensor | None) -> Tensor:
         """The input's new value, given the last one."""
-        return encode(torch.from_numpy(frame).to(self._dtype), old, self._plan.ops[0].codec, self._steps[0])
+        own = frame.copy()  # the caller may write its next frame to the same place
+        return encode(torch.from_numpy(own).to(self._dtype), old, self._plan.ops[0].codec, self._steps[0])
 
     def _begins(self, frame: NDArray[Any]) -> bool:
         """Whether this frame is the first of a stream; a cut makes it so."""
