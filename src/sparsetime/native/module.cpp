@@ -153,7 +153,7 @@ const Value& value_of(const Stream& s, int value) {
 
 const Value& accumulator_of(const Stream& s, int node) {
     const auto& nodes = s.program().nodes;
-    if (node < 0 || node >= int(nodes.size()) || !nodes[size_t(node)].coded)
+    if (node < 0 || node >= int(nodes.size()) || !nodes[size_t(node)].summed)
         throw std::invalid_argument("operation " + std::to_string(node) + " has no accumulator");
     return value_of(s, nodes[size_t(node)].outputs[0]);
 }

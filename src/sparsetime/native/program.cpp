@@ -390,7 +390,7 @@ void Program::add(const OpSpec& spec) {
 
     if (n.kind == Kind::max_pool || n.kind == Kind::avg_pool)
         for (size_t c = 0; c < n.columns.size(); c += 2) n.widest = std::max(n.widest, (n.columns[c + 1] - n.columns[c] - 1) / n.column_step + 1);
-    n.coded = !integer && n.linear && (spec.act != Act::none || !spec.codec.empty());
+    n.summed = !integer && n.linear && (spec.act != Act::none || !spec.codec.empty());
     n.act = spec.act;
     n.act_a = spec.act_a;
     n.act_b = spec.act_b;
@@ -400,7 +400,7 @@ void Program::add(const OpSpec& spec) {
                : spec.codec == "hold"     ? Encode::hold
                : spec.codec == "residual" ? Encode::residual
                : spec.codec == "pixel"    ? Encode::pixel
-               : n.linear && !n.coded     ? Encode::linear
+               : n.linear && !n.summed     ? Encode::linear
                                           : Encode::change;
     if (integer) n.encode = Encode::change;
     n.bias.assign(size_t(out.map.stride()), 0.0f);
@@ -416,9 +416,9 @@ void Program::add(const OpSpec& spec) {
         for (int input : spec.inputs) made.whole = made.whole && values[size_t(input)].whole;
     }
     // Where whole pixels change, their deltas are as many as their values.
-    n.cheap = n.coded && n.kind == Kind::conv && (n.conv->terms() <= CHEAP_TERMS || (n.conv->one_tap() && values[size_t(spec.inputs[0])].whole));
+    n.cheap = n.summed && n.kind == Kind::conv && (n.conv->terms() <= CHEAP_TERMS || (n.conv->one_tap() && values[size_t(spec.inputs[0])].whole));
     const bool still = n.kind == Kind::affine && n.scale.empty() && n.shift.empty();
-    n.carries = !integer && !n.coded && n.act == Act::none && (n.encode == Encode::linear || n.encode == Encode::change) &&
+    n.carries = !integer && !n.summed && n.act == Act::none && (n.encode == Encode::linear || n.encode == Encode::change) &&
                 (still || n.kind == Kind::cat_channels || n.kind == Kind::cat_pixels || n.kind == Kind::channels || n.kind == Kind::gather ||
                  n.kind == Kind::pad || n.kind == Kind::max_pool);
     if (spec.coded) {

@@ -88,7 +88,7 @@ struct Node {
     std::string name;
     std::vector<int> inputs, outputs;
     bool linear = false;   // acts on deltas
-    bool coded = false;    // has an accumulator apart from its value
+    bool summed = false;   // has an accumulator apart from its value
     bool cheap = false;    // touched sums are computed from values, which costs no more: no accumulator is kept
     Encode encode = Encode::change;
     Act act = Act::none;

@@ -48,7 +48,7 @@ void Stream::split(const Node& node, int output, const int32_t* list, int count,
     base.step_map = node.step_map;
     base.low = node.low;
     base.high = node.high;
-    base.z = node.coded && !node.cheap && keep_ ? accumulators_[size_t(current_)].data() : nullptr;
+    base.z = node.summed && !node.cheap && keep_ ? accumulators_[size_t(current_)].data() : nullptr;
     base.value = s.value.data();
     base.mask = change.mask;
     base.shift = map.shift();

@@ -44,7 +44,7 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
     all_.resize(largest);
     for (size_t i = 0; i < largest; ++i) all_[i] = int32_t(i);
     for (size_t i = 0; i < p.nodes.size(); ++i)
-        if (p.nodes[i].coded && !p.nodes[i].cheap) accumulators_[i].length = states_[size_t(p.nodes[i].outputs[0])].value.length;
+        if (p.nodes[i].summed && !p.nodes[i].cheap) accumulators_[i].length = states_[size_t(p.nodes[i].outputs[0])].value.length;
     const auto each = [&](const auto& place) {
         for (size_t i = 0; i < p.nodes.size(); ++i) {
             for (int v : p.nodes[i].outputs) place(states_[size_t(v)].value);
@@ -202,7 +202,7 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
         if (program_->values[size_t(x)].whole && conv.in.channels > NARROW) times.elements = 2 * times.dense;  // an event at a time, where whole pixels change
         path = node.cheap ? DENSE : times.elements < std::min(times.dense, times.pixels) ? ELEMENTS : times.pixels < times.dense ? PIXELS : DENSE;
         if (r >= 0)  // few changes of a residual go straight into the accumulators, many are added as rows
-            by_event = node.coded && !node.cheap && states_[size_t(r)].change.events * 4 < int64_t(states_[size_t(r)].value.size());
+            by_event = node.summed && !node.cheap && states_[size_t(r)].change.events * 4 < int64_t(states_[size_t(r)].value.size());
         if (n) needs_[size_t(current_)] = {path == PIXELS, path == ELEMENTS, !by_event, by_event};
         if (path == ELEMENTS && !events_of(x)) path = DENSE;
         if (path == PIXELS && !rows_of(x)) path = DENSE;
@@ -211,7 +211,7 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
             path = DENSE;
             list = all_.data();
             n = out.pixels();
-        } else if (node.coded && !node.cheap && path == DENSE) {
+        } else if (node.summed && !node.cheap && path == DENSE) {
             int& frames = dense_frames_[size_t(current_)];
             frames = n == out.pixels() ? frames + 1 : 0;
             keep_ = frames < 2 && !stale_[size_t(current_)];
