@@ -216,6 +216,12 @@ def test_a_depthwise_layer_has_no_path_event_by_event(isa: str, kernel: int) -> 
     assert layer_of(case, *arrays(case, np.random.default_rng(0))).has_elements
 
 
+def test_an_unknown_path_is_refused() -> None:
+    layer = _native.Layer((3, 3), np.zeros((5, 1, 3, 3), np.float32))
+    with pytest.raises(ValueError, match="unknown path 'dens'"):
+        layer.run("dens")
+
+
 def test_an_unchanged_code_sends_nothing(isa: str) -> None:
     """q n is rounded before the difference is taken: no step but a power of two would keep still otherwise."""
     rng = np.random.default_rng(3)

@@ -117,6 +117,8 @@ struct Workspace {
 int touched_outputs(const Axis& rows, const Axis& columns, const Shape& in, const Shape& out, bool pointwise, const Change& change,
                     uint8_t* mask, int32_t* list, Workspace& ws);
 
+enum class Path { dense, pixels, elements };
+
 // Estimated time of a frame by path, in ns on one core of the kind that the constants were measured on; only their order counts.
 struct PathTimes {
     double dense, pixels, elements;

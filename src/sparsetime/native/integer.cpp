@@ -272,7 +272,7 @@ void Stream::convolve_codes(const Node& node, NodeStats& stats) {
         n = touched_by(conv, node);
         list = list_.data();
     }
-    stats.path = n == 0 ? "sparse" : "dense";
+    stats.sparse = n == 0;
     stats.whole = n == conv.out.pixels();
     if (n == 0) return clear(y);
     Settle settle = settle_of(node, y);

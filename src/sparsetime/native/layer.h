@@ -9,8 +9,6 @@
 
 namespace sparsetime {
 
-enum class Path : int { dense, pixels, elements };
-
 // Memory for one Change.
 class ChangeBuffer {
   public:

@@ -44,6 +44,13 @@ Encode encode_of(const std::string& name) {
     throw std::invalid_argument("unknown codec '" + name + "'");
 }
 
+Path path_of(const std::string& name) {
+    static const char* const names[] = {"dense", "pixels", "elements"};
+    for (int i = 0; i < 3; ++i)
+        if (name == names[i]) return Path(i);
+    throw std::invalid_argument("unknown path '" + name + "'");
+}
+
 // A copy without padding.
 nb::object plain(const Shape& s, const float* data, const uint8_t* mask = nullptr) {
     float* copy = new float[size_t(s.pixels()) * s.channels]();
@@ -263,7 +270,7 @@ NB_MODULE(_native, m) {
             l.set_input(delta.data());
         }, "delta"_a)
         .def("run", [](Layer& l, const std::string& path, bool rows, bool events) {
-            l.run(path == "dense" ? Path::dense : path == "pixels" ? Path::pixels : Path::elements, rows, events);
+            l.run(path_of(path), rows, events);
         }, "path"_a, "rows"_a = true, "events"_a = true, nb::call_guard<nb::gil_scoped_release>())
         .def("value", [](const Layer& l) { return plain(l.conv->out, l.value.data()); })
         .def("accumulator", [](const Layer& l) { return plain(l.conv->out, l.z.data()); })
@@ -350,7 +357,8 @@ NB_MODULE(_native, m) {
         }, "What each operation sent in the last frame.")
         .def("stats", [](BoundStream& s) {
             std::vector<std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, std::string>> all;
-            for (const NodeStats& n : s.counted_stats()) all.emplace_back(n.events_in, n.events, n.macs, n.effective_macs, n.time_ns, n.path);
+            for (const NodeStats& n : s.counted_stats())
+                all.emplace_back(n.events_in, n.events, n.macs, n.effective_macs, n.time_ns, n.sparse ? "sparse" : "dense");
             return all;
         });
 }

@@ -170,7 +170,7 @@ const std::vector<NodeStats>& Stream::counted_stats() {
         const Macs& macs = node.integers ? node.integers->macs() : node.conv->macs();
         stats.effective_macs = flush_ ? macs.dense() : macs.caused(states_[size_t(node.inputs[0])].change);
         // The dense path computes touched outputs only, from all of their inputs.
-        if (*stats.path != 'd') stats.macs = stats.effective_macs;
+        if (stats.sparse) stats.macs = stats.effective_macs;
         else if (stats.whole) stats.macs = macs.dense();
         else {
             const int n = node.integers ? touched_by(*node.integers, node) : touched_by(*node.conv, node);
@@ -186,7 +186,7 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
     const int r = node.inputs.size() == 2 ? node.inputs[1] : -1;
     const Change& change = states_[size_t(x)].change;
     const Shape& out = conv.out;
-    enum { DENSE, PIXELS, ELEMENTS } path = DENSE;
+    Path path = Path::dense;
     const int32_t* list = all_.data();
     int n = out.pixels();
     bool by_event = false;
@@ -200,23 +200,23 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
             times.elements = node.crossover > 0 ? times.dense * double(change.events) / (reached * node.crossover) : 2 * times.dense;
         }
         if (program_->values[size_t(x)].whole && conv.in.channels > NARROW) times.elements = 2 * times.dense;  // an event at a time, where whole pixels change
-        path = node.cheap ? DENSE : times.elements < std::min(times.dense, times.pixels) ? ELEMENTS : times.pixels < times.dense ? PIXELS : DENSE;
+        path = node.cheap ? Path::dense : times.elements < std::min(times.dense, times.pixels) ? Path::elements : times.pixels < times.dense ? Path::pixels : Path::dense;
         if (r >= 0)  // few changes of a residual go straight into the accumulators, many are added as rows
             by_event = node.summed && !node.cheap && states_[size_t(r)].change.events * 4 < int64_t(states_[size_t(r)].value.size());
-        if (n) needs_[size_t(current_)] = {path == PIXELS, path == ELEMENTS, !by_event, by_event};
-        if (path == ELEMENTS && !events_of(x)) path = DENSE;
-        if (path == PIXELS && !rows_of(x)) path = DENSE;
-        if (r >= 0 && path != DENSE && !(by_event ? events_of(r) : rows_of(r))) path = DENSE;
-        if (path != DENSE && stale_[size_t(current_)] && n) {
-            path = DENSE;
+        if (n) needs_[size_t(current_)] = {path == Path::pixels, path == Path::elements, !by_event, by_event};
+        if (path == Path::elements && !events_of(x)) path = Path::dense;
+        if (path == Path::pixels && !rows_of(x)) path = Path::dense;
+        if (r >= 0 && path != Path::dense && !(by_event ? events_of(r) : rows_of(r))) path = Path::dense;
+        if (path != Path::dense && stale_[size_t(current_)] && n) {
+            path = Path::dense;
             list = all_.data();
             n = out.pixels();
-        } else if (node.summed && !node.cheap && path == DENSE) {
+        } else if (node.summed && !node.cheap && path == Path::dense) {
             int& frames = dense_frames_[size_t(current_)];
             frames = n == out.pixels() ? frames + 1 : 0;
             keep_ = frames < 2 && !stale_[size_t(current_)];
         }
-        if (path != DENSE) dense_frames_[size_t(current_)] = 0;
+        if (path != Path::dense) dense_frames_[size_t(current_)] = 0;
     }
     const auto want = [&](State& s, bool rows, bool events) {
         s.want_rows = s.want_rows || rows;
@@ -226,10 +226,10 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
     want(states_[size_t(x)], needs.rows, needs.events);
     if (r >= 0) want(states_[size_t(r)], needs.residual_rows, needs.residual_events);
     if (n) stale_[size_t(current_)] = !keep_;
-    stats.path = path == DENSE && n > 0 ? "dense" : "sparse";
+    stats.sparse = path != Path::dense || n == 0;
     stats.whole = n == out.pixels();
     if (n == 0) return clear(y);
-    by_event = by_event && path != DENSE;
+    by_event = by_event && path != Path::dense;
     if (by_event) {
         const Change& c = states_[size_t(r)].change;
         float* z = accumulators_[size_t(current_)].data();
@@ -242,26 +242,26 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
     const float* values = states_[size_t(x)].value.data();
     float* shared = nullptr;
     const size_t row = size_t(round_up(out.channels, LANE));
-    if (path != ELEMENTS && threads > 1 && !conv.depthwise() && n < SHARED_PIXELS * threads && conv.panels() >= threads &&
+    if (path != Path::elements && threads > 1 && !conv.depthwise() && n < SHARED_PIXELS * threads && conv.panels() >= threads &&
         conv.terms() * out.channels >= SHARED_WEIGHTS) {
         shared_.resize(std::max(shared_.size(), row * size_t(n)));
         shared = shared_.data();
         pool_.run([&](int t) {
             const int first = conv.panels() * t / threads, last = conv.panels() * (t + 1) / threads;
-            if (path == DENSE) conv.sums(values, list, n, first, last, shared, workspaces_[size_t(t)]);
+            if (path == Path::dense) conv.sums(values, list, n, first, last, shared, workspaces_[size_t(t)]);
             else conv.sums_of_changes(change, list, n, first, last, shared, workspaces_[size_t(t)]);
         });
     }
-    split(node, y, list, n, path == DENSE, path == ELEMENTS,
+    split(node, y, list, n, path == Path::dense, path == Path::elements,
           [&](FinishArgs& sink, int from, int to, int first, int last, Workspace& ws) {
               if (r >= 0 && !by_event) {
                   const State& residual = states_[size_t(r)];
-                  sink.extra = path == DENSE ? residual.value.data() : residual.change.rows;
-                  sink.extra_mask = path == DENSE ? nullptr : residual.change.mask;
+                  sink.extra = path == Path::dense ? residual.value.data() : residual.change.rows;
+                  sink.extra_mask = path == Path::dense ? nullptr : residual.change.mask;
               }
               if (shared) conv.finish(list + from, to - from, shared + size_t(from) * row, sink, ws);
-              else if (path == DENSE) conv.dense(values, list + from, to - from, sink, ws);
-              else if (path == PIXELS) conv.pixels(change, list + from, to - from, sink, ws);
+              else if (path == Path::dense) conv.dense(values, list + from, to - from, sink, ws);
+              else if (path == Path::pixels) conv.pixels(change, list + from, to - from, sink, ws);
               else conv.elements(change, first, last, list + from, to - from, sink, ws);
           });
 }
@@ -290,7 +290,7 @@ void Stream::execute(int number, const Frame& frame) {
     current_ = number;
     keep_ = state_;
     stats = {};
-    stats.path = dense_ ? "dense" : "sparse";
+    stats.sparse = !dense_;
     if (node.derived) derive(number);
     else if (node.carries) carry(node);
     else switch (node.moves_codes ? Kind::cat_channels : node.kind) {
@@ -315,7 +315,7 @@ void Stream::execute(int number, const Frame& frame) {
         case Kind::island: {
             bool changed = dense_;
             for (int v : node.inputs) changed = changed || states_[size_t(v)].change.active_count > 0;
-            stats.path = "dense";
+            stats.sparse = false;
             for (int v : node.outputs) clear(v);
             if (changed) compute_island_(number);
             break;

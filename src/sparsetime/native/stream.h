@@ -19,8 +19,8 @@ using FillRows = std::function<void(const int32_t*, int, float*, int)>;
 
 struct NodeStats {
     int64_t events_in = 0, events = 0, macs = 0, effective_macs = 0, time_ns = 0;
-    const char* path = "dense";
-    bool whole = false;  // all outputs were computed
+    bool sparse = false;  // followed the events, not from all inputs of what they touched
+    bool whole = false;   // all outputs were computed
 };
 
 // How bytes become the network's input: (x - mean) / std; empty where they are taken as they are.
