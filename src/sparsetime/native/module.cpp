@@ -51,14 +51,22 @@ Path path_of(const std::string& name) {
     throw std::invalid_argument("unknown path '" + name + "'");
 }
 
-// A copy without padding.
+// A new array, which fill(data) writes.
+template <class T, class Fill>
+nb::object array_of(const std::vector<int64_t>& shape, const Fill& fill) {
+    T* data = new T[size_t(product(shape))];
+    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+    fill(data);
+    const std::vector<size_t> sizes(shape.begin(), shape.end());
+    return nb::cast(nb::ndarray<nb::numpy, T>(data, sizes.size(), sizes.data(), owner));
+}
+
+// A copy without padding; zeros where the mask is 0.
 nb::object plain(const Shape& s, const float* data, const uint8_t* mask = nullptr) {
-    float* copy = new float[size_t(s.pixels()) * s.channels]();
-    nb::capsule owner(copy, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-    for (int p = 0; p < s.pixels(); ++p)
-        if (!mask || mask[p])
-            for (int c = 0; c < s.channels; ++c) copy[size_t(p) * s.channels + c] = data[size_t(p) * s.stride() + c];
-    return nb::cast(nb::ndarray<nb::numpy, float>(copy, {size_t(s.height), size_t(s.width), size_t(s.channels)}, owner));
+    return array_of<float>({s.height, s.width, s.channels}, [&](float* copy) {
+        for (int p = 0; p < s.pixels(); ++p)
+            for (int c = 0; c < s.channels; ++c) *copy++ = !mask || mask[p] ? data[size_t(p) * s.stride() + c] : 0.0f;
+    });
 }
 
 Layer* make_layer(std::array<int, 2> size, Input<4> weight, std::optional<Vector> bias, std::array<int, 2> stride,
@@ -135,20 +143,6 @@ std::shared_ptr<Program> make_program(const std::vector<std::vector<int64_t>>& s
         specs.push_back(std::move(spec));
     }
     return std::make_shared<Program>(shapes, specs, outputs, integer);
-}
-
-template <class Read>
-nb::object array_of(const std::vector<int64_t>& shape, const Read& read) {
-    size_t n = 1;
-    std::vector<size_t> sizes;
-    for (int64_t s : shape) {
-        sizes.push_back(size_t(s));
-        n *= size_t(s);
-    }
-    float* data = new float[n];
-    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-    read(data);
-    return nb::cast(nb::ndarray<nb::numpy, float>(data, sizes.size(), sizes.data(), owner));
 }
 
 const Value& value_of(const Stream& s, int value) {
@@ -279,7 +273,7 @@ NB_MODULE(_native, m) {
             const Change& c = l.output.view;
             if (!c.listed) throw std::invalid_argument("the last run left no events");
             const uint32_t mask = (1u << c.shape.shift()) - 1;
-            return array_of({c.events, 3}, [&](float* out) {
+            return array_of<float>({c.events, 3}, [&](float* out) {
                 for (int64_t e = 0; e < c.events; ++e, out += 3) {
                     out[0] = float(c.place[e] >> c.shape.shift());
                     out[1] = float(c.place[e] & mask);
@@ -322,10 +316,10 @@ NB_MODULE(_native, m) {
         .def_prop_ro("flushed", [](const BoundStream& s) { return s.flushed(); })
         .def_prop_ro("memory_bytes", [](const BoundStream& s) { return s.memory_bytes(); })
         .def("value", [](BoundStream& s, int value) {
-            return array_of(value_of(s, value).shape, [&](float* out) { s.read(value, out); });
+            return array_of<float>(value_of(s, value).shape, [&](float* out) { s.read(value, out); });
         }, "value"_a)
         .def("accumulator", [](BoundStream& s, int node) {
-            return array_of(accumulator_of(s, node).shape, [&](float* out) { s.read_accumulator(node, out); });
+            return array_of<float>(accumulator_of(s, node).shape, [&](float* out) { s.read_accumulator(node, out); });
         }, "node"_a)
         .def("set_value", [](BoundStream& s, int value, Flat array) {
             if (value_of(s, value).coded) throw std::invalid_argument("value " + std::to_string(value) + " is kept as codes");
@@ -335,12 +329,7 @@ NB_MODULE(_native, m) {
             s.write_accumulator(node, checked(accumulator_of(s, node), array));
         }, "node"_a, "array"_a)
         .def("codes", [](const BoundStream& s, int value) {
-            const Value& v = coded_of(s, value);
-            uint8_t* data = new uint8_t[size_t(product(v.shape))];
-            nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<uint8_t*>(p); });
-            s.read_codes(value, data);
-            std::vector<size_t> sizes(v.shape.begin(), v.shape.end());
-            return nb::cast(nb::ndarray<nb::numpy, uint8_t>(data, sizes.size(), sizes.data(), owner));
+            return array_of<uint8_t>(coded_of(s, value).shape, [&](uint8_t* out) { s.read_codes(value, out); });
         }, "value"_a, "A value that is kept as codes.")
         .def("set_codes", [](BoundStream& s, int value, nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu> array) {
             checked_shape(coded_of(s, value), array);
@@ -350,10 +339,9 @@ NB_MODULE(_native, m) {
         .def("touch", [](BoundStream& s, int value) { s.touch(value); }, "value"_a)
         .def("events", [](const BoundStream& s) {
             const std::vector<NodeStats>& stats = s.stats();
-            int64_t* data = new int64_t[stats.size()];
-            nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<int64_t*>(p); });
-            for (size_t i = 0; i < stats.size(); ++i) data[i] = stats[i].events;
-            return nb::cast(nb::ndarray<nb::numpy, int64_t, nb::ndim<1>>(data, {stats.size()}, owner));
+            return array_of<int64_t>({int64_t(stats.size())}, [&](int64_t* out) {
+                for (const NodeStats& n : stats) *out++ = n.events;
+            });
         }, "What each operation sent in the last frame.")
         .def("stats", [](BoundStream& s) {
             std::vector<std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, std::string>> all;
