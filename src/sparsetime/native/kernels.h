@@ -2,7 +2,8 @@
 //
 // kernels.cpp is compiled once per instruction set into a table; `kernels()` picks one when the module is imported. Everything
 // here is float32 and channels-last: a map is rows of `stride` floats, one row per pixel, stride a multiple of LANE (or C
-// itself for maps of at most NARROW channels). Padding lanes of values and deltas are zero.
+// itself for maps of at most NARROW channels). Padding lanes of deltas and of values that are kept are zero; in a frame that keeps no
+// state, where values live in the deltas' memory, and in sums they may hold anything.
 
 #pragma once
 

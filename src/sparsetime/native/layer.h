@@ -1,4 +1,4 @@
-// One linear operation with its state: what the tests look at and the layer benchmark times. A program is made of the same parts.
+// One linear operation with its state: what the tests look at and engine/crossover.py times. A program is made of the same parts.
 
 #pragma once
 

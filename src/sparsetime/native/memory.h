@@ -1,4 +1,4 @@
-// Memory for arrays of floats: on a cache line's start, since a vector across two lines costs twice, and large arrays on large pages
+// Memory for large arrays, of floats and of codes: on a cache line's start, since a vector across two lines costs twice, and large arrays on large pages
 // where the system has them. The state of a stream is tens of megabytes that every frame passes through: with pages of 4 KiB
 // much of a frame's time is spent on finding them.
 

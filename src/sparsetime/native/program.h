@@ -32,7 +32,7 @@ struct OpSpec {
     std::map<std::string, TensorView> tensors;
     Act act = Act::none;
     float act_a = 0, act_b = 0;
-    std::string codec;  // "", exact, hold, residual
+    std::string codec;  // "", exact, hold, residual, pixel
     TensorView step;
     float low = 0, high = 0;
     std::vector<bool> opaque;  // islands: outputs that only islands read
