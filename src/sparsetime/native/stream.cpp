@@ -119,7 +119,7 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
 size_t Stream::memory_bytes() const {
     const auto of = [](const auto& v) { return v.capacity() * sizeof(v[0]); };
     size_t n = of(memory_) + of(codes_) + of(waiting_) + of(shared_) + of(touch_) + of(list_) + of(all_) + of(seen_.bytes) + of(spans_) +
-               of(mean_) + of(std_) + of(stale_) + of(dense_frames_) + of(stats_);
+               of(mean_) + of(std_) + of(stale_) + of(dense_frames_) + of(needs_) + of(stats_);
     for (const Floats& f : arena_floats_) n += of(f);
     for (const auto& f : arena_places_) n += of(f);
     for (const State& s : states_) n += of(s.mask) + of(s.active) + of(s.tally);
