@@ -8,8 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from random_plans import frames
+from small_modules import Function
+from small_modules import clip as small_clip
 from tiny_plan import changed, tiny
+from torch import nn
 
 from sparsetime.convert.compile import compile
 from sparsetime.convert.integers import quantised_plan
@@ -622,3 +626,58 @@ def test_the_engine_does_without_torch(tmp_path):
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.plan")], check=True)
+
+
+def logarithm(m, x):
+    """Of a maximum that may be 0, where weights read minus infinity: the network's own answer is NaN."""
+    return m.last(F.relu(m.stem(x)).amax((2, 3), keepdim=True).log().expand(-1, -1, 3, 3))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_what_is_not_finite_stays_in_no_sum(backend):
+    torch.manual_seed(0)
+    m = Function(logarithm, stem=nn.Conv2d(3, 4, 3), last=nn.Conv2d(4, 2, 3)).eval()
+    bright, dim, dark = torch.ones(1, 3, 9, 9), torch.full((1, 3, 9, 9), 0.5), torch.full((1, 3, 9, 9), -9.0)
+    nn.init.constant_(m.stem.weight, 0.5)
+    stream = compile(m, bright, steps=1e-6).stream(backend)
+    for frame, flushed in [
+        *((bright, True), (dim, False), (dark, True), (dark, False), (bright, True), (dim, False)),
+        *((dark, True), (dim, True), (bright, False)),
+    ]:
+        expected = m(frame).detach()
+        torch.testing.assert_close(stream(frame), expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+        assert stream.flushed == flushed
+        assert torch.isfinite(expected).all() == (frame is not dark)
+        stream.restore(stream.snapshot())
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_infinity_between_islands_is_no_flush(backend):
+    m = Function(
+        lambda m, x: m.last(m.stem(x).masked_fill(m.mask, -math.inf).softmax(3)),
+        stem=nn.Conv2d(3, 4, 3),
+        last=nn.Conv2d(4, 2, 3),
+    )
+    m.register_buffer("mask", torch.eye(7, dtype=torch.bool))
+    frames = small_clip((1, 3, 9, 9))
+    stream = compile(m, frames[0], steps=1e-6).stream(backend)
+    for k, frame in enumerate(frames):
+        torch.testing.assert_close(stream(frame), m(frame).detach(), rtol=1e-4, atol=1e-4)
+        assert stream.flushed == (k == 0)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_root_of_what_rounding_left_is_a_new_start(backend):
+    torch.manual_seed(0)
+    m = Function(lambda m, x: m.stem(x).sqrt(), stem=nn.Conv2d(1, 1, 3, bias=False))
+    nn.init.constant_(m.stem.weight, 1.0)
+    plan = compile(m, torch.rand(1, 1, 8, 8), codec="hold", steps=0.0)
+    # On deltas, however many there are.
+    plan = replace(plan, ops=tuple(replace(op, crossover=1.0) if op.kind == "conv2d" else op for op in plan.ops))
+    stream, flushes = plan.stream(backend), 0
+    for k in range(40):  # one pixel after the other goes dark
+        frame = 100 * torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+        frame.view(-1)[: 2 * k] = 0
+        assert torch.isfinite(stream(frame)).all()
+        flushes += stream.flushed
+    assert 1 < flushes < 20

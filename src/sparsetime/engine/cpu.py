@@ -141,18 +141,25 @@ class Native:
         if plan.input is not None:
             self._stream.set_camera(plan.input.mean, plan.input.std)
         self._opaque: dict[int, Tensor] = {}  # see _opaque; filled by the first frame
+        self._watch = None
+        if plan.islands:
+            from sparsetime.engine.islands import Watch
 
-    def _island(self, number: int) -> None:
+            self._watch = Watch(plan)
+
+    def _tensor(self, value: int) -> Tensor:
         import torch
 
+        return self._opaque[value] if value in self._opaque else torch.from_numpy(self._stream.value(value))
+
+    def _island(self, number: int) -> None:
         from sparsetime.engine.islands import run_island
 
         op = self._plan.ops[number]
 
-        def value(v: int) -> Tensor:
-            return self._opaque[v] if v in self._opaque else torch.from_numpy(self._stream.value(v))
-
-        results = run_island(op, value, self._tensors, [self._plan.values[v] for v in op.outputs])
+        results = run_island(op, self._tensor, self._tensors, [self._plan.values[v] for v in op.outputs])
+        if self._watch is not None:
+            self._watch.check(op, results, self.flushed)
         for k, (v, result) in enumerate(zip(op.outputs, results, strict=True)):
             if self._plan.value_type(op, k) in _KEPT:
                 self._stream.put(v, result.numpy())
@@ -223,6 +230,8 @@ class Native:
 
                 self._opaque[value] = torch.from_numpy(np.array(array))
         self._stream.resume()
+        if self._watch is not None:
+            self._watch.restored(self._tensor)
 
     def stats(self) -> list[OpStats]:
         return [OpStats(*entry) for entry in self._stream.stats()]

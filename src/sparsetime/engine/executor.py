@@ -7,9 +7,13 @@ from typing import Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
-__all__ = ["Executor", "OpStats"]
+__all__ = ["Executor", "NotFiniteError", "OpStats"]
 
 Array = NDArray[Any]
+
+
+class NotFiniteError(ArithmeticError):
+    """An island gave NaN or infinity in a frame on deltas: the frame has to be the first of a new stream."""
 
 
 class OpStats(NamedTuple):
@@ -51,6 +55,7 @@ class Executor(Protocol):
         Raises:
             FrameError: values that are not finite; the state is as it was. After any other error it is undefined until
                 `reset`.
+            NotFiniteError: see there; not in a first frame.
         """
 
     @property

@@ -6,15 +6,20 @@ such as change none of their arguments and take a tensor, so none that reads or 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from sparsetime.engine.executor import NotFiniteError
 from sparsetime.engine.ops import Op, PlanError
 
-__all__ = ["DTYPES", "operator", "run_island"]
+if TYPE_CHECKING:
+    from sparsetime.engine.plan import Plan
+
+__all__ = ["DTYPES", "Watch", "operator", "run_island"]
 
 DTYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
 
@@ -78,3 +83,41 @@ def run_island(
             found = f"{tuple(output.shape)} {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
             raise PlanError(f"island '{op.name}': {a['target']} gave {found}, the plan says {shape} {stated}")
     return [output.contiguous() for output in outputs]
+
+
+class Watch:
+    """Keeps NaN and infinity out of a stream's sums: they would never leave again.
+
+    A kept sum may lie where the exact one cannot, by rounding, and an island may then give NaN (the root of -1e-9). The
+    dense network knows whether that is rounding: such a frame is the first of a new stream, and so is the one behind it
+    if the network's own answer is not finite either. What islands alone read may be infinite, as masks are; and
+    int8 plans have no sums that round.
+
+    Args:
+        plan: of the stream.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        made = {v for op in plan.islands for k, v in enumerate(op.outputs) if plan.value_type(op, k) == "float32"}
+        sent = {v for op in plan.ops if op.kind != "island" for v in op.inputs} | set(plan.outputs)
+        self._sent = made & sent if plan.precision == "float32" else set()
+        self._infinite: set[int] = set()
+
+    def check(self, op: Op, outputs: Sequence[Tensor], flush: bool) -> None:
+        """What an island gave in this frame.
+
+        Raises:
+            NotFiniteError: changes from or to what is not finite, which no sum can take.
+        """
+        for value, output in zip(op.outputs, outputs, strict=True):
+            if value not in self._sent:
+                continue
+            # A sum shows NaN and infinity in one pass; it may overflow, too.
+            finite = math.isfinite(output.sum().item()) or bool(output.isfinite().all())
+            if not flush and (not finite or value in self._infinite):
+                raise NotFiniteError(op.name)
+            (self._infinite.discard if finite else self._infinite.add)(value)
+
+    def restored(self, values: Callable[[int], Tensor]) -> None:
+        """The state is another one, whose values these are."""
+        self._infinite = {value for value in self._sent if not values(value).isfinite().all()}

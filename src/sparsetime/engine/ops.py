@@ -81,12 +81,16 @@ class Op:
         return self.kind in LINEAR and (self.activation is not None or self.codec is not None)
 
     @property
+    def hands_on(self) -> bool:
+        """Whether it moves elements and does nothing else with them: no sum of deltas, which would be rounded."""
+        return self.kind in MOVES and self.activation is None and self.codec is None
+
+    @property
     def passes_codes(self) -> bool:
-        """Whether it moves elements and does nothing else with them, so that codes move as they are."""
-        bare = self.activation is None and self.codec is None and not self.attributes.get("value")
-        return self.kind in MOVES and bare
+        """Whether it hands on what it reads and nothing else, so that codes move as they are."""
+        return self.hands_on and not self.attributes.get("value")
 
     @property
     def sends_changes(self) -> bool:
         """Whether the delta is a difference of values (True), or the linear operation of the inputs' deltas."""
-        return self.kind not in LINEAR or self.has_accumulator or self.precision != "float32"
+        return self.kind not in LINEAR or self.hands_on or self.has_accumulator or self.precision != "float32"

@@ -3,6 +3,7 @@
 Per operation k and frame t, with d(t) = v(t) - v(t-1) the delta of a value:
 
     linear      z_k(t) = z_k(t-1) + L_k(d of its inputs)      v_k(t) = codec(activation(z_k(t)), v_k(t-1))
+    moves       v_k(t) = op_k(v of its inputs)                 where neither activation nor codec follows
     recomputed  z_k(t) = op_k(v of its inputs)                 v_k(t) = codec(activation(z_k(t)), v_k(t-1))
 
 and on the first frame z_k(0) = op_k(v of its inputs), bias and constants included. It computes everywhere, not only
@@ -25,7 +26,7 @@ from torch import Tensor
 from sparsetime.codec import pixels_sent
 from sparsetime.engine.executor import OpStats
 from sparsetime.engine.frames import normalised
-from sparsetime.engine.islands import run_island
+from sparsetime.engine.islands import Watch, run_island
 from sparsetime.engine.ops import LINEAR, Op
 from sparsetime.engine.plan import Plan
 from sparsetime.engine.shapes import channel_axis
@@ -128,6 +129,7 @@ class Reference:
         self._steps = [None if (s := plan.step(op)) is None else self._tensor(s) for op in plan.ops]
         self._values: dict[int, Tensor] = {}
         self._accumulators: dict[int, Tensor] = {}
+        self._watch = Watch(plan)
         self._refresh = False
         self._cut = math.inf
         self.flushed = False
@@ -218,17 +220,18 @@ class Reference:
         dense = flush or self._refresh
         self._refresh = False
         deltas: dict[int, Tensor] = {}
+        touched: set[int] = set()  # values with events
         stats = []
         for number, op in enumerate(self._plan.ops):
             start = time.perf_counter_ns()
             old = [self._values.get(value) for value in op.outputs]
+            still = not dense and touched.isdisjoint(op.inputs)
             if op.kind == "input":
                 new = [self.sensed(frame, old[0])]
             elif op.kind == "island":
-                new = run_island(
-                    op, self._values.__getitem__, self._tensors, [self._plan.values[v] for v in op.outputs]
+                new = (
+                    [self._values[value] for value in op.outputs] if still else self._island(number, op, old[0], flush)
                 )
-                new[0] = encode(new[0], old[0], op.codec, self._steps[number])
             elif op.kind in LINEAR:
                 z = self._accumulate(number, op, deltas, dense)
                 new = [encode(activate(z, op.activation), old[0], op.codec, self._steps[number])]
@@ -242,9 +245,18 @@ class Reference:
                 self._values[value] = after
             if not flush and op.kind in LINEAR and not op.sends_changes:
                 deltas[op.output] = self.linear(op, [deltas[value] for value in op.inputs], constants=False)
+            # Whole numbers and booleans have no deltas: what an island made anew counts as changed.
+            touched.update(v for v in op.outputs if (deltas[v].any() if v in deltas else not still))
             stats.append(self._count(op, deltas, flush, dense, time.perf_counter_ns() - start))
         self._stats = stats
         return [self._values[value].numpy().copy() for value in self._plan.outputs]
+
+    def _island(self, number: int, op: Op, old: Tensor | None, flush: bool) -> list[Tensor]:
+        shapes = [self._plan.values[value] for value in op.outputs]
+        new = run_island(op, self._values.__getitem__, self._tensors, shapes)
+        self._watch.check(op, new, flush)
+        new[0] = encode(new[0], old, op.codec, self._steps[number])
+        return new
 
     def sensed(self, frame: NDArray[Any], old: Tensor | None) -> Tensor:
         """The input's new value, given the last one."""
@@ -261,10 +273,10 @@ class Reference:
         return self.flushed
 
     def _accumulate(self, number: int, op: Op, deltas: dict[int, Tensor], dense: bool) -> Tensor:
-        """z of a linear operation: from scratch, or what it was plus L of the deltas."""
+        """z of a linear operation: from scratch, as moves always are, or what it was plus L of the deltas."""
         kept = self._accumulators if op.has_accumulator else self._values
         place = number if op.has_accumulator else op.output
-        if dense:
+        if dense or op.hands_on:
             z = self.linear(op, [self._values[value] for value in op.inputs], constants=True)
         else:
             z = kept[place] + self.linear(op, [deltas[value] for value in op.inputs], constants=False)
@@ -322,6 +334,7 @@ class Reference:
                 self._accumulators[number] = array
             else:
                 self._values[value] = array
+        self._watch.restored(self._values.__getitem__)
 
     @property
     def memory_bytes(self) -> int:

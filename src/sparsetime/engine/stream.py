@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from sparsetime.engine.executor import Executor, OpStats
+from sparsetime.engine.executor import Executor, NotFiniteError, OpStats
 from sparsetime.engine.flushes import Flushes, Pace
 from sparsetime.engine.frames import FrameError, FrameReader, is_tensor, normalised
 from sparsetime.engine.plan import Plan
@@ -87,8 +87,10 @@ def nested(structure: Any, outputs: list[Any]) -> Any:
 class Stream:
     """All state of one video, and what computes it. `stream(frame)` gives what the module would return.
 
-    The first frame is computed dense, every other one costs what changed. Outputs are new arrays, torch tensors if the
-    frame was one. A stream belongs to one thread at a time; streams of one plan share its weights and run in parallel.
+    The first frame is computed dense, every other one costs what changed, but for those in which an island would send
+    NaN or infinity, which are first frames, too (`sparsetime.engine.islands.Watch`). Outputs are new arrays, torch
+    tensors if the frame was one. A stream belongs to one thread at a time; streams of one plan share its weights and
+    run in parallel.
 
     Args:
         plan: what to run.
@@ -178,7 +180,11 @@ class Stream:
 
     def _run(self, frame: Array, keep: bool = True) -> list[Array]:
         try:
-            return self._executor.run(frame, keep)
+            try:
+                return self._executor.run(frame, keep)
+            except NotFiniteError:
+                self._executor.reset()
+                return self._executor.run(frame, keep)
         except FrameError:
             raise
         except BaseException:  # an island's, say: the state of a frame half done is none
