@@ -24,6 +24,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgu
 from torch.utils import _pytree as pytree
 
 from sparsetime.convert.draft import CompileError, Draft, DraftCodec, DraftOp
+from sparsetime.convert.poles import read_at_poles
 from sparsetime.convert.tables import adaptive_windows, pool_windows, resize_taps
 from sparsetime.engine.check import CONSTANTS
 from sparsetime.engine.plan import Plan
@@ -64,6 +65,15 @@ _MOVES = frozenset(
 )
 
 _IGNORED = frozenset(("_assert_tensor_metadata", "_assert_scalar", "_assert_async"))
+
+
+_STORED = {torch.float32: np.float32, torch.int64: np.int64, torch.bool: np.bool_}
+"""Types of the constants of islands."""
+
+
+def _storable(arguments: Mapping[str, Any]) -> bool:
+    """Whether an island can hold the constants among an operator's arguments."""
+    return all(x.dtype in _STORED for x in pytree.tree_leaves(arguments) if isinstance(x, Tensor))
 
 
 def _array(x: Tensor) -> Array:
@@ -109,6 +119,7 @@ class _Lowering:
         self.node: fx.Node = next(iter(program.graph.nodes))
         self._made: dict[tuple[int, bytes, tuple[int, ...]], int] = {}
         self._arrays: dict[int, tuple[Tensor, Array]] = {}
+        self._at_poles = set() if strict else read_at_poles(program, _MOVES)
 
     # -- what the handlers use ---------------------------------------------------------------------------------------
 
@@ -340,7 +351,7 @@ class _Lowering:
             if name in _MOVES and not (name in ("dropout", "feature_dropout") and arguments["train"]):
                 return self.move(arguments)
             handler = _HANDLERS.get(name)
-            if handler is not None:
+            if handler is not None and not (node in self._at_poles and _storable(arguments)):
                 result = handler(self, arguments)
         return self.island(arguments) if result is None else result
 
@@ -392,8 +403,7 @@ class _Lowering:
                 inputs.append(self.value(x))
                 return {"value": inputs[-1]}
             if isinstance(x, Tensor):
-                types = {torch.float32: np.float32, torch.int64: np.int64, torch.bool: np.bool_}
-                if x.dtype not in types:
+                if x.dtype not in _STORED:
                     self.fail(f"{where} takes a constant of {x.dtype}; a plan holds float32, int64 and bool")
                 role = f"constant{len(tensors)}"
                 tensors[role] = x.detach().clone(memory_format=torch.contiguous_format).numpy()
