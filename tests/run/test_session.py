@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import torch
 from tiny_plan import tiny
+from torch import nn
+from typer.testing import CliRunner
 
 import sparsetime
+from sparsetime.cli import app
 from sparsetime.engine import OpStats, Plan, PlanError
 from sparsetime.networks import create
 from sparsetime.run import run_file
 from sparsetime.run.session import Skipping, Tally
 
-from .conftest import small_network
+from .conftest import moving_square, small_network
 
 
 def stats(macs: int, *, dense: bool = False) -> dict[str, OpStats]:
@@ -126,6 +129,21 @@ def test_a_run(small_plan: Path, square: Path) -> None:
     assert len(seen) == 10
     assert all(time_ns > 0 and dense_ns > 0 for time_ns, dense_ns, _ in seen)
     assert np.mean([density for *_, density in seen[1:]]) == pytest.approx(result["op_density"])
+
+
+def test_answers_that_are_not_finite_are_counted(tmp_path: Path, square: Path) -> None:
+    class Root(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (200 - x[:, :1, 8:9, 20:21]).sqrt()  # three times the square, which is brighter, is there
+
+    path, file = tmp_path / "root.plan", tmp_path / "run.json"
+    frame = torch.from_numpy(moving_square(1)).permute(0, 3, 1, 2).float()
+    sparsetime.compile(Root(), frame, codec="hold", steps=0.0).save(path)
+    said = CliRunner().invoke(app, ["run", str(path), str(square), "--compare", "dense", "--json", str(file)])
+    result = json.loads(file.read_text())
+    assert (said.exit_code, result["frames"], result["frames_not_finite"]) == (0, 10, 3)
+    assert result["quality"]["relative_error"] is None
+    assert "warning: the answers to 3 of 10 frames hold NaN or infinity" in said.stderr
 
 
 def test_without_a_comparison_its_keys_are_there(small_plan: Path, square: Path) -> None:

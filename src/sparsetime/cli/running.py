@@ -164,6 +164,11 @@ def run_command(
         )
     for line in summary(result):  # first: a full disk takes no file
         print(line)
+    if result["frames_not_finite"]:
+        say(
+            f"sparsetime: warning: the answers to {result['frames_not_finite']} of {result['frames']} frames hold NaN "
+            "or infinity; does the network itself give them there?"
+        )
     if result["damage"]:
         say(f"sparsetime: error: {result['video']}: {'; '.join(result['damage'])}. The other frames were run")
     if result["state_error"]:

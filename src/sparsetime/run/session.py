@@ -157,6 +157,7 @@ class _Session:
         self._reader = Reader(plan)
         self._comparison = Comparison(self._reader) if compare else None
         self._dense: Dense | None = None
+        self._not_finite = 0  # frames
         self._falls_back = fallback
         self._fallback: FallbackStream | None = None
 
@@ -177,6 +178,7 @@ class _Session:
         )
         flushed = self._fallback is not None or self.stream.flushed
         self.tally.add(running.stats, time_ns, dense_ns, flushed=flushed)
+        self._not_finite += not all(np.isfinite(output).all() for output in outputs)
         if self._comparison is not None:
             self._comparison.add(self._reader(outputs), self._reader(expected), time_ns, dense_ns)
         if self.sink is not None and self._work is not None and shot.shown is not None:
@@ -197,6 +199,7 @@ class _Session:
         return {
             "dense_runtime": None if self._dense is None else self._dense.name,
             "dense_frames": 0 if self._fallback is None else self._fallback.dense_frames,
+            "frames_not_finite": self._not_finite,
             "task": self._reader.task,
             **self.tally.summary(),
             **(Comparison.nothing() if beside is None else beside.summary()),
