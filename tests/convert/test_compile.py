@@ -368,6 +368,47 @@ def test_a_module_that_counts_is_refused():
         compile(Counting(), clip()[0])
 
 
+def difference_to_the_last(m, x):
+    y = m.conv(x if m.last is None else x - m.last)
+    m.last = x
+    return y
+
+
+def number_of_the_frame(m, x):
+    m.count += 1
+    return m.conv(x) * m.count
+
+
+def mean_of_all(m, x):
+    m.seen.append(x)
+    return m.conv(sum(m.seen) / len(m.seen))
+
+
+@pytest.mark.parametrize("function", [difference_to_the_last, number_of_the_frame, mean_of_all])
+@pytest.mark.parametrize("last", [None, torch.zeros(1, 6, 9, 11)])
+def test_a_module_that_remembers_in_python_is_refused(function, last):
+    module = Function(function, conv=nn.Conv2d(6, 4, 3))
+    module.last, module.count, module.seen = last, 0, []
+    with pytest.raises(CompileError, match=r"Function gives another answer to a frame when another frame came before"):
+        compile(module, torch.zeros(1, 6, 9, 11), steps=1.0)
+    assert module.last is last
+    assert (module.count, module.seen) == (0, [])
+
+
+def test_what_is_assigned_and_not_read_is_no_memory():
+    def cached(m, x):
+        m.feature = y = m.conv(x)
+        if m.shape != y.shape:
+            m.shape, m.grid = y.shape, torch.linspace(0, 1, y.shape[-1])
+        return y + m.grid
+
+    module = Function(cached, conv=nn.Conv2d(6, 4, 3))
+    module.shape = module.grid = None
+    compile(module, clip()[0])
+    assert (module.shape, module.grid, hasattr(module, "feature")) == (None, None, False)
+    check(module)
+
+
 def test_the_module_is_left_as_it_was():
     module = nn.Sequential(nn.Conv2d(6, 4, 3), normed(4), nn.ReLU(inplace=True), nn.Dropout())
     module[1].eval()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsetime.convert.draft import CompileError, Draft, DraftOp
-from sparsetime.convert.export import export
+from sparsetime.convert.export import export, remembers
 from sparsetime.convert.fold import fold
 from sparsetime.convert.integers import quantised_plan
 from sparsetime.convert.learned import prepared
@@ -88,6 +88,11 @@ def compile(
         steps = kept = list(steps)  # type: ignore[arg-type]  # they are looked at twice
     with prepared(model, frame.detach().float()) as (module, inputs, learned):
         draft = lower(export(module, inputs), _name(model), strict)
+        if remembers(module, inputs):
+            raise CompileError(
+                f"{_name(model)} gives another answer to a frame when another frame came before it, so it keeps "
+                "something in its attributes. A plan answers from the frame alone: take that out of forward()"
+            )
     spec = _input_spec(model, tuple(frame.shape))  # once it is known that the network takes so many channels
     fold(draft)
     producer = f"sparsetime {version('sparsetime')}"

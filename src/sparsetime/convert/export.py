@@ -5,19 +5,24 @@ from __future__ import annotations
 import re
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from sparsetime.convert.draft import CompileError
 from sparsetime.convert.trace import is_users
 
-__all__ = ["export"]
+__all__ = ["export", "remembers"]
+
+_CONTAINERS = (dict, list, deque)
 
 
 @torch.library.custom_op("sparsetime::codec", mutates_args=())
@@ -33,19 +38,41 @@ def _(x: Tensor, step: Tensor, kind: str, low: int, high: int) -> Tensor:
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and layers that do not overwrite their input, for a while; afterwards all is as it was."""
-    modes = {m: m.training for m in module.modules()}
-    overwriting: list[Any] = [m for m in module.modules() if getattr(m, "inplace", None) is True]
+    """Evaluation mode, and layers that do not overwrite their input, for a while; afterwards all attributes are as they
+    were, those too that the module assigns to itself."""
+    before = {m: dict(vars(m)) for m in module.modules()}
+    held = [(x, copy(x)) for kept in before.values() for x in kept.values() if isinstance(x, _CONTAINERS)]
     module.eval()
+    overwriting: list[Any] = [m for m in before if getattr(m, "inplace", None) is True]
     for m in overwriting:
         m.inplace = False
     try:
         yield
     finally:
-        for m, mode in modes.items():
-            m.training = mode
-        for m in overwriting:
-            m.inplace = True
+        for m, kept in before.items():
+            vars(m).clear()
+            vars(m).update(kept)
+        for container, content in held:
+            container.clear()
+            (container.update if isinstance(container, dict) else container.extend)(content)
+
+
+def remembers(module: nn.Module, inputs: tuple[object, ...]) -> bool:
+    """Whether a module's answer depends on what came before: it is another one once another frame came between.
+
+    Args:
+        module: one that changes no buffers and draws no random numbers; it is left as it was.
+        inputs: a frame, and constants.
+    """
+
+    def answer(*given: object) -> list[Tensor]:
+        return [y.double() for y in pytree.tree_leaves(module(*given)) if isinstance(y, Tensor)]
+
+    with _evaluating(module), torch.no_grad():
+        first = answer(*inputs)
+        answer(*(x.flip(-1) + 1 if isinstance(x, Tensor) else x for x in inputs))
+        again = answer(*inputs)
+    return not all(torch.allclose(y, z, 1e-4, 1e-6, equal_nan=True) for y, z in zip(first, again, strict=True))
 
 
 def _overwrites(program: ExportedProgram) -> bool:
