@@ -293,7 +293,7 @@ def test_outputs_keep_their_structure():
         (Function(lambda m, x: x[x > 0].sum()), r"index \(aten.index.Tensor, .*: the size of its result depends on"),
         (nn.Conv2d(1, 2, 1), r"This network takes 1 channel, the frame has 6\.$"),
         (nn.Conv2d(6, 2, 1).half(), r"parameters float16: call model.float\(\) first"),
-        (Function(lambda m, x: x + torch.rand_like(x)), "dense island|random"),
+        (Function(lambda m, x: x + torch.randn(x.shape)), "draws random numbers"),
         (Function(lambda m, x: torch.ones(3)), "returns nothing that depends on its input"),
         (Function(lambda m, x: torch.ones(3).half()), r"as output, \w+\.py:\d+: a Tensor of torch.float16, which"),
         (
@@ -306,7 +306,31 @@ def test_outputs_keep_their_structure():
 )
 def test_what_cannot_be_a_plan_is_refused(module, message):
     with pytest.raises(CompileError, match=message):
-        compile(module, clip()[0], strict="random" in message)
+        compile(module, clip()[0])
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        *(lambda x: x + torch.rand_like(x), lambda x: torch.normal(x, 1.0), lambda x: torch.bernoulli(x.sigmoid())),
+        *(lambda x: F.dropout(x, 0.5), lambda x: F.dropout2d(x, 0.5), lambda x: F.alpha_dropout(x, 0.5, True)),
+        *(lambda x: F.rrelu(x, 0.1, 0.3, True), lambda x: x.clone().uniform_(), lambda x: F.gumbel_softmax(x, dim=1)),
+        *(lambda x: torch.multinomial(x.sigmoid().flatten(1), 3), lambda x: x.bernoulli(0.3)),
+        lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5),
+    ],
+)
+def test_random_numbers_are_refused(draw):
+    with pytest.raises(CompileError, match=r"draws random numbers.* needs training=self.training"):
+        compile(Function(lambda m, x: draw(m.conv(x)), conv=nn.Conv2d(6, 4, 3)), clip()[0])
+
+
+def test_what_draws_no_random_numbers_is_compiled():
+    def idle(m, x):
+        y = F.dropout2d(F.dropout(m.conv(x), 0.5, m.training), 0.0) + F.dropout(m.conv.bias[:1], 0.5, m.training)
+        y = F.alpha_dropout(F.rrelu(y, 0.1, 0.3), 0.5)
+        return F.scaled_dot_product_attention(y, y, y)
+
+    check(Function(idle, conv=nn.Conv2d(6, 4, 3)))
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])

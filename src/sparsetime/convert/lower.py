@@ -343,6 +343,7 @@ class _Lowering:
             return None
         arguments = {key: self.resolved(x) for key, x in _bound(node).items()}
         if not any(isinstance(x, _Stream) for x in pytree.tree_leaves(arguments)):
+            self.refuse_chance(target, arguments)
             return self.constant_value(target, node)
         if space == "sparsetime":
             return _quantiser(self, arguments)
@@ -360,9 +361,17 @@ class _Lowering:
         streams = [n for n in node.all_input_nodes if isinstance(self.env[n], _Stream)]
         return all(n.meta["val"].dtype == torch.float32 for n in streams)
 
+    def refuse_chance(self, target: torch._ops.OpOverload, arguments: Mapping[str, Any]) -> None:
+        """Refuse an operator that draws random numbers, unless its arguments say that it draws none here."""
+        off = any(arguments.get(key) is False for key in ("train", "training"))
+        never = any(arguments.get(key) == 0 for key in ("p", "dropout_p"))
+        if torch.Tag.nondeterministic_seeded in target.tags and not off and not never:
+            self.fail(
+                "draws random numbers, which a plan cannot. A functional dropout needs training=self.training to end "
+                "with the training"
+            )
+
     def constant_value(self, target: torch._ops.OpOverload, node: fx.Node) -> Any:
-        if torch.Tag.nondeterministic_seeded in target.tags:
-            self.fail("draws random numbers, which a plan cannot")
         with torch.no_grad():
             return target(*self.resolved(node.args), **self.resolved(node.kwargs))
 
@@ -391,6 +400,7 @@ class _Lowering:
         node, target = self.node, self.node.target
         assert isinstance(target, torch._ops.OpOverload)
         where = f"{target} at {_source(node) or 'unknown source'}"
+        self.refuse_chance(target, arguments)
         if self.strict:
             self.fail(f"{where} cannot run on deltas; without strict=True it would become a dense island")
         if not str(target).startswith("aten."):
