@@ -204,6 +204,28 @@ def test_a_delta_layer_under_two_names():
             torch.testing.assert_close(stream(frame), model(frame), rtol=1e-4, atol=1e-4)
 
 
+def test_a_module_with_a_sparse_network_inside():
+    class Headed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = sparse(), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x))
+
+    model = Headed().train()
+    plan = compile(model, clip()[0])
+    assert coded(plan) == ["exact"] * len(sparsetime.delta_layers(model.body))
+    assert plan.ops[-1].name == "head"
+    stream = plan.stream(backend="reference")
+    model.eval()
+    with torch.no_grad():
+        for frame in clip():
+            torch.testing.assert_close(stream(frame), model(frame), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="NaN"):
+        model(clip()[0] / 0)
+
+
 def test_layers_that_exchange_deltas_are_refused():
     model = nn.Sequential(nn.Conv2d(6, 4, 3), sparsetime.DeltaActivation(output="delta"))
     with pytest.raises(CompileError, match=r"delta layer '1' exchanges deltas"):

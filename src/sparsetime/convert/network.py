@@ -113,7 +113,8 @@ class SparseNetwork(nn.Module):
             )
         if x.numel() == 0:
             raise ValueError(f"SparseNetwork: the clip is empty, shape {tuple(x.shape)}")
-        if x.is_floating_point() and x.device.type == "cpu" and not torch.isfinite(x).all():
+        has_values = x.device.type == "cpu" and not torch.compiler.is_exporting()
+        if x.is_floating_point() and has_values and not torch.isfinite(x).all():
             bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten().tolist()
             raise ValueError(f"SparseNetwork: the input holds NaN or infinite values (in elements {bad} of the batch)")
         for name, training in self._modes.items():
