@@ -105,6 +105,14 @@ def refusals() -> list[str]:
     return messages
 
 
+def without_a_step() -> Any:
+    """Values of float16, of a layer whose step has shrunk to 0."""
+    layer = DeltaActivation("identity", dtype="float16")
+    layer.build((1, 2, 3))
+    layer.step.assign(0.0)
+    return keras.ops.convert_to_numpy(layer(np.array([[[0.0, 0.25, -0.5], [1.0, 1.5, 2.0]]], np.float16)))
+
+
 def example() -> str:
     """The page's own example, on one clip."""
     page = (Path(__file__).parents[2] / "docs" / "neighbours.md").read_text()
@@ -123,6 +131,7 @@ def main() -> None:
         x, weight = arrays[f"{name}.given_x"], arrays[f"{name}.weight"]
         found |= {f"{name}.{key}": value for key, value in gradients(layer, x, weight).items()}
     found |= {f"train.{key}": value for key, value in train(Path(folder)).items()}
+    found["without_a_step"] = without_a_step()
     found["refusals"] = np.array(refusals())
     found["example"] = example()
     found["torch_is_there"] = "torch" in sys.modules

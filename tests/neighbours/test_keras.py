@@ -114,6 +114,10 @@ def test_a_model_learns_and_is_saved(child):
     np.testing.assert_array_equal(child["train.answers"], child["train.answers_again"])
 
 
+def test_a_step_of_zero_in_float16_gives_numbers(child):
+    np.testing.assert_array_equal(child["without_a_step"], [[[0.0, 0.25, -0.5], [1.0, 1.5, 2.0]]])
+
+
 def test_pytorch_is_not_imported_for_another_backend(child):
     assert bool(child["torch_is_there"]) == (child["backend"] == "torch")
 

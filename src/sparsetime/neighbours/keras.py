@@ -27,6 +27,7 @@ Rule = Literal["dal", "fixed"]
 Granularity = Literal["layer", "channel", "neuron"]
 
 _FLOOR = 1e-8  # smallest step, as in sparsetime.quantize: below it codes would overflow
+_FLOOR_HALF = 2.0**-14
 _CLAMPS = {"identity": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 
 
@@ -121,7 +122,9 @@ class DeltaActivation(keras.layers.Layer):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         a = self._activate(inputs)
         magnitude = ops.abs(self.step)
-        q = ops.stop_gradient(ops.maximum(magnitude, _FLOOR))
+        # In float16 the floor itself is 0: its smallest normal number is larger.
+        floor = _FLOOR if keras.backend.standardize_dtype(magnitude.dtype) != "float16" else _FLOOR_HALF
+        q = ops.stop_gradient(ops.maximum(magnitude, floor))
         code = ops.stop_gradient(ops.round(a / q))
         # What a term gives is in its own stop_gradient; the bracket behind is zero, and carries the gradient.
         value = code * q + (a - ops.stop_gradient(a)) - code * (magnitude - ops.stop_gradient(magnitude))
