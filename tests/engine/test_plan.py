@@ -34,6 +34,10 @@ def test_counts_by_hand():
     assert plan.islands == []
 
 
+def test_a_plan_in_a_line():
+    assert repr(tiny()) == "<Plan 'tiny' of 1x2x4x5, float32: 2 operations, weights 0.0 MB>"
+
+
 def test_file_gives_the_plan_back(tmp_path):
     plan = tiny()
     plan.save(tmp_path / "a.plan")

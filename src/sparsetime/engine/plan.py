@@ -37,7 +37,7 @@ class StateEntry(NamedTuple):
     dtype: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """A compiled network. Immutable; any number of streams and threads may share it. More in docs/plan.md.
 
@@ -66,7 +66,7 @@ class Plan:
     input: InputSpec | None = None
     producer: str = ""
     precision: str = "float32"
-    codings: Mapping[int, Coding] = field(init=False, compare=False, repr=False)
+    codings: Mapping[int, Coding] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "codings", check_plan(self))
@@ -74,6 +74,14 @@ class Plan:
         object.__setattr__(self, "tensors", {name: tensor.view() for name, tensor in self.tensors.items()})
         for tensor in self.tensors.values():
             tensor.flags.writeable = False
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.input_shape))
+        islands = f" ({len(self.islands)} islands)" if self.islands else ""
+        return (
+            f"<Plan '{self.name}' of {shape}, {self.precision}: {len(self.ops)} operations{islands}, "
+            f"weights {self.weight_bytes / 1e6:.1f} MB>"
+        )
 
     @property
     def input_shape(self) -> Shape:
