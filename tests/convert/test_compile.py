@@ -285,6 +285,11 @@ def test_outputs_keep_their_structure():
     torch.testing.assert_close(result["a"][1][0], frame + 1)
 
 
+def test_keys_that_are_no_strings_are_refused():
+    with pytest.raises(CompileError, match=r"returns a dictionary with the key 0; those of a plan's answers are strin"):
+        compile(Function(lambda m, x: [x + 1, {"a": {0: x * 2}}]), clip()[0])
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [

@@ -499,7 +499,12 @@ def _structure(tree: Any) -> Any:
     if isinstance(tree, _Leaf):
         return tree.entry
     if isinstance(tree, dict):
-        return {"dict": {str(key): _structure(item) for key, item in tree.items()}}
+        if odd := [key for key in tree if not isinstance(key, str)]:
+            raise CompileError(
+                f"the network returns a dictionary with the key {odd[0]!r}; those of a plan's answers are strings: "
+                "return {str(key): value, ...}"
+            )
+        return {"dict": {key: _structure(item) for key, item in tree.items()}}
     if isinstance(tree, tuple):
         return {"tuple": [_structure(item) for item in tree]}
     if isinstance(tree, list):
