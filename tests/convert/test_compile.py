@@ -383,6 +383,11 @@ def test_what_goes_wrong_while_tracing_is_told_with_its_line_and_no_other_cause(
         assert "must not branch" not in str(caught.value)
 
 
+def test_a_network_without_data_is_refused():
+    with pytest.raises(CompileError, match=r"weights, got one on the device meta, where 'weight' has none. Load them"):
+        compile(nn.Conv2d(6, 2, 1).to("meta"), clip()[0])
+
+
 def test_a_module_that_counts_is_refused():
     class Counting(nn.Module):
         def __init__(self) -> None:

@@ -125,6 +125,12 @@ def _check_arguments(model: Any, example_frame: Any, codec: str, precision: str,
             f"compile: expected a torch module, got {type(model).__name__}; sparsetime.networks.create(name, "
             "weights=...) makes the built-in ones"
         )
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if empty := [name for name, tensor in state.items() if tensor.is_meta]:
+        raise CompileError(
+            f"compile: expected a network with weights, got one on the device meta, where '{empty[0]}' has none. Load "
+            "them: model.to_empty(device='cpu'), then model.load_state_dict(...)"
+        )
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError("compile: expected a module that can be traced, got a ScriptModule; give what it was made from")
     if not isinstance(example_frame, Tensor):
