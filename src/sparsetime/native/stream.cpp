@@ -180,56 +180,63 @@ const std::vector<NodeStats>& Stream::counted_stats() {
     return stats_;
 }
 
+// How a convolution is computed in this frame, and for which outputs; and what it will need to know of its inputs in the next one.
+Stream::Choice Stream::choose(const Node& node) {
+    const Conv& conv = *node.conv;
+    const int x = node.inputs[0], r = node.inputs.size() == 2 ? node.inputs[1] : -1;
+    Needs& needs = needs_[size_t(current_)];
+    Choice c{Path::dense, all_.data(), conv.out.pixels(), false};
+    if (!dense_) {
+        const Change& change = states_[size_t(x)].change;
+        c.count = touched_by(conv, node);
+        c.list = list_.data();
+        PathTimes times = conv.estimate(change, c.count);
+        if (node.crossover >= 0 && c.count > 0 && conv.has_elements()) {
+            // Measured: event by event costs as much as the dense path at this density of the inputs of touched outputs.
+            const double reached = double(c.count) * conv.in.pixels() / conv.out.pixels() * conv.in.channels;
+            times.elements = node.crossover > 0 ? times.dense * double(change.events) / (reached * node.crossover) : 2 * times.dense;
+        }
+        if (program_->values[size_t(x)].whole && conv.in.channels > NARROW) times.elements = 2 * times.dense;  // an event at a time, where whole pixels change
+        if (!node.cheap) c.path = times.elements < std::min(times.dense, times.pixels) ? Path::elements : times.pixels < times.dense ? Path::pixels : Path::dense;
+        if (r >= 0)  // few changes of a residual go straight into the accumulators, many are added as rows
+            c.by_event = node.summed && !node.cheap && states_[size_t(r)].change.events * 4 < int64_t(states_[size_t(r)].value.size());
+        if (c.count) needs = {c.path == Path::pixels, c.path == Path::elements, !c.by_event, c.by_event};
+        if (c.path == Path::elements && !events_of(x)) c.path = Path::dense;
+        if (c.path == Path::pixels && !rows_of(x)) c.path = Path::dense;
+        if (r >= 0 && c.path != Path::dense && !(c.by_event ? events_of(r) : rows_of(r))) c.path = Path::dense;
+        int& frames = dense_frames_[size_t(current_)];
+        if (c.path != Path::dense && stale_[size_t(current_)] && c.count) {
+            c = {Path::dense, all_.data(), conv.out.pixels(), c.by_event};
+        } else if (node.summed && !node.cheap && c.path == Path::dense) {
+            frames = c.count == conv.out.pixels() ? frames + 1 : 0;
+            keep_ = frames < 2 && !stale_[size_t(current_)];
+        }
+        if (c.path != Path::dense) frames = 0;
+    }
+    const auto want = [&](State& s, bool rows, bool events) {
+        s.want_rows = s.want_rows || rows;
+        s.want_events = s.want_events || events;
+    };
+    want(states_[size_t(x)], needs.rows, needs.events);
+    if (r >= 0) want(states_[size_t(r)], needs.residual_rows, needs.residual_events);
+    if (c.count) stale_[size_t(current_)] = !keep_;
+    return c;
+}
+
 void Stream::convolve(const Node& node, NodeStats& stats) {
     const Conv& conv = *node.conv;
     const int x = node.inputs[0], y = node.outputs[0];
     const int r = node.inputs.size() == 2 ? node.inputs[1] : -1;
     const Change& change = states_[size_t(x)].change;
     const Shape& out = conv.out;
-    Path path = Path::dense;
-    const int32_t* list = all_.data();
-    int n = out.pixels();
-    bool by_event = false;
-    if (!dense_) {
-        n = touched_by(conv, node);
-        list = list_.data();
-        PathTimes times = conv.estimate(change, n);
-        if (node.crossover >= 0 && n > 0 && conv.has_elements()) {
-            // Measured: event by event costs as much as the dense path at this density of the inputs of touched outputs.
-            const double reached = double(n) * conv.in.pixels() / out.pixels() * conv.in.channels;
-            times.elements = node.crossover > 0 ? times.dense * double(change.events) / (reached * node.crossover) : 2 * times.dense;
-        }
-        if (program_->values[size_t(x)].whole && conv.in.channels > NARROW) times.elements = 2 * times.dense;  // an event at a time, where whole pixels change
-        path = node.cheap ? Path::dense : times.elements < std::min(times.dense, times.pixels) ? Path::elements : times.pixels < times.dense ? Path::pixels : Path::dense;
-        if (r >= 0)  // few changes of a residual go straight into the accumulators, many are added as rows
-            by_event = node.summed && !node.cheap && states_[size_t(r)].change.events * 4 < int64_t(states_[size_t(r)].value.size());
-        if (n) needs_[size_t(current_)] = {path == Path::pixels, path == Path::elements, !by_event, by_event};
-        if (path == Path::elements && !events_of(x)) path = Path::dense;
-        if (path == Path::pixels && !rows_of(x)) path = Path::dense;
-        if (r >= 0 && path != Path::dense && !(by_event ? events_of(r) : rows_of(r))) path = Path::dense;
-        if (path != Path::dense && stale_[size_t(current_)] && n) {
-            path = Path::dense;
-            list = all_.data();
-            n = out.pixels();
-        } else if (node.summed && !node.cheap && path == Path::dense) {
-            int& frames = dense_frames_[size_t(current_)];
-            frames = n == out.pixels() ? frames + 1 : 0;
-            keep_ = frames < 2 && !stale_[size_t(current_)];
-        }
-        if (path != Path::dense) dense_frames_[size_t(current_)] = 0;
-    }
-    const auto want = [&](State& s, bool rows, bool events) {
-        s.want_rows = s.want_rows || rows;
-        s.want_events = s.want_events || events;
-    };
-    const Needs& needs = needs_[size_t(current_)];
-    want(states_[size_t(x)], needs.rows, needs.events);
-    if (r >= 0) want(states_[size_t(r)], needs.residual_rows, needs.residual_events);
-    if (n) stale_[size_t(current_)] = !keep_;
+    const Choice choice = choose(node);
+    const Path path = choice.path;
+    const int32_t* list = choice.list;
+    const int n = choice.count;
+    const bool by_event = choice.by_event && path != Path::dense;
     stats.sparse = path != Path::dense || n == 0;
     stats.whole = n == out.pixels();
     if (n == 0) return clear(y);
-    by_event = by_event && path != Path::dense;
     if (by_event) {
         const Change& c = states_[size_t(r)].change;
         float* z = accumulators_[size_t(current_)].data();

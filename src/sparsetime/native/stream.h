@@ -97,6 +97,13 @@ class Stream {
     void start_anew();
     void execute_all(const Frame& frame);
     void execute(int number, const Frame& frame);
+    struct Choice {
+        Path path;
+        const int32_t* list;  // of `count` outputs
+        int count;
+        bool by_event;  // the residual's changes go into the accumulators one by one
+    };
+    Choice choose(const Node& node);
     void convolve(const Node& node, NodeStats& stats);
     template <class Convolution>
     int touched_by(const Convolution& conv, const Node& node);
