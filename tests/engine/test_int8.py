@@ -58,6 +58,20 @@ def test_networks_equal_the_reference(plan, seed, cut):
     check_equal(plan, seed, cut=cut)
 
 
+@examples(60)
+@given(int8_plans(), st.integers(0, 99), st.booleans())
+def test_a_flush_finds_nothing_of_what_was_before(plan, seed, forget):
+    native, fresh = Native(plan), Native(plan)
+    *before, last = frames(plan, 4, seed)
+    for frame in before:
+        native.run(frame)
+    (native.reset if forget else native.flush)()
+    for got, expected in zip(native.run(last), fresh.run(last), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    for value in range(len(plan.values)):
+        np.testing.assert_array_equal(native.value(value), fresh.value(value), err_msg=str(value))
+
+
 @examples(30)
 @given(int8_plans(), st.integers(0, 99))
 def test_threads_change_nothing(plan, seed):

@@ -85,17 +85,12 @@ void Stream::allocate_codes() {
     uint8_t* next = codes_.data();
     for (const Node& node : program_->nodes)
         for (int v : node.outputs) {
+            const Value& value = program_->values[size_t(v)];
             states_[size_t(v)].codes = next;
-            next += size(program_->values[size_t(v)]);
+            // What no operation writes stays `zero`: lanes behind the last channel, channels of zeros.
+            std::memset(next, value.zero, size(value));
+            next += size(value);
         }
-}
-
-// Lanes behind the last channel always hold `zero`.
-void Stream::forget_codes() {
-    for (size_t v = 0; v < states_.size(); ++v) {
-        const Value& value = program_->values[v];
-        if (value.coded) std::memset(states_[v].codes, value.zero, size_t(value.map.pixels()) * size_t(byte_stride(value.map.channels)));
-    }
 }
 
 void Stream::decode_pixel(int value, int pixel) {

@@ -349,20 +349,13 @@ void Stream::execute(int number, const Frame& frame) {
     clock_ = now;
 }
 
-// This frame is the first: nothing that was before counts.
-void Stream::start_anew() {
-    flush_ = dense_ = true;
-    if (program_->integer)
-        for (State& s : states_) std::fill(s.value.begin(), s.value.end(), 0.0f);
-    forget_codes();
-}
 
 void Stream::execute_all(const Frame& frame) {
     for (size_t i = 0; i < program_->nodes.size(); ++i) {
         execute(int(i), frame);
         if (i == 0 && cuts(stats_[0].events)) {
             const Shape& map = program_->values[size_t(program_->nodes[0].outputs[0])].map;
-            start_anew();
+            flush_ = dense_ = true;
             for (int y = 0; y < map.height; ++y) spans_[2 * size_t(y)] = 0, spans_[2 * size_t(y) + 1] = map.width;
             execute(0, frame);
         }
@@ -378,9 +371,8 @@ bool Stream::run(const Frame& frame, const std::vector<float*>& arrays, bool kee
         flush_ = flushed;  // what is said of the last frame stays true
         return false;
     }
-    dense_ = refresh_;
+    dense_ = flush_ || refresh_;
     refresh_ = false;
-    if (flush_) start_anew();
     // A failed island leaves the state of a frame half done: only a new start mends it.
     started_ = false;
     clock_ = std::chrono::steady_clock::now();

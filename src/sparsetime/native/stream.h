@@ -94,7 +94,6 @@ class Stream {
     void rows(const Node& node, int output, const int32_t* list, int count, bool replace, const Fill& fill);
     template <class Body>
     void split(const Node& node, int output, const int32_t* list, int count, bool replace, bool by_row, const Body& body);
-    void start_anew();
     void execute_all(const Frame& frame);
     void execute(int number, const Frame& frame);
     struct Choice {
@@ -138,7 +137,6 @@ class Stream {
     void convolve_codes(const Node& node, NodeStats& stats);
     void take_codes(const Node& node, const Frame& frame);
     void allocate_codes();
-    void forget_codes();
     void decode_pixel(int value, int pixel);
     void read_decoded(int value, float* out) const;
     void each_band(bool looked, const std::function<void(int, int, int)>& body);
