@@ -63,7 +63,7 @@ CASES = (
 
 
 class Settings(NamedTuple):
-    """What all parts share; see `take_turns` for rounds, repeats and clock. codec None: what `compile` takes."""
+    """What all parts share; see `take_turns` for rounds, repeats and clock. The codec is that of the plans."""
 
     threads: Sequence[int] = (1, 2)
     precisions: Sequence[Precision] = ("float32",)
@@ -71,11 +71,7 @@ class Settings(NamedTuple):
     rounds: int = 12
     repeats: int = 4
     clock: Clock = "wall"
-    codec: str | None = None
-
-    def codec_of(self, precision: str) -> str:
-        """Of the plans of a precision."""
-        return self.codec or DEFAULT_CODEC
+    codec: str = DEFAULT_CODEC
 
 
 DEFAULTS = Settings()
@@ -206,8 +202,7 @@ def controlled(
     arena = _Arena(module, noise, settings)
     rows: list[dict[str, Any]] = []
     for precision in [p for p in settings.precisions if p != "bfloat16"]:
-        codec = settings.codec_of(precision)
-        plan = _with_codecs(module, noise, precision, codec)
+        plan = _with_codecs(module, noise, precision, settings.codec)
         for pattern in patterns:
             for density in densities:
                 area = min(1.0, density * _BLOB) if pattern == "clustered" else density
@@ -215,7 +210,7 @@ def controlled(
                 prepared = with_density(plan, frames, density)
                 for threads in settings.threads:
                     row = {"network": case.network, "size": list(case.size), "pattern": pattern, "density": density}
-                    row["codec"] = codec
+                    row["codec"] = settings.codec
                     row["target"] = (case.targets if precision == "float32" else case.int8_targets).get(density)
                     row |= arena.race(prepared, frames, threads)
                     row["weight_bytes"] = prepared.weight_bytes
@@ -242,7 +237,7 @@ def growth(
     """
     module = made(case.network, case.size)
     shape = (1, 3, *case.size)
-    plan = sparsetime.compile(module, torch.zeros(shape), codec=settings.codec_of("float32"), steps=1.0)
+    plan = sparsetime.compile(module, torch.zeros(shape), codec=settings.codec, steps=1.0)
     plan = with_density(plan, there_and_back(shape, "clustered", 0.1), 0.1)
     arena = _Arena(module, there_and_back(shape, "elements", 1.0), settings)
     rows: list[dict[str, Any]] = []
@@ -276,7 +271,7 @@ def still(
     """A still frame, again and again: what is left of the cost when nothing changes."""
     module = made(network, size)
     shape = (1, 3, *size)
-    plan = sparsetime.compile(module, torch.zeros(shape), codec=settings.codec_of("float32"), steps=1e-3)
+    plan = sparsetime.compile(module, torch.zeros(shape), codec=settings.codec, steps=1e-3)
     frames = there_and_back(shape, "elements", 0.0)
     arena = _Arena(module, frames, settings)
     rows: list[dict[str, Any]] = []
@@ -296,7 +291,7 @@ def start(network: str = "mobilenet_v2") -> dict[str, float]:
     module = networks.create(network).eval()
     frame = torch.randn(1, 3, *module.spec.input_size)
     begin = time.perf_counter()
-    plan = sparsetime.compile(module, frame, codec=DEFAULTS.codec_of("float32"))
+    plan = sparsetime.compile(module, frame, codec=DEFAULTS.codec)
     compiled = time.perf_counter() - begin
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.plan"

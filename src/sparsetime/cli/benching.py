@@ -145,7 +145,9 @@ def network_command(
 
     run = model if model and Path(model).is_dir() else None
     check_targets({"--json": json_file}, plan, run, weights, *(video or ()))
-    settings = network.Settings(threads, _values(precision), compiled, rounds, clock=clock, codec=codec)
+    settings = network.Settings(
+        threads, _values(precision), compiled, rounds, clock=clock, codec=codec or network.DEFAULTS.codec
+    )
     result: dict[str, Any] = {"machine": machine(), "rounds": rounds, "clock": clock}
     if plan is not None:
         if model is None or not video:

@@ -517,6 +517,10 @@ def _check_activation(c: _Context) -> None:
         )
 
 
+def _needs_channels(c: _Context, shape: Shape) -> None:
+    c.expect(len(shape) >= 1, "'pixel' needs a value with channels, and this one is a single number")
+
+
 def _check_codec(c: _Context, shape: Shape) -> None:
     codec = c.op.codec
     if codec is None:
@@ -530,7 +534,8 @@ def _check_codec(c: _Context, shape: Shape) -> None:
     allowed = {"kind", "tensor"} | ({"low", "high"} if kind == "exact" else set())
     extra = set(codec) - allowed
     c.expect(not extra and "tensor" in codec, f"codec '{kind}' has entries {sorted(map(str, codec))}")
-    c.expect(kind != "pixel" or len(shape) >= 1, "'pixel' needs a value with channels, and this one is a single number")
+    if kind == "pixel":
+        _needs_channels(c, shape)
     step = c.per_channel(codec["tensor"], shape, "codec")
     least = float(step.min())
     if kind in ("hold", "pixel"):
@@ -564,7 +569,7 @@ def _check_code(c: _Context, codec: Mapping[str, Any], shape: Shape) -> None:
         f"tensor 'threshold' must have one of the shapes {allowed}, got {threshold.shape}",
     )
     if pixel:
-        c.expect(len(shape) >= 1, "'pixel' needs a value with channels, and this one is a single number")
+        _needs_channels(c, shape)
         channels = shape[channel_axis(shape)]
         c.expect(threshold.shape == (1,), f"a threshold by pixel is one for all channels, got {threshold.shape}")
         # So many channels' squares fit 32 bits.
