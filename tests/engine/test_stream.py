@@ -374,9 +374,10 @@ def test_what_events_ask_for_says_what_a_cut_is():
     ):
         flushes.after(False, lambda sent=sent: np.array(sent))
         assert flushes.pace.cut == flushes.cut == pytest.approx(cut, rel=1e-12), sent
-    flushes.pace = Pace(cut=0.1)
-    flushes.after(True, lambda: np.array((40, 18, 24)))
-    assert flushes.cut == 0.1
+    for pace in (Pace(cut=0.1), Pace(asked=100.0, cut=0.1), Pace(left=2, cut=0.1)):  # a cut, and flushes that were due
+        flushes.pace = pace
+        flushes.after(True, lambda: np.array((40, 18, 24)))
+        assert flushes.cut == 0.1, pace
     assert Flushes(plan, 0).cut == math.inf
 
 

@@ -87,7 +87,7 @@ void Stream::allocate_codes() {
         for (int v : node.outputs) {
             const Value& value = program_->values[size_t(v)];
             states_[size_t(v)].codes = next;
-            // What no operation writes stays `zero`: lanes behind the last channel, channels of zeros.
+            // Lanes behind the last channel hold `zero` from now on.
             std::memset(next, value.zero, size(value));
             next += size(value);
         }
