@@ -209,6 +209,24 @@ def test_a_reset_forgets_everything(plan, seed):
             np.testing.assert_array_equal(native.state()[name], array, err_msg=name)
 
 
+def test_a_reset_forgets_what_convolutions_needed():
+    """Where everything changes they need no deltas; in a new stream, one changed pixel is added event by event."""
+    rng = np.random.default_rng(0)
+    plan = sparsetime.compile(nn.Conv2d(8, 8, 3, padding=1).eval(), torch.zeros(1, 8, 24, 24), codec="hold", steps=0.1)
+    native, fresh = Native(plan), Native(plan)
+    *before, first = rng.standard_normal((4, 1, 8, 24, 24)).astype(np.float32)
+    for frame in before:
+        native.run(frame)
+    assert native.stats()[1].path == "dense"
+    native.reset()
+    second = first.copy()
+    second[0, 0, 12, 12] += 1
+    for executor in (native, fresh):
+        executor.run(first)
+        executor.run(second)
+        assert executor.stats()[1].path == "sparse"
+
+
 @examples(40)
 @given(plans(dyadic=True), st.integers(0, 99))
 def test_a_flush_forgets_the_state(plan, seed):
