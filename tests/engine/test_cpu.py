@@ -264,6 +264,33 @@ def test_a_stated_crossover_changes_the_path_alone(crossover):
     check()
 
 
+@pytest.mark.parametrize("codec", ["hold", "pixel"])
+@pytest.mark.parametrize("crossover", [None, 0.0, 1.0])
+@pytest.mark.parametrize(
+    ("channels", "out", "groups", "kernel", "stride"),
+    [
+        # Groups of less than a vector, of one and a half, of more than a block of channels; outputs that end within a vector.
+        *((96, 96, 24, 3, 1), (72, 72, 3, 3, 1), (144, 96, 3, 3, 2), (40, 120, 5, 1, 1)),
+        *((36, 72, 36, 3, 1), (128, 16, 4, 5, 1), (4, 8, 2, 3, 1), (66, 22, 11, 2, 2)),
+    ],
+)
+def test_groups_equal_the_reference(isa, channels, out, groups, kernel, stride, crossover, codec):
+    rng = np.random.default_rng(channels + out)
+    tensors = {
+        "s": np.asarray([0.25], np.float32),
+        "w": (rng.integers(-2, 3, (out, channels // groups, kernel, kernel)) / 2).astype(np.float32),
+    }
+    conv = {"stride": [stride] * 2, "padding": [kernel // 2] * 4, "dilation": [1, 1], "groups": groups}
+    sides = [(n + 2 * (kernel // 2) - kernel) // stride + 1 for n in (7, 9)]
+    ops = (
+        Op("input", "input", (), (0,), codec={"kind": codec, "tensor": "s"}),
+        Op("conv2d", "conv", (0,), (1,), conv, {"weight": "w"}, {"kind": "relu"}, crossover=crossover),
+    )
+    plan = Plan("groups", ((1, channels, 7, 9), (1, out, *sides)), ops, (1,), {"output": 0}, tensors)
+    for threads in (1, 2):
+        check_equal(plan, seed=1, threads=threads)
+
+
 @pytest.mark.parametrize("kernel", [3, 5, 7])
 @pytest.mark.parametrize("crossover", [0.0, 0.5, 1.0])
 def test_a_stated_crossover_of_a_depthwise_convolution_changes_nothing(isa, kernel, crossover):

@@ -68,8 +68,8 @@ def test_sums_that_are_not_kept_are_computed_from_values(codec: Codec) -> None:
     sparse = {number for number in numbers if stats[number].path == "sparse"}
     assert sparse <= kept
     names = {plan.ops[number].name for number in sparse}
-    # Whole pixels of four outputs cost more to add up than to compute anew; single elements do not.
-    assert ({"full", "groups", "edge"} if codec == "hold" else {"full", "groups"}) <= names
+    # Whole pixels of groups of few channels cost more to add up than to compute anew; single elements do not.
+    assert ({"full", "groups", "edge"} if codec == "hold" else {"full"}) <= names
     assert ("pixels" in names) == (codec == "hold")
 
 

@@ -77,6 +77,26 @@ Axis axis_of(bool transposed, int in, int out, int taps, int stride, int before,
     return transposed ? Axis(in, out, taps, stride, 1, std::move(shift)) : Axis(in, out, taps, 1, stride, std::move(shift));
 }
 
+Channels channels_of(int groups, const Shape& in, const Shape& out, int from, int count) {
+    if (in.channels <= NARROW) return {0, in.channels};  // so few are read as they lie
+    const int cg = in.channels / groups, og = out.channels / groups;
+    return {from / og * cg, ((std::min(out.channels, from + count) - 1) / og + 1) * cg};
+}
+
+int vectors_together(int groups, const Shape& in, const Shape& out, int most, int lanes) {
+    int best = 1;
+    double least = std::numeric_limits<double>::infinity();
+    for (int vectors = 1; vectors <= most; ++vectors) {
+        double cost = 0;
+        for (int from = 0; from < out.channels; from += vectors * lanes) {
+            const int own = std::min(vectors, (out.channels - from + lanes - 1) / lanes);
+            cost += channels_of(groups, in, out, from, own * lanes).count() * (own + 0.5);  // to read an input costs half a product
+        }
+        if (cost < least) least = cost, best = vectors;
+    }
+    return best;
+}
+
 Conv::Conv(Shape in_, Shape out_, Axis rows, Axis columns, int groups, bool transposed, const float* weight)
     : in(in_), out(out_), rows_(std::move(rows)), columns_(std::move(columns)), groups_(groups) {
     depthwise_ = groups > 1 && groups == in.channels && in.channels == out.channels && in.channels > NARROW;
@@ -104,19 +124,19 @@ void Conv::pack(const float* weight, bool transposed) {
         return;
     }
     const int blocks = (O + width_ - 1) / width_;
-    const int panels = (blocks + k.tile_vectors - 1) / k.tile_vectors;  // of nearly one size: thin ones waste registers
-    for (int p = 0, b = 0; p < panels; ++p) {
-        const int vectors = blocks * (p + 1) / panels - b, from = b * width_, half = width_ / 2;
-        b += vectors;
-        const int wide = vectors * width_ - (k.halves && b * width_ - half >= O ? half : 0);
-        panels_.push_back(wide);
+    lay_panels();
+    double products = 0;
+    for (Panel& p : panels_) {
+        products += double(p.in.count()) * std::min(p.wide, O - p.column);
+        p.w = tile_.size();
         for (int t = 0; t < taps; ++t)
-            for (int c = 0; c < C; ++c)
-                for (int j = 0; j < wide; ++j) tile_.push_back(at(from + j, c, t));
+            for (int c = p.in.first; c < p.in.end; ++c)
+                for (int j = 0; j < p.wide; ++j) tile_.push_back(at(p.column + j, c, t));
     }
+    share_ = products / (double(C) * O);
 
     // Maps of few channels have no padding for whole vectors.
-    if (pointwise_ && out.stride() % LANE == 0 && size_t(C) * out.stride() <= FUSED_FLOATS) {
+    if (pointwise_ && groups_ == 1 && out.stride() % LANE == 0 && size_t(C) * out.stride() <= FUSED_FLOATS) {
         int group = k.group;
         for (int b = 0; b < blocks; b += group) {
             while (group > blocks - b) group /= 2;
@@ -150,15 +170,17 @@ void Conv::pack(const float* weight, bool transposed) {
             const int pieces = (n + limit - 1) / limit;
             for (int b = 0; b < blocks;) {
                 const int vectors = std::min(blocks - b, std::max(1, 8 / n));
+                Channels read = channels_of(groups_, in, out, b * width_, vectors * width_);
+                if (groups_ > 1) read = {read.first >> LEAST_SHIFT << LEAST_SHIFT, std::min(C, round_up(read.end, 1 << LEAST_SHIFT))};
                 for (int piece = 0; piece < pieces; ++piece) {
                     const int from = n * piece / pieces, to = n * (piece + 1) / pieces;
-                    Pass p{py * columns_.phases() + px, (to - from) * vectors, vectors, scatter_.size(), b, {}, {}};
+                    Pass p{py * columns_.phases() + px, (to - from) * vectors, vectors, read, scatter_.size(), b, {}, {}};
                     for (int j = from; j < to; ++j)
                         for (int v = 0; v < vectors; ++v) {
                             p.row.push_back(oy[j / tx.size()]);
                             p.column.push_back(ox[j % tx.size()]);
                         }
-                    for (int c = 0; c < C; ++c)
+                    for (int c = read.first; c < read.end; ++c)
                         for (int j = from; j < to; ++j)
                             for (int v = 0; v < vectors; ++v)
                                 for (int l = 0; l < width_; ++l)
@@ -176,6 +198,19 @@ void Conv::pack(const float* weight, bool transposed) {
         for (int s = 0; sliding_ && s < 9; ++s) sliding_ = p.row[8 - s] == p.row[8] + s / 3 && p.column[8 - s] == p.column[8] + s % 3;
     }
     has_elements_ = lay_out();
+}
+
+void Conv::lay_panels() {
+    const Kernels& k = *kernels_;
+    const int blocks = (out.channels + width_ - 1) / width_, half = width_ / 2;
+    const int grouped = groups_ > 1 ? vectors_together(groups_, in, out, k.tile_vectors, width_) : 0;
+    const int panels = (blocks + k.tile_vectors - 1) / k.tile_vectors;  // of nearly one size: thin ones waste registers
+    for (int b = 0; b < blocks;) {
+        const int from = b * width_;
+        b = grouped ? std::min(blocks, b + grouped) : blocks * (int(panels_.size()) + 1) / panels;
+        const int wide = b * width_ - from - (k.halves && b * width_ - half >= out.channels ? half : 0);
+        panels_.push_back({from, wide, channels_of(groups_, in, out, from, wide), 0});
+    }
 }
 
 // Memory of the elements path. False if it is more than a stream should have for it.
@@ -296,8 +331,6 @@ void Conv::sums(const float* value, const int32_t* pixel, int n, int first, int 
     // Few channels: a row of the kernel is one segment, since its pixels lie side by side; where some lie outside, of a copy.
     const bool patches = C <= NARROW && taps > 1;
     float* patched = patches ? sized(ws.patches, size_t(n) * taps * C) : nullptr;
-    const int terms = patches ? columns_.taps * C : C;  // of a segment
-    const int depth_chunk = std::min(terms, MAX_DEPTH);
     Walk walk(out.width);
     const int groups = (n + limit - 1) / limit;
     int32_t* start = sized(ws.bound, size_t(groups) + 1);
@@ -308,15 +341,11 @@ void Conv::sums(const float* value, const int32_t* pixel, int n, int first, int 
         segment[0] = look_up(value, pixel + start[g], start[g + 1] - start[g], walk, patches ? patched + size_t(start[g]) * taps * C : nullptr,
                              pointers + size_t(g) * taps * limit, segment + 1);
     }
-    const float* panel = tile_.data();
-    int column = 0;
-    for (int p = 0; p < last; ++p) {
-        const int wide = panels_[size_t(p)];
-        if (p < first) {
-            panel += size_t(taps) * C * wide;
-            column += wide;
-            continue;
-        }
+    for (int p = first; p < last; ++p) {
+        const Panel& panel = panels_[size_t(p)];
+        const int wide = panel.wide, column = panel.column, channels = panel.in.count();
+        const int terms = patches ? columns_.taps * C : channels;  // of a segment
+        const int depth_chunk = std::min(terms, MAX_DEPTH);
         const int tap_step = patches ? taps : std::max(1, PANEL_FLOATS / (depth_chunk * wide));
         bool accumulate = false;
         int asked = 0;  // pixels whose state of this panel has been asked for
@@ -331,10 +360,10 @@ void Conv::sums(const float* value, const int32_t* pixel, int n, int first, int 
                     int s = 0;
                     while (s < found && tap[s] < t) ++s;
                     int e = s;
-                    for (; e < found && tap[e] < t + tap_step; ++e) weights[e - s] = panel + (size_t(tap[e]) * C + c) * wide;
+                    for (; e < found && tap[e] < t + tap_step; ++e) weights[e - s] = &tile_[panel.w + (size_t(tap[e]) * channels + c) * wide];
                     if (e == s && accumulate && !complete) continue;
                     TileArgs args{e - s, pointers + size_t(g) * taps * limit + size_t(s) * m, weights, depth,
-                                  sum + size_t(from) * row + column, at, c, accumulate, nullptr};
+                                  sum + size_t(from) * row + column, at, panel.in.first + c, accumulate, nullptr};
                     WriteArgs to;
                     if (complete) {
                         to = far ? compare_of(*sink, pixel + from, column, far + from) : write_of(*sink, pixel[from], column);
@@ -347,14 +376,12 @@ void Conv::sums(const float* value, const int32_t* pixel, int n, int first, int 
                 accumulate = true;
             }
         }
-        panel += size_t(taps) * C * wide;
-        column += wide;
     }
 }
 
 void Conv::sums_of_changes(const Change& change, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws) const {
     const Kernels& k = *kernels_;
-    const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw, C = in.channels, row = round_up(out.channels, LANE);
+    const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw, row = round_up(out.channels, LANE);
     const int low = pixel[0], high = pixel[n - 1];
     int32_t* place = sized(ws.span, size_t(high - low) + 1);  // of an output from the first on: where its sums are
     for (int i = 0; i < n; ++i) place[pixel[i] - low] = i * row;
@@ -391,27 +418,21 @@ void Conv::sums_of_changes(const Change& change, const int32_t* pixel, int n, in
         }
     }
 
-    const int depth_chunk = std::min(C, MAX_DEPTH);
-    const float* panel = tile_.data();
-    int column = 0;
-    for (int p = 0; p < last; ++p) {
-        const int wide = panels_[size_t(p)];
-        if (p >= first) {
-            for (int i = 0; i < n; ++i) std::memset(sum + size_t(i) * row + column, 0, size_t(round_up(wide, width_)) * sizeof(float));
-            for (int t = 0; t < taps; ++t) {
-                const int groups = (found[t] + k.tile_pixels - 1) / k.tile_pixels;
-                for (int c = 0; c < C; c += depth_chunk) {
-                    const float* w = panel + (size_t(t) * C + c) * wide;
-                    for (int g = 0; g < groups; ++g) {
-                        const size_t at = size_t(found[t]) * g / groups, end = size_t(found[t]) * (g + 1) / groups;
-                        k.tile(int(end - at), wide, {1, from + t * most + at, &w, std::min(depth_chunk, C - c), sum + column,
-                                                        to + t * most + at, c, true, nullptr});
-                    }
+    for (int p = first; p < last; ++p) {
+        const Panel& panel = panels_[size_t(p)];
+        const int wide = panel.wide, channels = panel.in.count(), depth_chunk = std::min(channels, MAX_DEPTH);
+        for (int i = 0; i < n; ++i) std::memset(sum + size_t(i) * row + panel.column, 0, size_t(round_up(wide, width_)) * sizeof(float));
+        for (int t = 0; t < taps; ++t) {
+            const int groups = (found[t] + k.tile_pixels - 1) / k.tile_pixels;
+            for (int c = 0; c < channels; c += depth_chunk) {
+                const float* w = &tile_[panel.w + (size_t(t) * channels + c) * wide];
+                for (int g = 0; g < groups; ++g) {
+                    const size_t at = size_t(found[t]) * g / groups, end = size_t(found[t]) * (g + 1) / groups;
+                    k.tile(int(end - at), wide, {1, from + t * most + at, &w, std::min(depth_chunk, channels - c), sum + panel.column,
+                                                    to + t * most + at, panel.in.first + c, true, nullptr});
                 }
             }
         }
-        panel += size_t(taps) * C * wide;
-        column += wide;
     }
 }
 
@@ -568,7 +589,7 @@ PathTimes Conv::estimate(const Change& change, int touched) const {
         const double share = n > 0 ? std::min(1.0, change.active_count * reach / (n * taps)) : 0.0;  // of a touched output's inputs
         return {n * 0.8, n * share, std::numeric_limits<double>::infinity()};
     }
-    const double product = double(in.channels) * out.channels * 0.008;  // of a pixel with the weights of one tap
+    const double product = share_ * in.channels * out.channels * 0.008;  // of a pixel with the weights of one tap
     const double fetch = in.channels <= NARROW ? 0.3 * in.channels : 1.2;
     const double vectors = (out.channels + LANE - 1) / LANE;
     const int shift = run_shift(change), channel_blocks = (in.channels + (1 << shift) - 1) >> shift;
@@ -576,8 +597,8 @@ PathTimes Conv::estimate(const Change& change, int touched) const {
     const double none = std::numeric_limits<double>::infinity();
     return {n * taps * (product + fetch), change.active_count * reach * (product + vectors + 3.0) + n * vectors * 0.6,
             !has_elements_ ? none
-                           : double(change.events) * reach * vectors * (in.channels <= 64 ? 0.17 : 0.25) +
-                                 double(change.active_count) * channel_blocks * passes * 5.0 + double(in.pixels()) * channel_blocks * 1.5 + n * vectors * 0.6};
+                           : double(change.events) * reach * vectors * share_ * (in.channels <= 64 ? 0.17 : 0.25) +
+                                 double(change.active_count) * std::max(1.0, channel_blocks * share_) * passes * 5.0 + double(in.pixels()) * channel_blocks * 1.5 + n * vectors * 0.6};
 }
 
 }  // namespace sparsetime

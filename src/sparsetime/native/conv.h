@@ -112,6 +112,19 @@ struct Workspace {
     std::vector<std::vector<Run>> runs;  // by phase and block of channels
 };
 
+// Input channels [first, end).
+struct Channels {
+    int first, end;
+    int count() const { return end - first; }
+};
+
+// Those that outputs [from, from + count) read, some of which may lie past the last output: of all their groups.
+Channels channels_of(int groups, const Shape& in, const Shape& out, int from, int count);
+
+// How many vectors of outputs, at most `most` of `lanes`, should have their weights together where there are groups. Together they
+// multiply all inputs of their groups, with zeros where these are of another group; alone they read inputs more often.
+int vectors_together(int groups, const Shape& in, const Shape& out, int most, int lanes);
+
 // Marks the outputs of a convolution that the active pixels of `change` reach; `mask` is written whole. Returns how many, in `list`
 // ascending, which has room for LANE more. `pointwise`: output p needs input p, no other.
 int touched_outputs(const Axis& rows, const Axis& columns, const Shape& in, const Shape& out, bool pointwise, const Change& change,
@@ -157,11 +170,18 @@ class Conv {
     Shape in, out;
 
   private:
+    static constexpr int LEAST_SHIFT = 5;  // channels of a run, see run_shift
+    struct Panel {         // outputs whose weights lie together
+        int column, wide;  // output channels
+        Channels in;
+        size_t w;          // where its weights start in tile_: [tap][channel][wide]
+    };
     struct Pass {          // one sweep over a strip's events of one phase
         int phase;         // row phase * column phases + column phase
         int slots;         // taps * vectors
         int vectors;
-        size_t w;          // where its weights start in scatter_
+        Channels in;       // from the first of a block of 1 << LEAST_SHIFT on
+        size_t w;          // where the weights of their first start in scatter_
         int first_block;
         std::vector<int> row, column;  // [slots]: output offset from the base
     };
@@ -183,6 +203,7 @@ class Conv {
         int blocks, region;   // vectors of channels, and the sums in each
     };
     void pack(const float* weight, bool transposed);
+    void lay_panels();
     bool lay_out();
     int chunk() const;  // outputs that are computed together
     int look_up(const float* value, const int32_t* pixel, int m, Walk& walk, float* patches, const float** from, int32_t* tap) const;
@@ -190,6 +211,7 @@ class Conv {
     bool writes(const FinishArgs& sink) const;
     bool compares(const FinishArgs& sink) const;
     int run_shift(const Change& in) const;
+    const float* weights_of(const Pass& pass, const Strip& strip, int block) const;
     int32_t sums_of(const Strip& strip, int y, int x) const;
     void slots_of(const Pass& pass, const Strip& strip, int32_t* slots) const;
     void slide(const Strip& strip, Workspace& ws) const;
@@ -204,8 +226,9 @@ class Conv {
     bool pointwise_;  // output p needs input p, no other
     const Kernels* kernels_;
     int width_;                  // vector width that the weights are packed for
-    Floats tile_;    // [panel][tap][channel][panel width]
-    std::vector<int> panels_;    // output channels in each panel
+    Floats tile_;    // by panel; of depthwise convolutions [tap][channel]
+    std::vector<Panel> panels_;
+    double share_ = 1;           // of all inputs times all outputs: what panels multiply
     Floats scatter_;
     Floats fused_;   // [group of vectors][channel][vectors], 1x1 only and then instead of scatter_
     std::vector<Pass> passes_;

@@ -37,9 +37,10 @@ void Conv::elements_fused(const Change& change, int first, const int32_t* list, 
 }
 
 // A run is what one pixel sends in one block of 1 << shift channels: as few channels as keep their weights near, unless runs would
-// be too short.
+// be too short. Of groups as few as passes are packed for.
 int Conv::run_shift(const Change& change) const {
-    int shift = 5;
+    int shift = LEAST_SHIFT;
+    if (groups_ > 1) return shift;
     while (shift < in.shift() && ((width_ * 9 << (shift + 1)) <= RUN_FLOATS ||
                                   change.events << shift < int64_t(change.active_count) * in.channels * RUN_EVENTS))
         ++shift;
@@ -57,11 +58,17 @@ void Conv::slots_of(const Pass& p, const Strip& s, int32_t* slots) const {
         slots[i] = (p.row[i] * s.wide + p.column[i] + (p.first_block + i % p.vectors) * s.region) * width_;
 }
 
+// Weights of a block of channels that the outputs of a pass read.
+const float* Conv::weights_of(const Pass& p, const Strip& s, int block) const {
+    return scatter_.data() + p.w + size_t((block << s.block_shift) - p.in.first) * p.slots * width_;
+}
+
 // Events of a 3x3 kernel of stride 1: along the rows, all pixels between those that changed.
 void Conv::slide(const Strip& s, Workspace& ws) const {
     const int rows = s.last - s.first, keys_x = in.width * s.blocks, keys = rows * keys_x;  // runs in a row of inputs, and in all
     const int shift = in.shift();
-    const uint32_t channel_mask = (1u << shift) - 1, base = uint32_t(s.first) * uint32_t(in.width);
+    const uint32_t channel_mask = (1u << shift) - 1, block_mask = (1u << std::min(shift, s.block_shift)) - 1;
+    const uint32_t base = uint32_t(s.first) * uint32_t(in.width);
     // Where each run ends: the last event of a run leaves its place, runs without events take their neighbour's.
     int32_t* bound = sized(ws.bound, size_t(keys) + 1);
     std::memset(bound, 0, (size_t(keys) + 1) * sizeof(int32_t));
@@ -87,13 +94,13 @@ void Conv::slide(const Strip& s, Workspace& ws) const {
     int32_t slots[MAX_SLOTS];
     for (const Pass& p : passes_) {
         slots_of(p, s, slots);
-        for (int block = 0; block < s.blocks; ++block)
+        for (int block = p.in.first >> s.block_shift; block << s.block_shift < p.in.end; ++block)
             for (int y = s.first; y < s.last; ++y) {
                 const int32_t* span = spans + size_t(y - s.first) * (in.width + 2);
                 for (int i = 0; i < span[0]; ++i) {
                     const int from = span[1 + 2 * i];
-                    kernels_->slide({s.place, s.change, channel_mask, span[2 + 2 * i] - from,
-                                     bound + (y - s.first) * keys_x + from * s.blocks + block, s.blocks, scatter_.data() + p.w,
+                    kernels_->slide({s.place, s.change, block_mask, span[2 + 2 * i] - from,
+                                     bound + (y - s.first) * keys_x + from * s.blocks + block, s.blocks, weights_of(p, s, block),
                                      s.scratch + sums_of(s, y, from) + slots[8], ptrdiff_t(s.wide) * width_});
                 }
             }
@@ -103,7 +110,7 @@ void Conv::slide(const Strip& s, Workspace& ws) const {
 // Events of any other kernel, run by run.
 void Conv::scatter(const Strip& s, Workspace& ws) const {
     const int phases_y = rows_.phases(), phases_x = columns_.phases(), shift = in.shift();
-    const uint32_t channel_mask = (1u << shift) - 1;
+    const uint32_t channel_mask = (1u << shift) - 1, block_mask = (1u << std::min(shift, s.block_shift)) - 1;
     for (std::vector<Run>& list : ws.runs) list.clear();
     ws.runs.resize(std::max(ws.runs.size(), size_t(phases_y * phases_x * s.blocks)));
     Walk walk(in.width);
@@ -119,9 +126,9 @@ void Conv::scatter(const Strip& s, Workspace& ws) const {
     int32_t slots[MAX_SLOTS];
     for (const Pass& p : passes_) {
         slots_of(p, s, slots);
-        for (int block = 0; block < s.blocks; ++block) {
+        for (int block = p.in.first >> s.block_shift; block << s.block_shift < p.in.end; ++block) {
             const std::vector<Run>& list = ws.runs[size_t(p.phase * s.blocks + block)];
-            kernels_->runs({s.place, s.change, channel_mask, int(list.size()), list.data(), scatter_.data() + p.w, slots, p.slots, s.scratch});
+            kernels_->runs({s.place, s.change, block_mask, int(list.size()), list.data(), weights_of(p, s, block), slots, p.slots, s.scratch});
         }
     }
 }

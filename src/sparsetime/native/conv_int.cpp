@@ -46,11 +46,12 @@ void IntConv::pack(const int8_t* weight, bool transposed, const float* scale, co
         if (o >= O || c >= C || o / og != c / cg) return 0;
         return transposed ? weight[(size_t(c) * og + o % og) * taps + t] : weight[(size_t(o) * cg + c % cg) * taps + t];
     };
+    const int most = groups_ > 1 ? vectors_together(groups_, in, out, 4, lanes) : 4;
     for (int channel = 0; channel < O;) {
-        Panel p{channel, std::min(4, (O - channel + lanes - 1) / lanes), 0, 0, weight_.size(), start_.size()};
-        const int last = std::min(O, channel + p.vectors * lanes) - 1;
-        p.first = channel / og * cg / INT_GROUP;  // channels of the groups that these outputs belong to
-        p.depth = ((last / og + 1) * cg + INT_GROUP - 1) / INT_GROUP - p.first;
+        Panel p{channel, std::min(most, (O - channel + lanes - 1) / lanes), 0, 0, weight_.size(), start_.size()};
+        const Channels read = channels_of(groups_, in, out, channel, p.vectors * lanes);
+        p.first = read.first / INT_GROUP;
+        p.depth = (read.end + INT_GROUP - 1) / INT_GROUP - p.first;
         const int stride = byte_stride(C), row = joined_ * stride;  // bytes of a tap
         if (joined_ > 1) p.depth = row / INT_GROUP;
         const auto output = [&](int v, int l) { return channel + (p.vectors == 4 ? packed_channel(v, l) : v * lanes + l); };
