@@ -42,6 +42,13 @@ def kinds(plan: Plan) -> list[str]:
     return [op.kind for op in plan.ops[1:]]
 
 
+def affine_norm(channels: int) -> nn.LayerNorm:
+    norm = nn.LayerNorm(channels)
+    nn.init.uniform_(norm.weight, -1, 2)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
 OPERATIONS = {
     "conv": (nn.Conv2d(6, 4, 3, padding=1), ["conv2d"]),
     "conv_strided": (nn.Conv2d(6, 4, (3, 2), stride=(2, 3), padding=(0, 1), dilation=(2, 1), bias=False), ["conv2d"]),
@@ -124,6 +131,12 @@ OPERATIONS = {
     "gate": (Function(lambda m, x: torch.sigmoid(x.mean((2, 3), keepdim=True)) * x), ["avg_pool2d", "mul"]),
     "spatial_gate": (Function(lambda m, x: x * torch.sigmoid(x[:, :1])), ["channels", "channels", "mul"]),
     "dropout": (nn.Dropout(0.5), []),
+    "layer_norm": (Function(lambda m, x: m.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), norm=affine_norm(6)), ["layer_norm"]),  # noqa: E501
+    "layer_norm_of_rows": (nn.LayerNorm(11, elementwise_affine=False), ["gather", "layer_norm", "gather"]),
+    "conv1d": (Function(lambda m, x: torch.sigmoid(m.conv(x.mean((2, 3)).unsqueeze(1))), conv=nn.Conv1d(1, 1, 3, padding=1)), ["avg_pool2d", "reshape", "conv2d", "reshape"]),  # noqa: E501
+    "conv1d_same": (Function(lambda m, x: m.conv(x.flatten(2)), conv=nn.Conv1d(6, 4, 4, padding="same", dilation=2, groups=2)), ["reshape", "conv2d", "reshape"]),  # noqa: E501
+    "conv1d_strided": (Function(lambda m, x: m.conv(x.flatten(2)), conv=nn.Conv1d(6, 4, 3, stride=2)), ["reshape", "conv2d", "reshape"]),  # noqa: E501
+    "cat_of_one": (Function(lambda m, x: torch.cat([x], 1)), []),
 }  # fmt: skip
 
 
@@ -181,8 +194,17 @@ def test_shared_weights_are_stored_once():
 def test_sequences_and_vectors():
     tokens = Function(lambda m, x: m.fc(x.flatten(2).transpose(1, 2)), fc=nn.Linear(6, 5))
     assert kinds(check(tokens)) == ["gather", "linear"]
+    windows = Function(
+        lambda m, x: m.norm(m.fc(x.permute(0, 2, 3, 1).reshape(-1, 6))), fc=nn.Linear(6, 5), norm=nn.BatchNorm1d(5)
+    )
+    assert kinds(check(windows)) == ["gather", "linear"]
     vector = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3), nn.BatchNorm1d(3))
     assert kinds(check(vector, clip((1, 7)))) == ["linear", "linear"]
+
+
+def test_a_norm_over_several_axes_or_without_eps_is_an_island():
+    for norm in (nn.LayerNorm((9, 11)), nn.LayerNorm(11, eps=0)):
+        assert [op.attributes["target"] for op in check(norm).islands] == ["aten.layer_norm.default"]
 
 
 def test_islands_compute_the_same_and_are_listed():
@@ -196,11 +218,10 @@ def test_islands_compute_the_same_and_are_listed():
             return x.flatten(2).transpose(1, 2) + self.out(F.scaled_dot_product_attention(q, k, v))
 
     plan = check(Attention())
-    assert [op.attributes["target"].split(".")[1] for op in plan.islands] == [
-        "layer_norm",
-        "scaled_dot_product_attention",
-    ]
-    assert all(op.source.startswith("test_compile.py:") for op in plan.islands[1:])
+    (island,) = plan.islands
+    assert island.attributes["target"] == "aten.scaled_dot_product_attention.default"
+    assert island.source.startswith("test_compile.py:")
+    assert kinds(plan).count("layer_norm") == 1
 
 
 def test_strict_names_the_operation_and_its_line():

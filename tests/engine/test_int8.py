@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from random_plans import MAP_KINDS, examples, frames, int8_plans
+from random_plans import ROUNDED_KINDS, examples, frames, int8_plans
 from restored import check_goes_on
 
 import sparsetime
@@ -42,7 +42,7 @@ def check_equal(plan: Plan, seed: int, threads: int = 1, count: int = 7, cut: fl
             reference.refresh()
 
 
-@pytest.mark.parametrize("kind", sorted(set(MAP_KINDS)))
+@pytest.mark.parametrize("kind", sorted(set(ROUNDED_KINDS)))
 def test_every_operation_equals_the_reference(isa, kind):
     @examples(8)
     @given(int8_plans(kinds=(kind, "conv2d", kind), operations=4), st.integers(0, 99))

@@ -146,11 +146,12 @@ def varied() -> Plan:
             dict.fromkeys(("rows", "columns"), "rows2") | dict.fromkeys(("row_weights", "column_weights"), "rw"),
         ),
         Op("pad", "pad", (12,), (13,), {"padding": [0, 1, 2, 0], "value": 0.0}),
+        Op("layer_norm", "norm", (5,), (14,), {"eps": 0.1}, {"scale": "s", "shift": "s"}),
     )
     tensors["index"] = np.arange(8, dtype=np.int32)
     tensors["rows2"] = np.asarray([[0, 1], [1, 0]], np.int32)
     maps = [(1, 2, 4, 4)] * 3 + [(1, 2, 2, 2)] * 4
-    shapes = (*maps, (1, 2, 4, 2), (1, 8), (1, 3), (1, 3), (1, 3, 4, 2), (1, 3, 2, 2), (1, 3, 3, 4))
+    shapes = (*maps, (1, 2, 4, 2), (1, 8), (1, 3), (1, 3), (1, 3, 4, 2), (1, 3, 2, 2), (1, 3, 3, 4), (1, 2, 2, 2))
     structure = {"dict": {"a": {"output": 0}, "b": [{"output": 1}, {"constant": None}]}}
     structure["dict"]["c"] = {"array": np.arange(3)}
     return Plan("varied", shapes, ops, (10, 13), structure, tensors)

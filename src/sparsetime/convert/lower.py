@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from sparsetime.convert.draft import CompileError, Draft, DraftCodec, DraftOp
 from sparsetime.convert.poles import read_at_poles
 from sparsetime.convert.tables import adaptive_windows, pool_windows, resize_taps
-from sparsetime.engine.check import CONSTANTS
+from sparsetime.engine.check import CONSTANTS, LEAST_STEP
 from sparsetime.engine.plan import Plan
 from sparsetime.engine.shapes import channel_axis, is_map
 
@@ -216,12 +216,14 @@ class _Lowering:
         array = _array(x)
         if array.size == 1:
             return array.reshape(1)
-        if np.broadcast_shapes(array.shape, shape) != shape or not shape or shape[0] != 1:
+        if np.broadcast_shapes(array.shape, shape) != shape or not shape:
             return None
         axis = channel_axis(shape)
         full = array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
         if full.shape == tuple(n if k == axis else 1 for k, n in enumerate(shape)):
             return full.reshape(-1)
+        if shape[0] != 1:
+            return None
         return np.ascontiguousarray(np.broadcast_to(full, shape)[0])
 
     def elementwise(
@@ -563,6 +565,32 @@ def _convolution(at: _Lowering, a: _Arguments) -> _Wire | None:
     return at.emit(kind, [at.value(a["input"])], _output_shape(at), attributes, tensors)
 
 
+@_handles("conv1d")
+def _conv1d(at: _Lowering, a: _Arguments) -> _Stream | None:
+    """A convolution of maps of one row."""
+    x = a["input"]
+    tensors = _weights(at, a["weight"], a["bias"])
+    if tensors is None or not isinstance(x, _Stream) or len(at.shape(x)) != 3 or at.shape(x)[0] != 1:
+        return None
+    (stride,), (dilation,) = a["stride"], a["dilation"]
+    if a["padding"] == "valid":
+        before = after = 0
+    elif a["padding"] == "same":
+        total = dilation * (a["weight"].shape[2] - 1)
+        before, after = total // 2, total - total // 2
+    else:
+        (before,) = (after,) = a["padding"]
+    row, out = _reshaped(at, x, _one_row(at.shape(x))), _output_shape(at)
+    attributes = {"stride": [1, stride], "padding": [0, 0, before, after], "dilation": [1, dilation]}
+    tensors["weight"] = tensors["weight"][:, :, None, :]
+    wire = at.emit("conv2d", [at.value(row)], _one_row(out), {**attributes, "groups": int(a["groups"])}, tensors)
+    return _reshaped(at, wire, out)
+
+
+def _one_row(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[:-1], 1, shape[-1])
+
+
 @_handles("linear")
 def _linear(at: _Lowering, a: _Arguments) -> _Stream | None:
     tensors = _weights(at, a["weight"], a["bias"])
@@ -631,6 +659,27 @@ def _batch_norm(at: _Lowering, a: _Arguments) -> Any:
     wire = at.affine(x, factor, offset)
     several = isinstance(at.node.meta["val"], tuple | list)
     return [wire] if several else wire
+
+
+@_handles("layer_norm")
+def _layer_norm(at: _Lowering, a: _Arguments) -> _Stream | None:
+    x, vectors = a["input"], {"scale": a["weight"], "shift": a["bias"]}
+    shape = at.shape(x)
+    if (
+        len(a["normalized_shape"]) > 1
+        or len(shape) < 2
+        or a["eps"] < LEAST_STEP
+        or any(isinstance(v, _Stream) for v in vectors.values())
+    ):
+        return None
+    tensors = {role: at.array(v) for role, v in vectors.items() if v is not None}
+    attributes = {"eps": float(a["eps"])}
+    if not is_map(shape):
+        return at.emit("layer_norm", [at.value(x)], shape, attributes, tensors)
+    # The channels of a map are its second axis.
+    value = at.value(_Moved(x.value, at.numbers(x).movedim(-1, 1)))
+    wire = at.emit("layer_norm", [value], at.draft.shapes[value], attributes, tensors)
+    return _Moved(wire.value, at.numbers(wire).movedim(1, -1))
 
 
 def _sum(at: _Lowering, x: Any, y: Any, first: float, second: float) -> _Stream | None:
@@ -749,11 +798,13 @@ def _quantiser(at: _Lowering, a: _Arguments) -> _Wire:
 
 
 @_handles("cat", "concat", "concatenate")
-def _cat(at: _Lowering, a: _Arguments) -> _Wire | None:
+def _cat(at: _Lowering, a: _Arguments) -> _Stream | None:
     parts, shape = list(a["tensors"]), _output_shape(at)
     axis = int(a["dim"]) % len(shape)
-    if axis < 1 or len(parts) < 2 or not all(isinstance(x, _Stream) for x in parts):
+    if axis < 1 or not all(isinstance(x, _Stream) for x in parts):
         return None
+    if len(parts) == 1:
+        return parts[0]  # type: ignore[no-any-return]
     return at.emit("cat", [at.value(x) for x in parts], shape, {"axis": axis})
 
 

@@ -383,6 +383,17 @@ def _avg_pool2d(c: _Context) -> Shape:
     return 1, channels, rows, columns
 
 
+def _layer_norm(c: _Context) -> Shape:
+    c.inputs(1, 1)
+    shape = c.shape(0)
+    _needs_channels(c, shape)
+    eps = c.number("eps")
+    c.expect(eps >= LEAST_STEP, f"attribute 'eps' must be at least {LEAST_STEP:g}, got {eps:g}")
+    for role in ("scale", "shift"):
+        c.optional(role, (shape[channel_axis(shape)],))
+    return shape
+
+
 def _max_pool2d(c: _Context) -> Shape:
     c.inputs(1, 1)
     _, channels, height, width = c.a_map(0)
@@ -433,6 +444,7 @@ _KINDS: dict[str, Callable[[_Context], Shape]] = {
     "resize2d": _resize2d,
     "identity": _identity,
     "mul": _mul,
+    "layer_norm": _layer_norm,
     "max_pool2d": _max_pool2d,
 }
 

@@ -95,6 +95,17 @@ def _blended(x: Tensor, rows: Tensor, row_weights: Tensor, columns: Tensor, colu
     return total
 
 
+def _sum_in_parts(x: Tensor) -> Tensor:
+    """Sums over the last axis in sixteen parts: part l has entries l, l + 16, ..., and parts are added by halves."""
+    parts = x.new_zeros((*x.shape[:-1], 16))
+    for block in F.pad(x, (0, -x.shape[-1] % 16)).split(16, -1):
+        parts = parts + block
+    while parts.shape[-1] > 1:
+        first, second = parts.chunk(2, -1)
+        parts = first + second
+    return parts
+
+
 class IntegerReference(Reference):
     """Executor of int8 plans in plain PyTorch; see `Executor` for its methods."""
 
@@ -154,10 +165,25 @@ class IntegerReference(Reference):
                 return _blended(
                     x[0], *(self._need(op, r) for r in ("rows", "row_weights", "columns", "column_weights"))
                 )
-            case "identity" | "mul" | "max_pool2d":
+            case "identity" | "mul" | "max_pool2d" | "layer_norm":
                 return self.recomputed(op, x)
             case _:
                 return self.linear(op, x, constants=True)
+
+    def layer_norm(self, op: Op, x: Tensor) -> Tensor:
+        """See `Reference`; every operation of float32 by itself, sums in the stated order."""
+        axis = channel_axis(tuple(x.shape))
+        rows = x.movedim(axis, -1)
+        count = rows.shape[-1]
+        apart = rows - _sum_in_parts(rows) / count
+        variance = _sum_in_parts(apart * apart) / count
+        eps = torch.tensor(op.attributes["eps"], dtype=torch.float32)
+        # PyTorch's root of float32 is not always the nearest number; that of float64, rounded, is.
+        y = apart * (1 / (variance + eps).double().sqrt().float())
+        for role, combine in (("scale", torch.mul), ("shift", torch.add)):
+            vector = self._role(op, role)
+            y = y if vector is None else combine(y, vector)
+        return y.movedim(-1, axis)
 
     def moved(self, op: Op) -> Tensor:
         """The codes of a bare move: its inputs' codes, `zero` where there is no input."""

@@ -203,9 +203,18 @@ class Reference:
             return x[0]
         if op.kind == "mul":
             return x[0] * x[1]
+        if op.kind == "layer_norm":
+            return self.layer_norm(op, x[0])
         rows, columns = op.attributes["dilation"]
         z = _window_max(x[0], self._need(op, "columns"), columns)
         return _window_max(z.transpose(2, 3), self._need(op, "rows"), rows).transpose(2, 3)
+
+    def layer_norm(self, op: Op, x: Tensor) -> Tensor:
+        """(x - mean) / sqrt(variance + eps) * scale + shift over the channels of a place."""
+        axis = channel_axis(tuple(x.shape))
+        scale, shift = self._role(op, "scale"), self._role(op, "shift")
+        rows = x.movedim(axis, -1)
+        return F.layer_norm(rows, rows.shape[-1:], scale, shift, op.attributes["eps"]).movedim(-1, axis)
 
     def run(self, frame: NDArray[Any], keep: bool = True) -> list[NDArray[Any]]:
         frame = normalised(frame, self._plan.input)

@@ -502,7 +502,7 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
     float* far = compared ? sized(ws.far, size_t(chunk)) : nullptr;
     const int dilation = kw > 1 ? columns_.shift[0] - columns_.shift[1] : 1;
     const bool apart = kw == 3 && step == 1 && (dilation == 2 || dilation == 4);
-    const bool runs = !mask && kh == kw && (kw == 3 || kw == 5) && columns_.num == 1 && step <= 2 && (dilation == 1 || apart);
+    const bool runs = !mask && kh == kw && (kw == 3 || kw == 5 || kw == 7) && columns_.num == 1 && step <= 2 && (dilation == 1 || apart);
     // A pixel's state, and the columns of inputs that it is the first to need, as far as the pixel before it was touched.
     const auto ask = [&](int p) __attribute__((always_inline)) {
         fetch(sink, p, 0, stride);

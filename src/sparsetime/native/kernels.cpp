@@ -363,7 +363,8 @@ void depthwise_row(const DepthwiseRowArgs& d) {
     if (d.dilation == 2) return depthwise_row_of<3, 1, 2>(d);
     if (d.dilation == 4) return depthwise_row_of<3, 1, 4>(d);
     if (d.taps == 3) return d.step == 1 ? depthwise_row_of<3, 1>(d) : depthwise_row_of<3, 2>(d);
-    d.step == 1 ? depthwise_row_of<5, 1>(d) : depthwise_row_of<5, 2>(d);
+    if (d.taps == 5) return d.step == 1 ? depthwise_row_of<5, 1>(d) : depthwise_row_of<5, 2>(d);
+    d.step == 1 ? depthwise_row_of<7, 1>(d) : depthwise_row_of<7, 2>(d);
 }
 
 }  // namespace

@@ -103,16 +103,16 @@ struct DepthwiseArgs {
     const WriteArgs* write; // or null, as in TileArgs; of one pixel alone
 };
 
-// Depthwise 3x3 or 5x5 of outputs next to each other in a row: output i reads input columns column + i * step + {0, 1, ...} * dilation, those
+// Depthwise 3x3, 5x5 or 7x7 of outputs next to each other in a row: output i reads input columns column + i * step + {0, 1, ...} * dilation, those
 // outside the map being zero.
 struct DepthwiseRowArgs {
-    int taps;                // 3 or 5
+    int taps;                // 3, 5 or 7
     int pixels;
     int step;                // 1 or 2
     int dilation;            // 1, 2 or 4; above 1 with taps 3 and step 1 only
     int column, width;       // of inputs
-    const float* rows[5];    // rows of inputs
-    int advance[5];          // floats from pixel to pixel: stride, or 0 for a row outside the map, which is one pixel of zeros
+    const float* rows[7];    // rows of inputs
+    int advance[7];          // floats from pixel to pixel: stride, or 0 for a row outside the map, which is one pixel of zeros
     const float* w;          // [taps * taps][stride]
     int stride;
     float* out;              // [pixels][stride]
@@ -236,6 +236,8 @@ struct RowKernels {
     void (*combine)(const float* x, float a, const float* y, float b, float* sum, int n);  // sum = a x + b y
     void (*multiply)(const float* x, const float* y, float* sum, int n);
     void (*divide)(float divisor, float* sum, int n);
+    // sum = (x - mean) / sqrt(variance + eps) scale + shift of n channels; docs/plan.md, "int8 plans", has the order. Both may be null.
+    void (*normalise)(const float* x, float eps, const float* scale, const float* shift, float* sum, int n);
     void (*maximum)(const Window& window, float* most, int n);
     // value = x, of n channels. Returns how many changed, and says what changed as FinishArgs has it.
     int (*replace)(const float* x, int n, const Sent& to);

@@ -169,6 +169,11 @@ void Stream::recompute(const Node& node) {
         return rows(node, y, list, n, true, [&](const int32_t* pixel, int count, float* sum, int stride) {
             for (int i = 0; i < count; ++i, sum += stride) std::memcpy(sum, a + size_t(pixel[i]) * in.stride(), size_t(C) * sizeof(float));
         });
+    if (node.kind == Kind::layer_norm)
+        return rows(node, y, list, n, true, [&](const int32_t* pixel, int count, float* sum, int stride) {
+            const float *scale = node.scale.empty() ? nullptr : node.scale.data(), *shift = node.shift.empty() ? nullptr : node.shift.data();
+            for (int i = 0; i < count; ++i, sum += stride) kernel.normalise(a + size_t(pixel[i]) * in.stride(), node.eps, scale, shift, sum, C);
+        });
     if (node.kind == Kind::mul) {
         const float* b = states_[size_t(node.inputs[1])].value.data();
         const bool one = program_->values[size_t(node.inputs[1])].map.pixels() == 1;

@@ -377,6 +377,19 @@ void Program::add(const OpSpec& spec) {
         same(in(0), out);
         if (in(1).shape != out.shape && !(out.is_map() && in(1).is_map() && in(1).map.pixels() == 1 && in(1).map.channels == out.map.channels))
             refuse(spec, "shapes differ");
+    } else if (kind == "layer_norm") {
+        n.kind = Kind::layer_norm;
+        n.linear = false;
+        inputs_are(1, 1);
+        same(in(0), out);
+        const auto eps = spec.numbers.find("eps");
+        if (eps == spec.numbers.end() || eps->second.size() != 1) refuse(spec, "attribute 'eps' is missing");
+        n.eps = float(eps->second[0]);
+        for (auto [role, row] : {std::pair{"scale", &n.scale}, std::pair{"shift", &n.shift}}) {
+            if (!spec.tensors.count(role)) continue;
+            if (need(spec, role).size() != out.map.channels) refuse(spec, std::string("the ") + role + " does not fit");
+            row->assign(need(spec, role).floats, need(spec, role).floats + out.map.channels);
+        }
     } else if (kind == "input") {
         n.kind = Kind::input;
         n.linear = false;

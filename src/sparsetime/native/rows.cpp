@@ -1,5 +1,7 @@
 // Sums and maxima of rows of channels: what operations without weights are made of. Compiled once per instruction set.
 
+#include <cmath>
+#include <cstring>
 #include <type_traits>
 
 #include "kernels.h"
@@ -51,6 +53,67 @@ void divide(float divisor, float* sum, int n) {
     for (; i < n; ++i) sum[i] /= divisor;
 }
 
+// A sum of n numbers in sixteen parts, the same for all vector widths: part l has numbers l, l + 16, ... in this order, and parts are added by
+// halves. number(i, some) gives a vector of those from i on, zeros behind the first `some`.
+template <class Number>
+inline float sum_in_parts(int n, const Number& number) {
+    constexpr int V = LANE / VL;
+    Vec part[V] = {};
+    for (int i = 0; i < n; i += LANE)
+        for (int v = 0; v < V; ++v) part[v] += number(i + v * VL, n - i - v * VL);
+    float parts[LANE];
+    for (int v = 0; v < V; ++v) store(parts + v * VL, part[v]);
+    for (int half = LANE / 2; half; half /= 2)
+        for (int l = 0; l < half; ++l) parts[l] += parts[l + half];
+    return parts[0];
+}
+
+// The first n floats of a vector, zeros behind them.
+inline Vec load_first(const float* p, int n) {
+#if defined(__AVX512F__)
+    return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+#else
+    Vec v{};
+    for (int i = 0; i < n; ++i) v[i] = p[i];
+    return v;
+#endif
+}
+
+inline Vec first_of(Vec v, int n) {
+    static const int32_t number[LANE] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    Int lane;
+    std::memcpy(&lane, number, sizeof lane);
+    return lane < n ? v : Vec{};
+}
+
+inline void store_first(float* p, Vec v, int n) {
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
+#else
+    for (int i = 0; i < n; ++i) p[i] = v[i];
+#endif
+}
+
+void normalise(const float* x, float eps, const float* scale, const float* shift, float* sum, int n) {
+    const auto some_of = [](const float* p, int some) __attribute__((always_inline)) { return some >= VL ? load(p) : some > 0 ? load_first(p, some) : Vec{}; };
+    const float mean = sum_in_parts(n, [&](int i, int some) __attribute__((always_inline)) { return some_of(x + i, some); }) / float(n);
+    const auto apart = [&](int i, int some) __attribute__((always_inline)) {
+        return some >= VL ? load(x + i) - mean : some > 0 ? first_of(load_first(x + i, some) - mean, some) : Vec{};
+    };
+    const float variance = sum_in_parts(n, [&](int i, int some) __attribute__((always_inline)) {
+        const Vec d = apart(i, some);
+        return d * d;
+    }) / float(n);
+    const float factor = 1.0f / std::sqrt(variance + eps);
+    for (int i = 0; i < n; i += VL) {
+        const int some = n - i;
+        Vec y = apart(i, some) * factor;
+        if (scale) y = y * some_of(scale + i, some);
+        if (shift) y = y + some_of(shift + i, some);
+        some >= VL ? store(sum + i, y) : store_first(sum + i, y, some);
+    }
+}
+
 // a > b ? a : b, also of NaN and zeros.
 inline Vec larger(Vec a, Vec b) {
 #if defined(__AVX512F__)
@@ -90,25 +153,6 @@ void maximum(const Window& w, float* out, int n) {
             }
         out[i] = most;
     }
-}
-
-// The first n floats of a vector.
-inline Vec load_first(const float* p, int n) {
-#if defined(__AVX512F__)
-    return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
-#else
-    Vec v{};
-    for (int i = 0; i < n; ++i) v[i] = p[i];
-    return v;
-#endif
-}
-
-inline void store_first(float* p, Vec v, int n) {
-#if defined(__AVX512F__)
-    _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
-#else
-    for (int i = 0; i < n; ++i) p[i] = v[i];
-#endif
 }
 
 int replace(const float* x, int n, const Sent& to) {
@@ -291,6 +335,6 @@ void planes(const float* x, int pixels, int stride, int channels, int plane, flo
 namespace sparsetime {
 
 extern const RowKernels SPARSETIME_ROWS;
-const RowKernels SPARSETIME_ROWS = {add, blend, combine, multiply, divide, maximum, replace, pick, spread, blend_again, list, planes};
+const RowKernels SPARSETIME_ROWS = {add, blend, combine, multiply, divide, normalise, maximum, replace, pick, spread, blend_again, list, planes};
 
 }  // namespace sparsetime

@@ -318,6 +318,7 @@ void Stream::execute(int number, const Frame& frame) {
         }
         case Kind::identity:
         case Kind::mul:
+        case Kind::layer_norm:
         case Kind::max_pool: recompute(node); break;
         case Kind::island: {
             bool changed = dense_;

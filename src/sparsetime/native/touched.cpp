@@ -154,6 +154,7 @@ int Stream::touched(const Node& node) {
             return union_of(node.inputs);
         case Kind::affine:
         case Kind::identity:
+        case Kind::layer_norm:
         case Kind::channels:
         case Kind::add:
         case Kind::cat_channels: return union_of(node.inputs);

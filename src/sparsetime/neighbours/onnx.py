@@ -301,12 +301,29 @@ class _Writer:
             return x[0]
         if op.kind == "mul":
             return self.node("Mul", x)
+        if op.kind == "layer_norm":
+            return self._layer_norm(op, x[0])
         z = x[0]
         for role, axis, dilation in zip(("rows", "columns"), (2, 3), op.attributes["dilation"], strict=True):
             taps = self.node("Gather", [z, self.constant(_places(self.plan.need(op, role), dilation))], axis=axis)
             last = self.constant(np.asarray([axis + 1], np.int64))
             z = self.node("ReduceMax", [taps, last], keepdims=0)
         return z
+
+    def _layer_norm(self, op: Op, x: str) -> str:
+        """Over the channels, which ONNX's own takes last alone."""
+        shape = self.plan.values[op.output]
+        axis = channel_axis(shape)
+        along = [-1 if k == axis else 1 for k in range(len(shape))]
+        axes = self.constant(np.asarray([axis], np.int64))
+        apart = self.node("Sub", [x, self.node("ReduceMean", [x, axes], keepdims=1)])
+        variance = self.node("ReduceMean", [self.node("Mul", [apart, apart]), axes], keepdims=1)
+        eps = self.constant(np.asarray([op.attributes["eps"]], np.float32))
+        y = self.node("Div", [apart, self.node("Sqrt", [self.node("Add", [variance, eps])])])
+        for role, kind in (("scale", "Mul"), ("shift", "Add")):
+            if role in op.tensors:
+                y = self.node(kind, [y, self.constant(self.plan.need(op, role).reshape(along))])
+        return y
 
     def _activate(self, number: int, op: Op, z: str) -> str:
         """y = activation(z)."""
