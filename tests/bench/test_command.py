@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import typer
+from torch import nn
 from typer.testing import CliRunner
 
 from sparsetime.bench import layers, network
@@ -51,6 +53,44 @@ def test_network(app: typer.Typer, tmp_path: Path) -> None:
     assert f"| small_cnn | pixel, clustered, 10% | float32 | 1 | {row['op_density']:.3f} |" in result.stdout
 
 
+def preactivated() -> nn.Module:
+    """With a batch norm that nothing can be folded into, and a path that torch.fx cannot trace."""
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.stem(x)
+            return self.head(torch.relu(self.norm(y)) if y.shape[2] > 1 else y).mean((2, 3))
+
+    return Network().eval()
+
+
+@pytest.mark.usefixtures("_small")
+def test_a_network_of_ones_own(app: typer.Typer, tmp_path: Path) -> None:
+    file = tmp_path / "own.json"
+    words = [
+        "bench",
+        "network",
+        "--model",
+        f"{__name__}:preactivated",
+        "--size",
+        "32x40",
+        "--threads",
+        "1",
+        "--rounds",
+        "1",
+    ]
+    words += ["--density", "0.1", "--pattern", "clustered", "--no-compiled", "--precision", "float32"]
+    result = CliRunner().invoke(app, [*words, "--json", str(file)])
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(file.read_text())["controlled"]
+    assert (row["network"], row["size"]) == (f"{__name__}:preactivated", [32, 40])
+    assert row["op_density"] == pytest.approx(0.1, rel=0.3)  # of two layers of few pixels
+
+
 def test_what_was_measured_outlasts_an_error(app: typer.Typer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(**_: object) -> None:
         raise KeyboardInterrupt
@@ -76,6 +116,7 @@ def test_what_does_not_fit_together_is_refused(app: typer.Typer) -> None:
         (["layers", "--only", "5x5"], "leaves none of"),
         (["network", "--only", "vgg"], "leaves none of"),
         (["network", "--plan", "a.plan"], "--plan also needs --model"),
+        (["network", "--model", "a:b", "--part", "still"], "leave out --only and --part"),
         (["layers", "--threads", "0"], "--threads"),
     ):
         result = CliRunner().invoke(app, ["bench", *words])

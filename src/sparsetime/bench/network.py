@@ -4,9 +4,10 @@ Four questions, decoding excluded in all: networks at a controlled density of op
 (`controlled`); cost against the changed area (`growth`); a still frame of 1080p (`still`); a given plan on given clips
 (`clips`).
 
-The networks of the first three have random weights, and batch norm as on noise: what is timed is their shape. How a
-density is brought about: `patterns.there_and_back` says what changes at the input, `density.with_density` what each
-layer sends. Both sides are given normalised float32 frames; what a stream takes to search them is counted.
+The built-in networks of the first three have random weights, and batch norm as on noise: what is timed is their
+shape. How a density is brought about: `patterns.there_and_back` says what changes at the input,
+`density.with_density` what each layer sends. Both sides are given normalised float32 frames; what a stream takes to
+search them is counted.
 """
 
 from __future__ import annotations
@@ -91,6 +92,13 @@ def made(name: str, size: tuple[int, int]) -> nn.Module:
         network = networks.create(name, input_size=size)
         network.load_state_dict(state)
     return network.eval()
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """A network without the delta layers of `sparsify`."""
+    from sparsetime.convert.network import SparseNetwork
+
+    return sparsetime.unsparsify(module) if isinstance(module, SparseNetwork) else module
 
 
 class _Arena:
@@ -183,6 +191,7 @@ def _profile(plan: Plan, clip: Sequence[Mapping[str, OpStats]]) -> dict[str, flo
 
 def controlled(
     case: Case,
+    module: nn.Module | None = None,
     *,
     patterns: Sequence[Pattern] = PATTERNS,
     densities: Sequence[float] = DENSITIES,
@@ -193,10 +202,18 @@ def controlled(
 
     Streams run in float32 and in int8, as far as the settings name them.
 
+    Args:
+        case: what is timed.
+        module: the network, in evaluation mode; None takes the built-in one of the case's name, as `made` makes it.
+        patterns: what changes.
+        densities: shares of the operations.
+        settings: see `Settings`.
+        tell: called with a line per row.
+
     Raises:
         DisagreementError: an opponent or the stream computes something else.
     """
-    module = made(case.network, case.size)
+    module = made(case.network, case.size) if module is None else _plain(module)
     shape = (1, 3, *case.size)
     noise = there_and_back(shape, "elements", 1.0)
     arena = _Arena(module, noise, settings)
@@ -322,12 +339,10 @@ def clips(
         settings: see `Settings`.
         tell: called with a line per row.
     """
-    from sparsetime.convert.network import SparseNetwork
     from sparsetime.engine.frames import FrameReader
     from sparsetime.video import iter_frames
 
-    if isinstance(module, SparseNetwork):
-        module = sparsetime.unsparsify(module)
+    module = _plain(module)
     height, width = plan.input_shape[2:]
     read = FrameReader(plan)  # normalises
     rows: list[dict[str, Any]] = []

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from sparsetime.cli.common import DebugOption, JsonOption, check_targets, finish, guarded, say
+from sparsetime.cli.common import DebugOption, JsonOption, check_targets, finish, guarded, parse_size, say
 
 BENCH_HELP = """
 Measure what streams cost against the fastest dense runtimes: PyTorch, ONNX Runtime and OpenVINO.
@@ -34,6 +34,8 @@ a plan on given videos.
     sparsetime bench network --json network.json
 
     sparsetime bench network --only mobilenet_v2 --part controlled --density 0.05
+
+    sparsetime bench network --model mypackage.networks:detector --size 256x320 --density 0.05
 
     sparsetime bench network --plan delta.plan --model runs/delta --video street.mp4 --json street.json
 """
@@ -132,9 +134,15 @@ def network_command(
     clock: ClockOption = "wall",
     plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Time this plan instead, on --video.")] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="What the plan was compiled from, for the dense runtimes.")
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="As `compile` takes it: timed at controlled densities instead of the built-in networks; with --plan "
+            "what the plan was compiled from, for the dense runtimes.",
+        ),
     ] = None,
     weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Weights of a built-in --model.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="Size of --model's input.")] = None,
     video: Annotated[list[Path] | None, typer.Option(metavar="VIDEO", help="Clips; may be repeated.")] = None,
     frames: Annotated[int, typer.Option(min=2, metavar="N", help="Frames of each clip, at most.")] = 64,
     json_file: JsonOption = None,
@@ -142,6 +150,7 @@ def network_command(
 ) -> None:
     from sparsetime.bench import network
     from sparsetime.bench.machine import machine
+    from sparsetime.run.models import load_model
 
     run = model if model and Path(model).is_dir() else None
     check_targets({"--json": json_file}, plan, run, weights, *(video or ()))
@@ -156,15 +165,22 @@ def network_command(
         finish(result, json_file)
         print(network.table(result["clips"]))
         return
-    chosen = _chosen([case.network for case in network.CASES], only)
-    cases = [case for case in network.CASES if case.network in chosen]
+    module = None
+    if model is not None:
+        if only or part not in (None, [Part.CONTROLLED]):
+            raise typer.BadParameter("--model is timed at controlled densities: leave out --only and --part")
+        own = load_model(model, weights=weights, size=parse_size(size))
+        cases, module, parts = [network.Case(model, own.size, {})], own.module, [Part.CONTROLLED]
+    else:
+        chosen = _chosen([case.network for case in network.CASES], only)
+        cases, parts = [case for case in network.CASES if case.network in chosen], part or list(Part)
     mobilenet = [case for case in cases if case.network == "mobilenet_v2"]
-    parts = part or list(Part)
     if Part.CONTROLLED in parts:
         result["controlled"] = []
         for case in cases:
             result["controlled"] += network.controlled(
                 case,
+                module,
                 patterns=_values(pattern) or network.PATTERNS,
                 densities=density or network.DENSITIES,
                 settings=settings,

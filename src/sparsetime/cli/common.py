@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 import os.path
+import re
 import signal
 import sys
 import time
@@ -49,6 +50,20 @@ AcceleratorOption = Annotated[
 ]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of PyTorch.  [default: its own]")]
 WorkersOption = Annotated[int, typer.Option(min=0, metavar="N", help="Processes that decode and load clips.")]
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """(H, W) of `HxW`.
+
+    >>> parse_size("256x320")
+    (256, 320)
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if found is None:
+        raise typer.BadParameter(f"expected --size HxW, such as 224x224, got {text!r}")
+    return int(found[1]), int(found[2])
 
 
 _PARTS = {"config.json", "model.safetensors", "metrics.csv", "last.ckpt", "clips.csv"}

@@ -1,6 +1,5 @@
 """Commands around plans: compile, run."""
 
-import re
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +16,7 @@ from sparsetime.cli.common import (
     finish,
     guarded,
     one_file,
+    parse_size,
     say,
 )
 
@@ -216,20 +216,6 @@ class Progress(StatusLine):
         self.show(f"{text}, operations {self._density / self._unsaid:.3f}")
         self._unsaid = self._time_ns = self._dense_ns = 0
         self._density = 0.0
-
-
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """(H, W) of `HxW`.
-
-    >>> parse_size("256x320")
-    (256, 320)
-    """
-    if text is None:
-        return None
-    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
-    if found is None:
-        raise typer.BadParameter(f"expected --size HxW, such as 224x224, got {text!r}")
-    return int(found[1]), int(found[2])
 
 
 def summary(result: dict[str, Any]) -> list[str]:
