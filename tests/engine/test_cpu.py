@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gathers import GATHERS, gather_plan
 from hypothesis import given
 from hypothesis import strategies as st
 from random_plans import MAP_KINDS, ROUNDED_KINDS, examples, frames, plans
@@ -133,6 +134,12 @@ def test_a_frame_that_leaves_no_state_sees_nothing_of_what_memory_held(isa, kind
             np.testing.assert_array_equal(got, expected)
 
     check()
+
+
+@pytest.mark.parametrize("name", GATHERS)
+@pytest.mark.parametrize("codec", [True, False])
+def test_gathers_of_every_form_equal_the_reference(isa, name, codec):
+    check_equal(gather_plan(name, codec), seed=1, threads=2)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 5, 16, 23, 40, 150])

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from gathers import GATHERS, gather_plan
 from hypothesis import given
 from hypothesis import strategies as st
 from random_plans import ROUNDED_KINDS, examples, frames, int8_plans
@@ -115,6 +116,15 @@ def wide_plan(
 )
 def test_wide_layers_equal_the_reference(isa, channels, out, kernel, groups, stride, codec):
     check_equal(wide_plan(channels, out, kernel, groups, stride, codec=codec), seed=1, count=6)
+
+
+@pytest.mark.parametrize("name", GATHERS)
+@pytest.mark.parametrize("codec", [True, False])
+def test_gathers_of_every_form_equal_the_reference(isa, name, codec):
+    plan = gather_plan(name, codec)
+    coded = quantised_plan(plan, frames(plan, 2, seed=3))
+    assert coded.codings.keys() == ({0, 1} if codec else set())
+    check_equal(coded, seed=1, threads=2)
 
 
 @pytest.mark.parametrize("channels", [3, 24, 150])

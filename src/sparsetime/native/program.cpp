@@ -67,6 +67,33 @@ std::vector<int32_t> table(const OpSpec& op, const char* role, int64_t size, int
     return out;
 }
 
+// Of a gather, by output element the place in the source's rows: the pixels that outputs are whole copies of, -1 for zeros; or nothing if
+// some output is no copy.
+std::vector<int32_t> rows_moved(const std::vector<int32_t>& index, const Layout& source, const Layout& target) {
+    std::vector<int32_t> pixel;
+    for (int p = 0; source.channels == target.channels && p < target.pixels; ++p) {
+        const int32_t* at = index.data() + size_t(p) * size_t(target.channels);
+        for (int c = 0; c < target.channels; ++c)
+            if (at[0] < 0 ? at[c] >= 0 : at[0] % source.stride != 0 || at[c] != at[0] + c) return {};
+        pixel.push_back(at[0] < 0 ? -1 : at[0] / source.stride);
+    }
+    return pixel;
+}
+
+// The channels that all outputs take from their own pixel, -1 for zeros; or nothing if they differ.
+std::vector<int32_t> channels_picked(const std::vector<int32_t>& index, const Layout& source, const Layout& target) {
+    std::vector<int32_t> channel(index.begin(), index.begin() + target.channels);
+    if (source.pixels != target.pixels) return {};
+    for (int32_t c : channel)
+        if (c >= source.channels) return {};
+    for (int p = 0; p < target.pixels; ++p)
+        for (int c = 0; c < target.channels; ++c) {
+            const int32_t first = channel[size_t(c)], at = index[size_t(p) * size_t(target.channels) + size_t(c)];
+            if (first < 0 ? at >= 0 : at != first + p * source.stride) return {};
+        }
+    return channel;
+}
+
 }  // namespace
 
 Program::Program(const std::vector<std::vector<int64_t>>& shapes, const std::vector<OpSpec>& ops, std::vector<int> outputs_, bool integer_)
@@ -306,6 +333,12 @@ void Program::add(const OpSpec& spec) {
         if (still) {  // nothing moves
             n.kind = Kind::affine;
             n.index.clear();
+        } else if (std::vector<int32_t> pixel = rows_moved(n.index, source, target); !pixel.empty()) {
+            n.kind = Kind::pad;
+            n.index = std::move(pixel);
+        } else if (std::vector<int32_t> channel = channels_picked(n.index, source, target); !channel.empty()) {
+            n.kind = Kind::channels;
+            n.index = std::move(channel);
         } else {
             std::sort(pairs.begin(), pairs.end());
             pairs.erase(std::unique(pairs.begin(), pairs.end()), pairs.end());
