@@ -167,6 +167,18 @@ FOLDED = {
     "border_of_ones": (nn.Sequential(nn.ConstantPad2d(1, 1.0), nn.Conv2d(6, 4, 3)), ["pad", "conv2d"]),
     "residual": (Function(lambda m, x: F.relu(m.conv(x) + x), conv=nn.Conv2d(6, 6, 3, padding=1)), ["conv2d"]),
     "residual_scaled": (Function(lambda m, x: x - 0.1 * m.conv(x), conv=nn.Conv2d(6, 6, 3, padding=1)), ["conv2d"]),
+    "joined_norm_relu": (
+        Function(lambda m, x: F.silu(m.n(torch.cat([m.a(x), m.b(x)], 1))), a=nn.Conv2d(6, 4, 1), b=nn.ConvTranspose2d(6, 6, 1, groups=2, bias=False), n=normed(10)),  # noqa: E501
+        ["conv2d", "conv_transpose2d", "cat"],
+    ),
+    "joined_and_read_elsewhere": (
+        Function(lambda m, x: (lambda y: F.relu(torch.cat([y, m.b(x)], 1))[:, 1:5] + y)(m.a(x)), a=nn.Conv2d(6, 4, 1), b=nn.Conv2d(6, 6, 1)),  # noqa: E501
+        ["conv2d", "conv2d", "cat", "channels", "add"],
+    ),
+    "joined_twice": (
+        Function(lambda m, x: (lambda y: torch.cat([y, y], 1) * 2 - 1)(m.a(x)), a=nn.Conv2d(6, 4, 1)),
+        ["conv2d", "cat", "affine"],
+    ),
     "two_branches": (
         Function(lambda m, x: F.relu(m.a(x) + m.b(x)), a=nn.Conv2d(6, 4, 1), b=nn.Conv2d(6, 4, 1)),
         ["conv2d", "conv2d"],

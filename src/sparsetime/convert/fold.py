@@ -50,18 +50,71 @@ def _affine_into_weights(draft: Draft, op: DraftOp) -> bool:
     scale, shift = op.tensors.get("scale"), op.tensors.get("shift")
     if not _scalar_or_channels(scale, channels) or not _scalar_or_channels(shift, channels):
         return False
+    _scale_outputs(maker, scale, shift, channels)
+    maker.activation, maker.codec = op.activation, op.codec
+    draft.bypass(op, maker.output)
+    return True
+
+
+def _scale_outputs(op: DraftOp, scale: Array | None, shift: Array | None, channels: int) -> None:
+    """Multiply an operation's output channels and add to them."""
     factor = np.ones(channels) * (1.0 if scale is None else scale.astype(np.float64))
-    bias = maker.tensors.get("bias")
+    bias = op.tensors.get("bias")
     total = np.zeros(channels) if bias is None else bias.astype(np.float64) * factor
     if shift is not None:
         total = total + shift.astype(np.float64)
     if scale is not None:
-        _scale_weights(maker, factor, axis=int(maker.kind == "conv_transpose2d"))
+        _scale_weights(op, factor, axis=int(op.kind == "conv_transpose2d"))
     if bias is not None or shift is not None:
-        maker.tensors["bias"] = _narrow(total)
-    maker.activation, maker.codec = op.activation, op.codec
-    draft.bypass(op, maker.output)
+        op.tensors["bias"] = _narrow(total)
+
+
+def _joined(draft: Draft, op: DraftOp) -> list[DraftOp]:
+    """The bare convolutions whose channels an operation's input joins, if nothing else reads any of it; else none."""
+    cat = draft.producer(op.inputs[0])
+    if cat.kind != "cat" or not cat.bare or cat.attributes["axis"] != 1 or draft.only_consumer(cat.output) is not op:
+        return []
+    makers = [draft.producer(value) for value in cat.inputs]
+    fit = all(
+        m.kind in ("conv2d", "conv_transpose2d")
+        and m.bare
+        and len(m.inputs) == 1
+        and draft.only_consumer(m.output) is cat
+        for m in makers
+    )
+    return makers if fit and len(set(cat.inputs)) == len(makers) else []
+
+
+def _affine_into_joined(draft: Draft, op: DraftOp) -> bool:
+    """Convolutions side by side, then x * scale + shift: each takes its channels' part."""
+    if op.kind != "affine" or not op.bare:
+        return False
+    makers = _joined(draft, op)
+    scale, shift = op.tensors.get("scale"), op.tensors.get("shift")
+    channels = sum(draft.shapes[maker.output][1] for maker in makers)
+    if not makers or not _scalar_or_channels(scale, channels) or not _scalar_or_channels(shift, channels):
+        return False
+    first = 0
+    for maker in makers:
+        count = draft.shapes[maker.output][1]
+        own = slice(first, first + count)
+        parts = [a if a is None or a.shape == (1,) else a[own] for a in (scale, shift)]
+        _scale_outputs(maker, parts[0], parts[1], count)
+        first += count
+    draft.bypass(op, op.inputs[0])
     return True
+
+
+def _activation_into_joined(draft: Draft, op: DraftOp) -> bool:
+    """Convolutions side by side, then an activation: each has it itself."""
+    if op.kind != "identity" or op.activation is None or op.codec is not None:
+        return False
+    makers = _joined(draft, op)
+    for maker in makers:
+        maker.activation = op.activation
+    if makers:
+        draft.bypass(op, op.inputs[0])
+    return bool(makers)
 
 
 def _affine_into_affine(draft: Draft, op: DraftOp) -> bool:
@@ -248,11 +301,12 @@ _PASSES: tuple[_Pass, ...] = (
     _spelled_gate,
     _affine_into_affine,
     _affine_into_weights,
+    _affine_into_joined,
     _scale_into_next,
     _pad_into_conv,
 )
 # An activation that has found its maker hides it from the passes above, so these come when those are done.
-_LATE: tuple[_Pass, ...] = (_addition_into_conv, _follower_into_maker)
+_LATE: tuple[_Pass, ...] = (_addition_into_conv, _activation_into_joined, _follower_into_maker)
 
 
 def _sweep(draft: Draft, passes: tuple[_Pass, ...]) -> bool:
