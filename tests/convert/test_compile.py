@@ -180,8 +180,40 @@ FOLDED = {
         ["conv2d", "cat", "affine"],
     ),
     "two_branches": (
-        Function(lambda m, x: F.relu(m.a(x) + m.b(x)), a=nn.Conv2d(6, 4, 1), b=nn.Conv2d(6, 4, 1)),
+        Function(lambda m, x: F.relu(m.a(x) + m.b(x)), a=nn.Conv2d(6, 4, 1), b=nn.Conv2d(6, 4, 1, bias=False)),
+        ["conv2d"],
+    ),
+    "branches_of_another_size": (
+        Function(lambda m, x: m.a(x) - 0.5 * m.b(x) + m.c(x), a=nn.Conv2d(6, 4, 1, 2, bias=False), b=nn.Conv2d(6, 4, (5, 3), 2, (2, 1), groups=1), c=nn.Conv2d(6, 4, 3, 2, 1)),  # noqa: E501
+        ["conv2d"],
+    ),
+    "repvgg": (
+        Function(lambda m, x: F.relu(m.n(m.a(x)) + m.b(x) + m.i(x)), a=nn.Conv2d(6, 6, 3, 1, 1, groups=2, bias=False), n=normed(6), b=nn.Conv2d(6, 6, 1, groups=2), i=normed(6)),  # noqa: E501
+        ["conv2d"],
+    ),
+    "mobileone": (
+        Function(lambda m, x: F.relu(m.i(x) + m.s(m.c(x)) + m.a(m.k(x)) + m.b(m.l(x))), i=normed(6), s=normed(6), c=nn.Conv2d(6, 6, 1, groups=6, bias=False), a=normed(6), k=nn.Conv2d(6, 6, 3, 1, 1, groups=6, bias=False), b=normed(6), l=nn.Conv2d(6, 6, 3, 1, 1, groups=6, bias=False)),  # noqa: E501
+        ["conv2d"],
+    ),
+    "branches_by_their_padding": (
+        Function(lambda m, x: m.a(x) + m.b(x), a=nn.Conv2d(6, 4, 3, padding=0), b=nn.Conv2d(6, 4, 5, padding=1)),
+        ["conv2d"],
+    ),
+    "branches_whose_taps_differ": (
+        Function(lambda m, x: m.a(x) + m.b(x), a=nn.Conv2d(6, 4, (1, 3), padding=(0, 1)), b=nn.Conv2d(6, 4, (3, 1), padding=(1, 0))),  # noqa: E501
         ["conv2d", "conv2d"],
+    ),
+    "branches_of_another_dilation": (
+        Function(lambda m, x: m.a(x) + m.b(x), a=nn.Conv2d(6, 4, 3, padding=1), b=nn.Conv2d(6, 4, 3, padding=2, dilation=2)),  # noqa: E501
+        ["conv2d", "conv2d"],
+    ),
+    "branches_of_other_inputs": (
+        Function(lambda m, x: m.a(x) + m.b(torch.sigmoid(x)), a=nn.Conv2d(6, 4, 1), b=nn.Conv2d(6, 4, 1)),
+        ["conv2d", "identity", "conv2d"],
+    ),
+    "a_branch_that_is_read": (
+        Function(lambda m, x: (lambda y: F.relu(m.a(x) + y) * y)(m.b(x)), a=nn.Conv2d(6, 4, 1), b=nn.Conv2d(6, 4, 1)),
+        ["conv2d", "conv2d", "mul"],
     ),
     "value_used_twice": (
         Function(lambda m, x: (lambda y: F.relu(y) + y)(m.conv(x)), conv=nn.Conv2d(6, 6, 3)),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsetime.convert.branches import branches_into_one
 from sparsetime.convert.draft import Draft, DraftOp
 from sparsetime.engine.ops import WEIGHTED
 from sparsetime.engine.shapes import shaped_to_weight
@@ -306,7 +307,7 @@ _PASSES: tuple[_Pass, ...] = (
     _pad_into_conv,
 )
 # An activation that has found its maker hides it from the passes above, so these come when those are done.
-_LATE: tuple[_Pass, ...] = (_addition_into_conv, _activation_into_joined, _follower_into_maker)
+_LATE: tuple[_Pass, ...] = (_addition_into_conv, branches_into_one, _activation_into_joined, _follower_into_maker)
 
 
 def _sweep(draft: Draft, passes: tuple[_Pass, ...]) -> bool:
