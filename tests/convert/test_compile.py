@@ -251,6 +251,35 @@ def test_a_norm_over_several_axes_or_without_eps_is_an_island():
         assert [op.attributes["target"] for op in check(norm).islands] == ["aten.layer_norm.default"]
 
 
+def in_blocks(m, x):
+    y = m.a(x)
+    with torch.enable_grad():
+        with torch.autocast("cpu", enabled=False):
+            z = y * 2
+        w = z.sin()
+    with torch.autocast("cuda", enabled=False):
+        z = z.clone()
+        z.relu_()
+        z[:, :1] += 1
+    return m.b(z) + w - y.relu_()
+
+
+def test_blocks_that_change_modes_are_part_of_the_network():
+    plan = check(Function(in_blocks, a=nn.Conv2d(6, 4, 3), b=nn.Conv2d(4, 4, 1)))
+    assert plan.islands[0].attributes["target"] == "aten.sin.default"
+    low = Function(half_precision, a=nn.Conv2d(6, 4, 3))
+    with pytest.raises(
+        CompileError, match=r"torch\.autocast computes in torch\.bfloat16 on the CPU, and a plan in float32"
+    ):
+        compile(low, clip()[0])
+
+
+def half_precision(m, x):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = m.a(x)
+    return y.float()
+
+
 def test_islands_compute_the_same_and_are_listed():
     class Attention(nn.Module):
         def __init__(self) -> None:

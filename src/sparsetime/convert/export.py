@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -76,9 +76,38 @@ def remembers(module: nn.Module, inputs: tuple[object, ...]) -> bool:
 
 
 def _overwrites(program: ExportedProgram) -> bool:
-    """Whether an operation of the graph changes one of its arguments."""
-    targets = (node.target for node in program.graph.nodes)
+    """Whether an operation of the graph, or of a block in it, changes one of its arguments."""
+    graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, fx.GraphModule)]
+    targets = (node.target for graph in graphs for node in graph.nodes)
     return any(isinstance(t, torch._ops.OpOverload) and t._schema.is_mutable for t in targets)
+
+
+def _inline(module: fx.GraphModule) -> None:
+    """Put the content of blocks of `torch.no_grad()`, `torch.enable_grad()` and `torch.autocast()` in their places."""
+    blocks = torch.ops.higher_order.wrap_with_set_grad_enabled, torch.ops.higher_order.wrap_with_autocast
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target not in blocks:
+            continue
+        at = next(k for k, x in enumerate(node.args) if isinstance(x, fx.Node) and x.op == "get_attr")
+        device, dtype, enabled = ("", None, False) if node.target is blocks[0] else node.args[:3]
+        if enabled and device == "cpu" and dtype not in (None, torch.float32):
+            raise CompileError(
+                f"a block of torch.autocast computes in {dtype} on the CPU, and a plan in float32: leave the block "
+                "out, or compile(..., precision='int8') for smaller numbers"
+            )
+        inner = getattr(module, str(node.args[at].target))
+        _inline(inner)
+        places = [x for x in inner.graph.nodes if x.op == "placeholder"]
+        with graph.inserting_before(node):
+            made = graph.graph_copy(inner.graph, dict(zip(places, node.args[at + 1 :], strict=True)))
+        for user in list(node.users):  # each takes one of the outputs
+            user.replace_all_uses_with(made[user.args[1]])  # type: ignore[index]
+            graph.erase_node(user)
+        block = node.args[at]
+        graph.erase_node(node)
+        if not block.users:
+            graph.erase_node(block)
 
 
 def _where(error: Exception) -> str:
@@ -123,6 +152,9 @@ def export(module: nn.Module, inputs: tuple[object, ...]) -> ExportedProgram:
             program: ExportedProgram = torch.export.export(module, inputs, strict=False)
             if _overwrites(program):  # traces everything again, which takes longer than all else here
                 program = program.run_decompositions({})
+            _inline(program.graph_module)
+        except CompileError:
+            raise
         except Exception as error:
             raise CompileError(
                 f"{type(module).__name__} cannot be compiled, torch.export says{_where(error)}: {error}"
