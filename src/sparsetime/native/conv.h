@@ -44,18 +44,17 @@ struct Shape {
 };
 
 // The change of one value in one frame. `rows` holds deltas of the active pixels only; elsewhere it is undefined.
-struct Change {
+struct Change : Deltas {
     Shape shape;
-    float* rows;
-    uint8_t* mask;
-    int32_t* active;
-    int32_t* tally;  // events of each active pixel
-    int32_t active_count;
-    uint32_t* place;
-    float* change;
-    int64_t events;
     bool rowed;   // rows hold the deltas
     bool listed;  // place and change hold the events
+    // For those who write them: in the forms that are wanted.
+    Deltas sink() const {
+        Deltas wanted = *this;
+        if (!rowed) wanted.rows = nullptr;
+        if (!listed) wanted.place = nullptr;
+        return wanted;
+    }
 };
 
 struct Axis {

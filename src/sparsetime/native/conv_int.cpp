@@ -143,7 +143,7 @@ void IntConv::run_depthwise(const uint8_t* codes, const int32_t* list, int count
     }
 }
 
-void IntConv::run(const uint8_t* codes, const int32_t* list, int count, const Settle& given, IntSink& sink, IntWorkspace& ws) const {
+void IntConv::run(const uint8_t* codes, const int32_t* list, int count, const Settle& given, ActivePixels& sink, IntWorkspace& ws) const {
     Settle settle = given;
     settle.saturates = saturates(given);
     const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw;
@@ -197,7 +197,7 @@ void IntConv::run(const uint8_t* codes, const int32_t* list, int count, const Se
                                settle);
             }
         }
-        for (int i = 0; i < n; ++i) emit(sink, list[from + i], found[i]);
+        for (int i = 0; i < n; ++i) sink.add(list[from + i], found[i]);
     }
 }
 

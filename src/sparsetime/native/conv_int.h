@@ -18,22 +18,6 @@ struct IntWorkspace {
     std::vector<const float*> lines;
 };
 
-// What a part of the outputs left behind.
-struct IntSink {
-    uint8_t* mask;
-    int32_t *active, *tally;  // appended
-    int32_t active_count = 0;
-    int64_t events = 0;
-};
-
-inline void emit(IntSink& sink, int32_t pixel, int32_t sent) {
-    sink.active[sink.active_count] = pixel;
-    sink.tally[sink.active_count] = sent;
-    sink.active_count += sent != 0;
-    sink.mask[pixel] = sent != 0;
-    sink.events += sent;
-}
-
 class IntConv {
   public:
     // weight as Conv takes it; scale and bias (or null) by output channel; `zero` is the input's.
@@ -42,7 +26,7 @@ class IntConv {
 
     int touched(const Change& in, uint8_t* mask, int32_t* list, Workspace& ws) const;
     // The outputs of `list`, ascending, from the codes of the input.
-    void run(const uint8_t* codes, const int32_t* list, int count, const Settle& settle, IntSink& sink, IntWorkspace& ws) const;
+    void run(const uint8_t* codes, const int32_t* list, int count, const Settle& settle, ActivePixels& sink, IntWorkspace& ws) const;
 
     const Macs& macs() const { return macs_; }
 

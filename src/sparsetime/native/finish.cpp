@@ -157,7 +157,7 @@ template <Act A, Encode E, int B>
 }
 
 // Sends all of pixel p, whose new values are at y, `block` floats from vector to vector. Returns how many changed.
-[[gnu::always_inline]] inline int64_t send_pixel(const FinishArgs& f, ptrdiff_t p, const float* y, ptrdiff_t block, int64_t events) {
+[[gnu::always_inline]] inline int send_pixel(const FinishArgs& f, ptrdiff_t p, const float* y, ptrdiff_t block, int64_t events) {
     const int64_t before = events;
     float* value = f.value + p * f.stride;
     float* row = f.rows ? f.rows + p * f.stride : nullptr;
@@ -178,7 +178,7 @@ template <Act A, Encode E, int B>
         else events += append_group<B>(changed, d, uint32_t(p) << f.shift | uint32_t(c), f.place + events, f.change + events);
     };
     for_groups(f.channels, send);
-    return events - before;
+    return int(events - before);
 }
 
 // `pixel`: whether anything is sent is known when all channels have been seen. They wait in f.room, and where nothing is sent
@@ -188,7 +188,6 @@ inline void finish_whole(FinishArgs& all, const Sums& from) {
     FinishArgs f = all;  // copies that no store can alias
     const Sums sums = from;
     const int ahead = 1 + 512 / f.stride;
-    int64_t events = f.events;
     for (int i = 0; i < f.pixels; ++i) {
         const ptrdiff_t p = f.pixel[i];
         const Pixel pixel = pixel_at(f, i, ahead);
@@ -213,16 +212,10 @@ inline void finish_whole(FinishArgs& all, const Sums& from) {
             }
         };
         for_groups(f.channels, look);
-        const bool sent = sum(total) > float(f.channels);
-        f.mask[p] = sent;
-        if (!sent) continue;
-        const int64_t changed = send_pixel(f, p, f.room, VL, events);
-        events += changed;
-        f.active[f.active_count] = int32_t(p);
-        f.tally[f.active_count++] = int32_t(changed);
+        if (sum(total) > float(f.channels)) f.add(p, send_pixel(f, p, f.room, VL, f.events));
     }
     all.active_count = f.active_count;
-    all.events = events;
+    all.events = f.events;
 }
 
 // The same where kernels have compared. Which pixels are sent cannot be foreseen: they are listed first.
@@ -238,9 +231,8 @@ void send(FinishArgs& all, const float* far) {
         sent += here;
     }
     for (int k = 0; k < sent; ++k) {
-        const int64_t changed = send_pixel(f, active[k], f.sum + f.at[tally[k]], f.block, all.events);
-        tally[k] = int32_t(changed);
-        all.events += changed;
+        tally[k] = send_pixel(f, active[k], f.sum + f.at[tally[k]], f.block, all.events);
+        all.events += tally[k];
     }
     all.active_count += sent;
 }
@@ -252,24 +244,20 @@ inline void finish_pixels(FinishArgs& all, const Sums& from) {
     FinishArgs f = all;  // copies that no store can alias
     const Sums sums = from;
     const int ahead = 1 + 512 / f.stride;
-    int64_t events = f.events;
     for (int i = 0; i < f.pixels; ++i) {
         const ptrdiff_t p = f.pixel[i];
         const Pixel pixel = pixel_at(f, i, ahead);
-        const int64_t before = events;
+        int64_t events = f.events;
         const auto group = [&](auto vectors, int c) __attribute__((always_inline)) {
             Vec s[vectors.value];
             sums(i, c, s);
             events += finish_group<A, E>(f, pixel, s, c, f.channels - c, events);
         };
         for_groups(f.channels, group);
-        f.active[f.active_count] = int32_t(p);
-        f.tally[f.active_count] = int32_t(events - before);
-        f.active_count += events != before;
-        f.mask[p] = events != before;
+        f.add(p, int(events - f.events));
     }
     all.active_count = f.active_count;
-    all.events = events;
+    all.events = f.events;
 }
 
 template <Act A, Encode E>
@@ -356,19 +344,14 @@ void finish_narrow(FinishArgs& f) {
             if (!sent) d[c] = 0.0f;
             if (E == Encode::linear || d[c] != 0.0f) f.value[e] = to[c];
             if (f.rows) f.rows[e] = d[c];
-            if (d[c] != 0.0f) {
-                ++any;
-                if (f.place) {
-                    f.place[f.events] = uint32_t(p) << f.shift | uint32_t(c);
-                    f.change[f.events] = d[c];
-                }
-                ++f.events;
+            if (d[c] == 0.0f) continue;
+            if (f.place) {
+                f.place[f.events + any] = uint32_t(p) << f.shift | uint32_t(c);
+                f.change[f.events + any] = d[c];
             }
+            ++any;
         }
-        f.active[f.active_count] = int32_t(p);
-        f.tally[f.active_count] = any;
-        f.active_count += any != 0;
-        f.mask[p] = any != 0;
+        f.add(p, any);
     }
 }
 
@@ -418,7 +401,6 @@ void settle_rows(FinishArgs& all) {
     FinishArgs f = all;  // a copy that no store can alias
     const int whole = f.channels / VL, rest = f.channels % VL;
     const int ahead = 1 + 1024 / f.stride;
-    int64_t events = f.events;
     for (int i = 0; i < f.pixels; ++i) {
         const ptrdiff_t p = f.pixel[i];
         const float* sum = f.sum + f.at[i];
@@ -457,15 +439,10 @@ void settle_rows(FinishArgs& all) {
         }
         for (int b = 0; b < whole; ++b) count.add(settle(b));
         if (rest) count.add(settle(whole));
-        const int changed = count.sum();
-        events += changed;
-        f.active[f.active_count] = int32_t(p);
-        f.tally[f.active_count] = changed;
-        f.active_count += changed != 0;
-        f.mask[p] = changed != 0;
+        f.add(p, count.sum());
     }
     all.active_count = f.active_count;
-    all.events = events;
+    all.events = f.events;
 }
 
 // The first frame of a stream: values are written and nothing is read.
@@ -489,11 +466,8 @@ void write_rows(FinishArgs& f) {
         };
         for (int b = 0; b < whole; ++b) write(b);
         if (rest) write(whole);
-        f.active[f.active_count] = int32_t(p);
-        f.tally[f.active_count++] = f.channels;
-        f.mask[p] = 1;
+        f.add(p, f.channels);
     }
-    f.events += int64_t(f.pixels) * f.channels;
 }
 
 void finish(FinishArgs& f) {

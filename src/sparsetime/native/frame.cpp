@@ -110,13 +110,7 @@ void compare_of(FrameArgs& all) {
 #else
         // A new picture: all pixels changed, and nobody takes deltas from so many.
         if (!f.rows && !f.place && elements == VL * C && lanes == all_lanes) {
-            for (int p = 0; p < VL; ++p) {
-                f.active[f.active_count + p] = f.first + i + p;
-                f.tally[f.active_count + p] = C;
-                f.mask[f.first + i + p] = 1;
-            }
-            f.active_count += VL;
-            f.events += VL * C;
+            for (int p = 0; p < VL; ++p) f.add(f.first + i + p, C);
             continue;
         }
 #endif
@@ -125,19 +119,17 @@ void compare_of(FrameArgs& all) {
             const uint64_t here = lanes >> (p * C) & whole;
             lanes &= ~(whole << (p * C));
             const int32_t pixel = f.first + i + p;
-            f.active[f.active_count] = pixel;
-            f.tally[f.active_count++] = __builtin_popcountll(here);
-            f.mask[pixel] = 1;
             if (f.rows)
                 for (int c = 0; c < C; ++c) f.rows[ptrdiff_t(pixel) * C + c] = change[p * C + c];
-            if (f.place)
+            if (f.place) {
+                int64_t to = f.events;
                 for (int c = 0; c < C; ++c) {  // what is no event is overwritten by the next
-                    f.place[f.events] = uint32_t(pixel) << f.shift | uint32_t(c);
-                    f.change[f.events] = change[p * C + c];
-                    f.events += here >> c & 1;
+                    f.place[to] = uint32_t(pixel) << f.shift | uint32_t(c);
+                    f.change[to] = change[p * C + c];
+                    to += here >> c & 1;
                 }
-            else
-                f.events += __builtin_popcountll(here);
+            }
+            f.add(pixel, __builtin_popcountll(here));
         }
     }
     all.active_count = f.active_count;
@@ -226,10 +218,7 @@ void compare_pixels(FrameArgs& all) {
                 }
                 any += d != 0.0f;
             }
-            f.mask[pixel] = 1;
-            f.active[f.active_count] = pixel;
-            f.tally[f.active_count++] = any;
-            f.events += any;
+            f.add(pixel, any);
         }
     }
     all.active_count = f.active_count;

@@ -36,12 +36,9 @@ Settle Stream::settle_of(const Node& node, int output) {
 bool Stream::waits(const Node& node) const { return node.limit >= 0 && !flush_; }
 
 // Of pixels whose new codes wait those are sent that are far enough from the codes held; the lists keep no others.
-void Stream::send_pixels(const Node& node, int output, IntSink& sink) {
+void Stream::send_pixels(const Node& node, int output, ActivePixels& sink) {
     const int channels = program_->values[size_t(output)].map.channels;
-    IntPixelArgs args{waiting_.data(), states_[size_t(output)].codes, byte_stride(channels), channels, node.limit, sink.mask, sink.active, sink.tally, sink.active_count, 0};
-    kernels().integers->pixels(args);
-    sink.active_count = args.active_count;
-    sink.events = args.events;
+    kernels().integers->pixels({waiting_.data(), states_[size_t(output)].codes, byte_stride(channels), channels, node.limit}, sink);
 }
 
 // Runs body(sink, from, to, thread) over parts of the list, one a thread, and joins what they emit; keeps floats for those who
@@ -54,14 +51,13 @@ void Stream::share(int output, int count, const Body& body) {
     Change& change = state.change;
     change.rowed = change.listed = false;
     const int parts = std::max(1, std::min(pool_.threads(), count / 4));
-    std::vector<IntSink> sinks(static_cast<size_t>(parts));
+    std::vector<ActivePixels> sinks(size_t(parts), change);
     const auto part = [&](int t) {
         if (t >= parts) return;
         const int from = int(int64_t(count) * t / parts), to = int(int64_t(count) * (t + 1) / parts);
-        IntSink& sink = sinks[size_t(t)];
-        sink.mask = change.mask;
-        sink.active = change.active + from;
-        sink.tally = change.tally + from;
+        ActivePixels& sink = sinks[size_t(t)];
+        sink.active += from;
+        sink.tally += from;
         if (from < to) body(sink, from, to, t);
         if (v.coded && waits(program_->nodes[size_t(current_)])) send_pixels(program_->nodes[size_t(current_)], output, sink);
         if (v.coded && v.floats)
@@ -103,15 +99,13 @@ void Stream::decode_pixel(int value, int pixel) {
 // rows() of an int8 plan; z(pixels, n, sums, stride) writes z of some pixels.
 void Stream::settle_rows(const Node& node, int output, const int32_t* list, int count, const FillRows& z) {
     const Settle settle = settle_of(node, output);
-    share(output, count, [&](IntSink& sink, int from, int to, int thread) {
+    share(output, count, [&](ActivePixels& sink, int from, int to, int thread) {
         const int stride = round_up(settle.channels, LANE), chunk = std::max(1, std::min(64, 8 * 1024 / stride));
         float* sum = sized(int_workspaces_[size_t(thread)].sum, size_t(chunk) * stride);
         for (int i = from; i < to; i += chunk) {
             const int n = std::min(chunk, to - i);
             z(list + i, n, sum, stride);
-            for (int k = 0; k < n; ++k) {
-                emit(sink, list[i + k], kernels().integers->settle(sum + size_t(k) * stride, list[i + k], settle));
-            }
+            for (int k = 0; k < n; ++k) sink.add(list[i + k], kernels().integers->settle(sum + size_t(k) * stride, list[i + k], settle));
         }
     });
 }
@@ -133,7 +127,7 @@ void Stream::move_codes(const Node& node) {
     };
     constexpr int CHUNK = 32, POINTERS = 32 * 1024;  // pixels, and what they are made of
     const auto run = [&](int rows, int step, bool filled, const auto& find) {
-        share(y, n, [&](IntSink& sink, int from, int to, int thread) {
+        share(y, n, [&](ActivePixels& sink, int from, int to, int thread) {
             IntWorkspace& ws = int_workspaces_[size_t(thread)];
             const size_t stride = size_t(C + BYTE_BLOCK);
             const int chunk = std::max(1, std::min({CHUNK, to - from, POINTERS / rows}));
@@ -148,7 +142,7 @@ void Stream::move_codes(const Node& node) {
                     find(list[i + k], walk, &ws.rows[size_t(k) * rows], ws.patches.data() + size_t(k) * stride);
                 }
                 kernel.moves({count, list + i, rows, ws.rows.data(), step, ws.count.data()}, settle);
-                for (int k = 0; k < count; ++k) emit(sink, list[i + k], ws.count[size_t(k)]);
+                for (int k = 0; k < count; ++k) sink.add(list[i + k], ws.count[size_t(k)]);
             }
         });
     };
@@ -241,7 +235,7 @@ void Stream::resize_rows(const Node& node) {
     const Settle settle = settle_of(node, y);
     const Shape& in = program_->values[size_t(node.inputs[0])].map;
     const float* x = states_[size_t(node.inputs[0])].value.data();
-    share(y, n, [&](IntSink& sink, int from, int to, int thread) {
+    share(y, n, [&](ActivePixels& sink, int from, int to, int thread) {
         IntWorkspace& ws = int_workspaces_[size_t(thread)];
         ws.lines.resize(size_t(node.row_taps));
         sized(ws.count, size_t(out.width));
@@ -252,7 +246,7 @@ void Stream::resize_rows(const Node& node) {
             kernels().integers->resize({end - i, list + i, start, node.row_taps, node.column_taps, ws.lines.data(), &node.row_weights[line * taps],
                                         node.columns.data(), node.column_weights.data(), in.stride(), ws.count.data()},
                                        settle);
-            for (int k = i; k < end; ++k) emit(sink, list[k], ws.count[size_t(k - i)]);
+            for (int k = i; k < end; ++k) sink.add(list[k], ws.count[size_t(k - i)]);
             i = end;
         }
     });
@@ -284,7 +278,7 @@ void Stream::convolve_codes(const Node& node, NodeStats& stats) {
         }
     }
     const uint8_t* codes = states_[size_t(x)].codes;
-    share(y, n, [&](IntSink& sink, int from, int to, int thread) {
+    share(y, n, [&](ActivePixels& sink, int from, int to, int thread) {
         conv.run(codes, list + from, to - from, settle, sink, int_workspaces_[size_t(thread)]);
     });
 }
@@ -296,25 +290,19 @@ void Stream::take_codes(const Node& node, const Frame& frame) {
     Change& change = states_[size_t(value)].change;
     change.rowed = change.listed = false;
     const Settle settle = settle_of(node, value);
-    std::vector<IntSink> sinks(size_t(pool_.threads()), IntSink{change.mask, change.active, change.tally});
+    std::vector<ActivePixels> sinks(size_t(pool_.threads()), change);
     std::atomic<int64_t> found{0};
     prepare_lines();
     each_band(true, [&](int t, int top, int bottom) {
         const size_t start = size_t(top) * size_t(change.shape.width);
-        IntSink& sink = sinks[size_t(t)];
+        ActivePixels& sink = sinks[size_t(t)];
         sink.active += start;
         sink.tally += start;
-        IntFrameArgs f{0, 0, nullptr, sink.mask, sink.active, sink.tally, 0, 0};
         each_span(frame, t, top, bottom, [&](const float* y, int first, int pixels) {
-            const int64_t before = f.events;
-            f.y = y;
-            f.first = first;
-            f.pixels = pixels;
-            kernels().integers->frame(f, settle);
-            return waits(node) || !cuts(found += f.events - before);  // what waits is not sent yet
+            const int64_t before = sink.events;
+            kernels().integers->frame({pixels, first, y}, settle, sink);
+            return waits(node) || !cuts(found += sink.events - before);  // what waits is not sent yet
         });
-        sink.active_count = f.active_count;
-        sink.events = f.events;
         if (waits(node)) send_pixels(node, value, sink);
     });
     join(change, sinks);

@@ -29,6 +29,31 @@ constexpr bool keeps(Encode e) { return e == Encode::hold || e == Encode::residu
 // What `pixel` is given as a step: 1 / threshold, thresholds below 1e-18 counting as that.
 constexpr float inverse_of(float threshold) { return 1.0f / (threshold > 1e-18f ? threshold : 1e-18f); }
 
+// Pixels that send something in a frame, and how much.
+struct ActivePixels {
+    uint8_t* mask;         // 1 where a pixel is active; zeros at first
+    int32_t* active;       // appended, ascending
+    int32_t* tally;        // appended: how many elements of each changed
+    int32_t active_count;
+    int64_t events;        // changed elements of all
+    // Of pixel p so many elements changed: without a branch, since nobody can foresee whether there are any. Inlined always, so that no
+    // instruction set's code is taken for another's.
+    [[gnu::always_inline]] void add(ptrdiff_t p, int changed) {
+        active[active_count] = int32_t(p);
+        tally[active_count] = changed;
+        active_count += changed != 0;
+        mask[p] = changed != 0;
+        events += changed;
+    }
+};
+
+// The same and the deltas themselves, in either form or both.
+struct Deltas : ActivePixels {
+    float* rows;      // whole rows of the active pixels; or null
+    uint32_t* place;  // appended events, pixel << shift | channel; or null. Kernels may write LANE entries too many
+    float* change;
+};
+
 // What becomes of complete sums in the first frame of a stream, where nothing that was before counts: z = bias + (sum + extra),
 // value = z, or z within [low, high]. For pixels next to each other, `stride` floats apart; pointers are to the first one's first sum.
 struct WriteArgs {
@@ -120,7 +145,7 @@ struct DepthwiseRowArgs {
 };
 
 // Pixels of a frame against the value that was sent: maps of at most NARROW channels, without padding, so flat arrays.
-struct FrameArgs {
+struct FrameArgs : Deltas {
     int pixels;
     int32_t first;          // place of the first pixel in the map
     const float* y;         // [pixels][channels], new values
@@ -130,14 +155,6 @@ struct FrameArgs {
     float low, high;
     Encode encode;          // any but linear
     int channels, shift;
-    float* rows;            // as in FinishArgs from here on
-    uint8_t* mask;
-    int32_t* active;
-    int32_t* tally;
-    uint32_t* place;        // slack of NARROW entries is needed behind
-    float* change;
-    int32_t active_count;
-    int64_t events;
 };
 
 struct FrameKernels {
@@ -152,7 +169,7 @@ struct FrameKernels {
 };
 
 // From sums to values and events, for a list of touched pixels.
-struct FinishArgs {
+struct FinishArgs : Deltas {
     int pixels;
     const int32_t* pixel;   // [pixels], ascending
     const int32_t* at;      // [pixels]: where a pixel's sums start, in floats from `sum`
@@ -174,15 +191,7 @@ struct FinishArgs {
     float* z;               // accumulators; null where encode is linear, or where `replace` and none are kept
     float* value;
     float* room;            // [stride], for `pixel`: what is not sent yet
-    float* rows;            // out: deltas, whole rows of the active pixels; or null
-    uint8_t* mask;          // out: 1 where a pixel is active; zeros at entry
-    int32_t* active;        // out: appended active pixels
-    int32_t* tally;         // out: appended numbers of events, one for each active pixel
-    int shift;              // place = pixel << shift | channel
-    uint32_t* place;        // out: appended events, or null. Slack of LANE entries is needed behind
-    float* change;
-    int32_t active_count;   // in and out
-    int64_t events;         // in and out: changed elements (appended if place is not null)
+    int shift;              // of events
 };
 
 // Events whose sums need no memory: those of the listed pixels of a convolution that joins each pixel with itself alone.
@@ -239,7 +248,7 @@ struct RowKernels {
     // sum = (x - mean) / sqrt(variance + eps) scale + shift of n channels; docs/plan.md, "int8 plans", has the order. Both may be null.
     void (*normalise)(const float* x, float eps, const float* scale, const float* shift, float* sum, int n);
     void (*maximum)(const Window& window, float* most, int n);
-    // value = x, of n channels. Returns how many changed, and says what changed as FinishArgs has it.
+    // value = x, of n channels. Returns how many changed, and says what changed as Deltas have it.
     int (*replace)(const float* x, int n, const Sent& to);
     // value = x[source][index] by `picks`, of n channels, at most LANE or a multiple; what comes of a source that is null stays as it is.
     int (*pick)(const float* const* x, const Pick* picks, int n, const Sent& to);

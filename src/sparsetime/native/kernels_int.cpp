@@ -618,7 +618,7 @@ void depthwise(const IntDepthwiseArgs& d, const Settle& s) {
 
 #if defined(__AVX512BW__)
 // 16 pixels of 3 channels: 48 codes, spread to the places that they have in memory.
-void frame_of_three(IntFrameArgs& f, const Settle& s) {
+void frame_of_three(const IntFrameArgs& f, const Settle& s, ActivePixels& sink) {
     const Scale scale(s);
     alignas(64) uint8_t repeated[64];
     for (int i = 0; i < 64; ++i) repeated[i] = i % 4 < 3 ? s.threshold[i % 4] : 255;
@@ -652,29 +652,25 @@ void frame_of_three(IntFrameArgs& f, const Settle& s) {
         if (!go) continue;
         _mm512_mask_storeu_epi8(held, go, now);
         if (s.all && n == 16) {
-            _mm512_storeu_si512(f.active + f.active_count, _mm512_add_epi32(lanes, _mm512_set1_epi32(f.first + from)));
-            _mm512_storeu_si512(f.tally + f.active_count, _mm512_set1_epi32(3));
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(f.mask + f.first + from), _mm_set1_epi8(1));
-            f.active_count += 16;
-            f.events += 48;
+            _mm512_storeu_si512(sink.active + sink.active_count, _mm512_add_epi32(lanes, _mm512_set1_epi32(f.first + from)));
+            _mm512_storeu_si512(sink.tally + sink.active_count, _mm512_set1_epi32(3));
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(sink.mask + f.first + from), _mm_set1_epi8(1));
+            sink.active_count += 16;
+            sink.events += 48;
             continue;
         }
         while (go) {
             const int p = __builtin_ctzll(go) / 4;
-            const int sent = __builtin_popcountll(go >> 4 * p & 15);
+            sink.add(f.first + from + p, __builtin_popcountll(go >> 4 * p & 15));
             go &= ~(uint64_t(15) << 4 * p);
-            f.active[f.active_count] = f.first + from + p;
-            f.tally[f.active_count++] = sent;
-            f.mask[f.first + from + p] = 1;
-            f.events += sent;
         }
     }
 }
 #endif
 
-void frame(IntFrameArgs& f, const Settle& s) {
+void frame(const IntFrameArgs& f, const Settle& s, ActivePixels& sink) {
 #if defined(__AVX512BW__)
-    if (s.channels == 3) return frame_of_three(f, s);
+    if (s.channels == 3) return frame_of_three(f, s, sink);
 #endif
     const Scale scale(s);
     const int C = s.channels;
@@ -690,12 +686,7 @@ void frame(IntFrameArgs& f, const Settle& s) {
         }
         for (int i = 0; i < n; ++i) {
             const int32_t p = f.first + from + i;
-            const int sent = send(code + i * C, s, p, 0, C);
-            f.active[f.active_count] = p;
-            f.tally[f.active_count] = sent;
-            f.active_count += sent != 0;
-            f.mask[p] = sent != 0;
-            f.events += sent;
+            sink.add(p, send(code + i * C, s, p, 0, C));
         }
     }
 }
@@ -743,14 +734,15 @@ inline int32_t take_over(const uint8_t* from, uint8_t* to, int channels) {
     return changed;
 }
 
-void pixels(IntPixelArgs& all) {
-    IntPixelArgs f = all;  // a copy that no store can alias
+void pixels(const IntPixelArgs& given, ActivePixels& all) {
+    const IntPixelArgs f = given;
+    ActivePixels sink = all;  // copies that no store can alias
     constexpr int CHUNK = 64;
-    int kept = 0;
-    f.events = 0;
-    for (int i = 0; i < f.active_count; i += CHUNK) {
-        const int n = f.active_count - i < CHUNK ? f.active_count - i : CHUNK;
-        const int32_t* list = f.active + i;
+    sink.active_count = 0;
+    sink.events = 0;
+    for (int i = 0; i < all.active_count; i += CHUNK) {
+        const int n = all.active_count - i < CHUNK ? all.active_count - i : CHUNK;
+        const int32_t* list = all.active + i;
         int32_t far[CHUNK], sent[CHUNK + 16], found = 0;
         int k = 0;
 #if defined(__AVX512BW__)
@@ -762,7 +754,7 @@ void pixels(IntPixelArgs& all) {
             const __m512i even = _mm512_and_si512(d, _mm512_set1_epi16(0xff)), odd = _mm512_srli_epi16(d, 8);
             const __m512i sum = _mm512_add_epi32(_mm512_madd_epi16(even, even), _mm512_madd_epi16(odd, odd));
             const __mmask16 go = _mm512_cmpgt_epi32_mask(sum, _mm512_set1_epi32(int(f.limit < INT32_MAX ? f.limit : INT32_MAX)));
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(f.mask + list[k]), _mm_maskz_set1_epi8(go, 1));
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(sink.mask + list[k]), _mm_maskz_set1_epi8(go, 1));
             _mm512_storeu_si512(sent + found, _mm512_maskz_compress_epi32(go, _mm512_loadu_si512(list + k)));
             found += __builtin_popcount(go);
         }
@@ -771,21 +763,17 @@ void pixels(IntPixelArgs& all) {
         for (int j = k; j < n; ++j) far[j] = apart(f.fresh + ptrdiff_t(list[j]) * f.stride, f.held + ptrdiff_t(list[j]) * f.stride, f.channels);
         for (; k < n; ++k) {
             const bool go = far[k] > f.limit;
-            f.mask[list[k]] = go;
+            sink.mask[list[k]] = go;
             sent[found] = list[k];
             found += go;
         }
         for (k = 0; k < found; ++k) {
             const uint8_t* x = f.fresh + ptrdiff_t(sent[k]) * f.stride;
             uint8_t* held = f.held + ptrdiff_t(sent[k]) * f.stride;
-            const int32_t changed = take_over(x, held, f.channels);
-            f.active[kept] = sent[k];  // kept <= i + k: nothing that is still to be read
-            f.tally[kept++] = changed;
-            f.events += changed;
+            sink.add(sent[k], take_over(x, held, f.channels));  // over what has been read already
         }
     }
-    all.active_count = kept;
-    all.events = f.events;
+    all = sink;
 }
 
 }  // namespace

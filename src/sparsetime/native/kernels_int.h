@@ -82,10 +82,6 @@ struct IntFrameArgs {
     int pixels;
     int32_t first;              // place of the first pixel
     const float* y;             // [pixels][channels]
-    uint8_t* mask;
-    int32_t *active, *tally;    // appended
-    int32_t active_count;
-    int64_t events;
 };
 
 // Codes that are moved as they are, or the largest of several.
@@ -104,10 +100,6 @@ struct IntPixelArgs {
     uint8_t* held;
     int stride, channels;
     int64_t limit;              // of the sum of squares of a pixel's changes
-    uint8_t* mask;
-    int32_t *active, *tally;    // in and out
-    int32_t active_count;       // in and out
-    int64_t events;             // out
 };
 
 // A resize: outputs of one line as sums of rows of floats. sum_a row_weight[a] (sum_b column_weight[b] row[a][column[b]]), in this order.
@@ -130,10 +122,10 @@ struct IntKernels {
     void (*depthwise)(const IntDepthwiseArgs&, const Settle&);
     // z of one pixel, channels rounded up to LANE readable; returns how many elements changed.
     int (*settle)(const float* z, int pixel, const Settle&);
-    void (*frame)(IntFrameArgs&, const Settle&);
+    void (*frame)(const IntFrameArgs&, const Settle&, ActivePixels&);
     void (*moves)(const IntMoveArgs&, const Settle&);
     void (*resize)(const IntResizeArgs&, const Settle&);
-    void (*pixels)(IntPixelArgs&);
+    void (*pixels)(const IntPixelArgs&, ActivePixels&);
     // v = step (code - zero), `stride` floats of which those behind `channels` are zero.
     void (*decode)(const uint8_t* codes, float step, int zero, int channels, int stride, float* out);
 };

@@ -11,8 +11,7 @@ ChangeBuffer::ChangeBuffer(Shape shape, float fill)
       active_(size_t(shape.pixels()) + 1),
       tally_(size_t(shape.pixels()) + 1),
       place_(size_t(shape.pixels()) * shape.channels + LANE) {
-    view = {shape, rows_.data(), mask_.data(), active_.data(), tally_.data(), 0, place_.data(),
-            change_.data(), 0, true, true};
+    view = {{{mask_.data(), active_.data(), tally_.data(), 0, 0}, rows_.data(), place_.data(), change_.data()}, shape, true, true};
 }
 
 Layer::Layer(std::shared_ptr<const Conv> conv_, const float* bias, Act act, float act_a, float act_b, Encode encode,
@@ -53,19 +52,16 @@ void Layer::set_input(const float* delta) {
         int any = 0;
         for (int c = 0; c < s.channels; ++c)
             if (d[c] != 0.0f) {
-                in.place[in.events] = uint32_t(p) << s.shift() | uint32_t(c);
-                in.change[in.events++] = d[c];
-                ++any;
+                in.place[in.events + any] = uint32_t(p) << s.shift() | uint32_t(c);
+                in.change[in.events + any++] = d[c];
                 in_value[size_t(p) * s.stride() + c] += d[c];
             }
-        in.mask[p] = any != 0;
+        in.add(p, any);
         float* row = in.rows + size_t(p) * s.stride();
         if (!any) {
             for (int c = 0; c < s.stride(); ++c) row[c] = __builtin_nanf("");  // nobody may look
             continue;
         }
-        in.tally[in.active_count] = any;
-        in.active[in.active_count++] = p;
         std::memset(row, 0, size_t(s.stride()) * sizeof(float));
         std::memcpy(row, d, size_t(s.channels) * sizeof(float));
     }
@@ -74,7 +70,12 @@ void Layer::set_input(const float* delta) {
 
 void Layer::run(Path path, bool rows, bool events) {
     Change& out = output.view;
+    out.active_count = 0;
+    out.events = 0;
+    out.rowed = rows;
+    out.listed = events;
     FinishArgs sink{};
+    static_cast<Deltas&>(sink) = out.sink();
     sink.channels = out.shape.channels;
     sink.stride = out.shape.stride();
     sink.act = act_;
@@ -87,15 +88,9 @@ void Layer::run(Path path, bool rows, bool events) {
     sink.z = encode_ == Encode::linear ? nullptr : z.data();
     sink.value = value.data();
     sink.room = workspace_.room.data();
-    sink.rows = rows ? out.rows : nullptr;
-    sink.mask = out.mask;
-    sink.active = out.active;
-    sink.tally = out.tally;
     sink.low = -__builtin_inff();
     sink.high = __builtin_inff();
     sink.shift = out.shape.shift();
-    sink.place = events ? out.place : nullptr;
-    sink.change = out.change;
     const int pixels = out.shape.pixels();
     std::memset(out.mask, 0, size_t(pixels));
     if (path == Path::dense) {
@@ -109,8 +104,6 @@ void Layer::run(Path path, bool rows, bool events) {
     }
     out.active_count = sink.active_count;
     out.events = sink.events;
-    out.rowed = rows;
-    out.listed = events;
 }
 
 }  // namespace sparsetime

@@ -233,12 +233,7 @@ void Stream::carry(const Node& node) {
                 const size_t at = size_t(p) * size_t(sink.stride);
                 const Sent place{sink.value + at, sink.rows ? sink.rows + at : nullptr, uint32_t(p) << sink.shift,
                                   sink.place ? sink.place + sink.events : nullptr, sink.change + sink.events};
-                const int changed = settle(p, place, sum);
-                sink.active[sink.active_count] = p;
-                sink.tally[sink.active_count] = changed;
-                sink.active_count += changed != 0;
-                sink.mask[p] = changed != 0;
-                sink.events += changed;
+                sink.add(p, settle(p, place, sum));
             }
         });
     };

@@ -17,7 +17,7 @@ void join(Change& change, const std::vector<Sink>& sinks) {
         const size_t n = size_t(sink.active_count);
         std::memmove(change.active + change.active_count, sink.active, n * sizeof(int32_t));
         std::memmove(change.tally + change.active_count, sink.tally, n * sizeof(int32_t));
-        if constexpr (!std::is_same_v<Sink, IntSink>)
+        if constexpr (!std::is_same_v<Sink, ActivePixels>)
             if (change.listed) {
                 std::memmove(change.place + change.events, sink.place, size_t(sink.events) * sizeof(uint32_t));
                 std::memmove(change.change + change.events, sink.change, size_t(sink.events) * sizeof(float));
@@ -34,7 +34,11 @@ void Stream::split(const Node& node, int output, const int32_t* list, int count,
     Change& change = s.change;
     clear(output);
     const Shape& map = change.shape;
+    change.rowed = !dense_ && s.want_rows;
+    change.listed = !dense_ && s.want_events;
+    s.want_rows = s.want_events = false;  // consumers of this frame say what the next one should bring
     FinishArgs base{};
+    static_cast<Deltas&>(base) = change.sink();
     base.replace = replace;
     base.flush = flush_;
     base.channels = map.channels;
@@ -50,12 +54,7 @@ void Stream::split(const Node& node, int output, const int32_t* list, int count,
     base.high = node.high;
     base.z = node.summed && !node.cheap && keep_ ? accumulators_[size_t(current_)].data() : nullptr;
     base.value = s.value.data();
-    base.mask = change.mask;
     base.shift = map.shift();
-    change.rowed = !dense_ && s.want_rows;
-    change.listed = !dense_ && s.want_events;
-    base.rows = change.rowed ? change.rows : nullptr;
-    s.want_rows = s.want_events = false;  // consumers of this frame say what the next one should bring
 
     const int parts = std::max(1, std::min(pool_.threads(), count / 4));
     std::vector<FinishArgs>& sinks = sinks_;  // kept from operation to operation, as the others
@@ -75,11 +74,11 @@ void Stream::split(const Node& node, int output, const int32_t* list, int count,
         Workspace& ws = workspaces_[size_t(t)];
         sink.room = sized(ws.room, size_t(map.stride()));
         const size_t from = size_t(bounds[size_t(t)]);
-        sink.active = change.active + from;
-        sink.tally = change.tally + from;
+        sink.active += from;
+        sink.tally += from;
         if (change.listed) {
-            sink.place = change.place + from * size_t(map.channels) + size_t(t) * LANE;
-            sink.change = change.change + from * size_t(map.channels) + size_t(t) * LANE;
+            sink.place += from * size_t(map.channels) + size_t(t) * LANE;
+            sink.change += from * size_t(map.channels) + size_t(t) * LANE;
         }
         if (bounds[size_t(t)] < bounds[size_t(t) + 1])
             body(sink, bounds[size_t(t)], bounds[size_t(t) + 1], row_bounds[size_t(t)], row_bounds[size_t(t) + 1], ws);

@@ -103,8 +103,8 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
         if (slot[v] < 0) continue;
         const size_t s = size_t(slot[v]);
         State& state = states_[v];
-        state.change = {p.values[v].map, arena_floats_[2 * s].data(), state.mask.data(), state.active.data(), state.tally.data(), 0,
-                        arena_places_[s].data(), arena_floats_[2 * s + 1].data(), 0, false, false};
+        const ActivePixels none{state.mask.data(), state.active.data(), state.tally.data(), 0, 0};
+        state.change = {{none, arena_floats_[2 * s].data(), arena_places_[s].data(), arena_floats_[2 * s + 1].data()}, p.values[v].map, false, false};
         // What outputs are read from has to last until the frame ends.
         bool lasts = program_->integer || state.value.length == 0 || std::count(p.outputs.begin(), p.outputs.end(), int(v));
         for (int consumer : p.values[v].consumers) lasts = lasts || p.nodes[size_t(consumer)].derived;

@@ -128,7 +128,7 @@ class Stream {
     // Of int8 plans.
     Settle settle_of(const Node& node, int output);
     bool waits(const Node& node) const;
-    void send_pixels(const Node& node, int output, IntSink& sink);
+    void send_pixels(const Node& node, int output, ActivePixels& sink);
     template <class Body>
     void share(int output, int count, const Body& body);
     void settle_rows(const Node& node, int output, const int32_t* list, int count, const FillRows& z);

@@ -227,23 +227,18 @@ void Stream::take(const Node& node, const Frame& frame) {
     Change& change = s.change;
     const Shape& map = change.shape;
     const int C = map.channels;
+    const bool deltas = !dense_ && !program_->integer;
+    change.rowed = deltas && s.want_rows;
+    change.listed = deltas && s.want_events;
+    s.want_rows = s.want_events = false;
     FrameArgs f{};
+    static_cast<Deltas&>(f) = change.sink();
     f.step_map = node.step_map;
     f.low = node.low;
     f.high = node.high;
     f.encode = flush_ && keeps(node.encode) ? Encode::change : node.encode;
     f.channels = C;
     f.shift = map.shift();
-    const bool deltas = !dense_ && !program_->integer;
-    change.rowed = deltas && s.want_rows;
-    change.listed = deltas && s.want_events;
-    s.want_rows = s.want_events = false;
-    f.rows = change.rowed ? change.rows : nullptr;
-    f.mask = change.mask;
-    f.active = change.active;
-    f.tally = change.tally;
-    f.place = change.listed ? change.place : nullptr;
-    f.change = change.change;
     float repeated[NARROW * LANE];
     if (!node.step.empty() && !node.step_map)
         for (int i = 0; i < NARROW * LANE; ++i) repeated[i] = node.step[size_t(i % C)];
@@ -255,8 +250,7 @@ void Stream::take(const Node& node, const Frame& frame) {
         const size_t start = size_t(top) * size_t(map.width);
         sink.active += start;
         sink.tally += start;
-        if (sink.place) sink.place += start * size_t(C);
-        sink.change += start * size_t(C);
+        if (sink.place) sink.place += start * size_t(C), sink.change += start * size_t(C);
         each_span(frame, t, top, bottom, [&](const float* y, int first, int pixels) {
             const int64_t before = sink.events;
             sink.y = y;
