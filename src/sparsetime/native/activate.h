@@ -8,6 +8,7 @@
 namespace {
 
 using sparsetime::Act;
+using sparsetime::Encode;
 
 inline Vec bits(Int v) { return reinterpret_cast<Vec>(v); }
 inline Int bits(Vec v) { return reinterpret_cast<Int>(v); }
@@ -19,6 +20,9 @@ inline T max(T a, T b) { return a > b ? a : b; }
 template <class T>
 inline T min(T a, T b) { return a < b ? a : b; }
 
+inline Vec absolute(Vec x) { return bits(bits(x) & 0x7fffffff); }
+inline Vec with_sign(Vec magnitude, Vec x) { return bits(bits(magnitude) | (bits(x) & int32_t(0x80000000))); }
+
 inline Vec round_even(Vec x) {
 #if defined(__AVX512F__)
     return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -26,19 +30,14 @@ inline Vec round_even(Vec x) {
     return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
     // Adding 2^23 with x's sign leaves no bits behind the point; from 2^23 on there are none.
-    const Int sign = bits(x) & int32_t(0x80000000);
-    const Vec big = bits(bits(splat(8388608.0f)) | sign);
-    const Vec magnitude = bits(bits(x) & 0x7fffffff);
-    const Vec rounded = (x + big) - big;
-    return magnitude < 8388608.0f ? bits(bits(rounded) | sign) : x;
+    const Vec big = with_sign(splat(8388608.0f), x);
+    return absolute(x) < 8388608.0f ? with_sign((x + big) - big, x) : x;
 #endif
 }
 
 inline Vec truncate(Vec x) {
     const Vec r = round_even(x);
-    const Vec magnitude = bits(bits(x) & 0x7fffffff), rounded = bits(bits(r) & 0x7fffffff);
-    const Vec one = bits(bits(splat(1.0f)) | (bits(x) & int32_t(0x80000000)));
-    return rounded > magnitude ? r - one : r;
+    return absolute(r) > absolute(x) ? r - with_sign(splat(1.0f), x) : r;
 }
 
 // e^x, relative error below 2e-7 (Cody-Waite reduction, degree 6); saturates outside [-87, 88].
@@ -61,10 +60,8 @@ inline Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp(-x)); }
 
 inline Vec tanh(Vec x) {
     // Near 0 the quotient would cancel: odd polynomial below 0.625 (Cephes).
-    const Vec magnitude = bits(bits(x) & 0x7fffffff);
-    const Vec e = exp(2.0f * magnitude);
-    Vec large = 1.0f - 2.0f / (e + 1.0f);
-    large = bits(bits(large) | (bits(x) & int32_t(0x80000000)));
+    const Vec magnitude = absolute(x);
+    const Vec large = with_sign(1.0f - 2.0f / (exp(2.0f * magnitude) + 1.0f), x);
     const Vec s = x * x;
     Vec p = splat(-5.70498872745e-3f);
     p = p * s + 2.06390887954e-2f;
@@ -91,8 +88,7 @@ inline Vec erf(Vec x) {
     q = q * s + 1.150813177227974e-1f;
     q = q * s + 5.041576623916626e-1f;
     q = q * s + 1.0f;
-    const Vec magnitude = bits(bits(x) & 0x7fffffff), one = bits(bits(splat(1.0f)) | (bits(x) & int32_t(0x80000000)));
-    return magnitude < 3.92f ? x * p / q : one;
+    return absolute(x) < 3.92f ? x * p / q : with_sign(splat(1.0f), x);
 }
 
 inline Vec erf_gelu(Vec x) { return 0.5f * x * (1.0f + erf(x * 0.70710678118654752f)); }
@@ -115,6 +111,37 @@ inline Vec activate(Vec x, Act act, float a, float b) {
         case Act::tanh: return tanh(x);
         default: return x;
     }
+}
+
+// ---- codecs; docs/plan.md, "Encoding" -----------------------------------------------------------------------------------
+
+// The steps of the channels from c on, where the codec has any.
+template <Encode E>
+inline Vec steps_of(const float* step, ptrdiff_t c) {
+    if constexpr (E == Encode::linear || E == Encode::change) return Vec{};
+    else return load(step + c);
+}
+
+// What takes the place of v if anything is sent, where the new value is y.
+template <Encode E>
+inline Vec encode(Vec y, Vec v, Vec step, float low, float high) {
+    if constexpr (E == Encode::exact) return step * round_even(min(max(y / step, splat(low)), splat(high)));
+    else if constexpr (E == Encode::residual) return v + step * truncate((y - v) / step);
+    else return y;
+}
+
+// Whether so much of a change is sent.
+template <Encode E>
+inline Mask sends(Vec change, Vec step) {
+    if constexpr (E == Encode::hold) return above(absolute(change), step);
+    else return differ(change, Vec{});
+}
+
+// `pixel`: how far one channel is from what was sent. A pixel is sent if all together are farther than their number.
+template <class T>
+inline T distance(T y, T v, T inverse) {
+    const T scaled = (y - v) * inverse;
+    return scaled * scaled;
 }
 
 }  // namespace

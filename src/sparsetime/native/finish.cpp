@@ -25,33 +25,6 @@ template <int B = GROUP, class Group>
     if constexpr (B > 1) for_groups<B / 2>(channels, group, c);
 }
 
-// One truth a lane, as the instruction set keeps it, and as bits.
-#if defined(__AVX512F__)
-using Mask = __mmask16;
-inline Vec choose(Mask m, Vec a, Vec b) { return _mm512_mask_blend_ps(m, b, a); }
-inline Mask above(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
-inline Mask differ(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
-inline Mask first(int n) { return Mask((1u << n) - 1); }
-inline Mask both(Mask a, Mask b) { return a & b; }
-inline unsigned lanes(Mask m) { return m; }
-#else
-using Mask = Int;
-inline Vec choose(Mask m, Vec a, Vec b) { return m ? a : b; }
-inline Mask above(Vec a, Vec b) { return a > b; }
-inline Mask differ(Vec a, Vec b) { return a != b; }
-inline Mask first(int n) { return iota() < n; }
-inline Mask both(Mask a, Mask b) { return a & b; }
-inline unsigned lanes(Mask m) {
-#if defined(__AVX2__)
-    return unsigned(_mm256_movemask_ps(reinterpret_cast<__m256>(m)));
-#else
-    unsigned bits = 0;
-    for (int i = 0; i < VL; ++i) bits |= unsigned(m[i] & 1) << i;
-    return bits;
-#endif
-}
-#endif
-
 // How many events a group of vectors has cannot be foreseen, and a branch that is not costs more than FEW events: so many are
 // written without asking.
 constexpr int FEW = 4;
@@ -126,26 +99,13 @@ template <Act A, Encode E, int B>
     if (E != Encode::linear && f.z)
         for (int b = 0; b < B; ++b) store(p.z + c + b * VL, s[b]);
     for (int b = 0; b < B; ++b) {
-        const Vec y = activate<A>(s[b], f.act, f.act_a, f.act_b);
-        to[b] = y;
-        if constexpr (E == Encode::linear) {
-            if (!f.replace) to[b] = v[b] + y;
-            d[b] = f.replace ? y - v[b] : y;
-        } else if constexpr (E == Encode::exact) {
-            const Vec q = load(p.step + c + b * VL);
-            to[b] = q * round_even(min(max(y / q, splat(f.low)), splat(f.high)));
-            d[b] = to[b] - v[b];
-        } else if constexpr (E == Encode::residual) {
-            const Vec q = load(p.step + c + b * VL);
-            to[b] = v[b] + q * truncate((y - v[b]) / q);
-            d[b] = to[b] - v[b];
-        } else {
-            d[b] = y - v[b];
-        }
-        if constexpr (E == Encode::hold) sent[b] = above(bits(bits(d[b]) & 0x7fffffff), load(p.step + c + b * VL));
-        else sent[b] = differ(d[b], Vec{});
+        const Vec y = activate<A>(s[b], f.act, f.act_a, f.act_b), q = steps_of<E>(p.step, c + b * VL);
+        const bool added = E == Encode::linear && !f.replace;  // y is the change itself
+        to[b] = added ? v[b] + y : encode<E>(y, v[b], q, f.low, f.high);
+        d[b] = added ? y : to[b] - v[b];
+        sent[b] = sends<E>(d[b], q);
     }
-    if (valid < B * VL) sent[B - 1] = both(sent[B - 1], first(valid - (B - 1) * VL));
+    if (valid < B * VL) sent[B - 1] = both(sent[B - 1], first_lanes(valid - (B - 1) * VL));
     uint64_t all = 0;
     for (int b = 0; b < B; ++b) all |= uint64_t(lanes(sent[b])) << (b * VL);
     if (p.row)
@@ -168,7 +128,7 @@ template <Act A, Encode E, int B>
         for (int b = 0; b < B; ++b) {
             const int at = c + b * VL, valid = f.channels - at;
             Vec to = load(y + at / VL * block);
-            if (valid < VL) to = choose(first(valid), to, Vec{});
+            if (valid < VL) to = choose(first_lanes(valid), to, Vec{});
             d[b] = to - load(value + at);
             store(value + at, to);
             if (row) store(row + at, d[b]);
@@ -206,9 +166,9 @@ inline void finish_whole(FinishArgs& all, const Sums& from) {
                 if (pixel.z) store(pixel.z + c, s[b]);
                 const Vec y = activate<A>(s[b], f.act, f.act_a, f.act_b);
                 store(f.room + c, y);
-                const Vec scaled = (y - load(pixel.value + c)) * load(pixel.step + c);
+                const Vec far = distance(y, load(pixel.value + c), load(pixel.step + c));
                 const int valid = f.channels - c;  // lanes behind the channels may hold anything, and times 0 it may be no number
-                total += valid < VL ? choose(first(valid), scaled * scaled, Vec{}) : scaled * scaled;
+                total += valid < VL ? choose(first_lanes(valid), far, Vec{}) : far;
             }
         };
         for_groups(f.channels, look);
@@ -326,15 +286,10 @@ void finish_narrow(FinishArgs& f) {
                                 : activate<Act::leaky_relu>(splat(next), f.act, f.act_a, f.act_b);
             const float y = all[0];
             const float q = f.step ? f.step[f.step_map ? e : c] : 0.0f;
-            to[c] = y;
-            if (E == Encode::exact) to[c] = q * round_even(min(max(splat(y / q), splat(f.low)), splat(f.high)))[0];
-            if (E == Encode::residual) to[c] = v + q * __builtin_truncf((y - v) / q);
+            to[c] = encode<E>(splat(y), splat(v), splat(q), f.low, f.high)[0];
             d[c] = to[c] - v;
             if (E == Encode::hold && !(__builtin_fabsf(d[c]) > q)) d[c] = 0.0f;
-            if (E == Encode::pixel) {
-                const float scaled = d[c] * q;
-                far += scaled * scaled;
-            }
+            if (E == Encode::pixel) far += distance(y, v, q);
         }
         // Lanes behind the channels have products with zeros, which are no zeros where a change is infinite.
         for (int c = f.channels; f.clear && c % VL; ++c) f.sum[f.at[i] + (c / VL) * f.block + c % VL] = 0.0f;
@@ -413,21 +368,16 @@ void settle_rows(FinishArgs& all) {
             const int c = b * VL;
             Vec next = load(f.bias + c) + (extra ? load(sum + b * f.block) + load(extra + c) : load(sum + b * f.block));
             if (z) store(z + c, next);
-            const Vec v = load(value + c);
-            const Vec y = activate<A>(next, f.act, f.act_a, f.act_b);
-            Vec to = y;
-            if constexpr (E == Encode::exact) to = load(step + c) * round_even(min(max(y / load(step + c), splat(f.low)), splat(f.high)));
-            if constexpr (E == Encode::residual) to = v + load(step + c) * truncate((y - v) / load(step + c));
-            Mask changed;
+            const Vec v = load(value + c), q = steps_of<E>(step, c);
+            Vec to = encode<E>(activate<A>(next, f.act, f.act_a, f.act_b), v, q, f.low, f.high);
+            Mask changed = differ(to, v);
             if constexpr (E == Encode::hold) {
-                changed = above(bits(bits(y - v) & 0x7fffffff), load(step + c));
-                to = choose(changed, y, v);
-            } else {
-                changed = differ(to, v);
+                changed = sends<E>(to - v, q);
+                to = choose(changed, to, v);
             }
             if (rest && b == whole) {
-                changed = both(changed, first(rest));
-                to = choose(first(rest), to, Vec{});
+                changed = both(changed, first_lanes(rest));
+                to = choose(first_lanes(rest), to, Vec{});
             }
             store(value + c, to);
             return changed;
@@ -460,9 +410,8 @@ void write_rows(FinishArgs& f) {
             const int c = b * VL;
             Vec y = load(f.bias + c) + (extra ? load(sum + b * f.block) + load(extra + c) : load(sum + b * f.block));
             if (z) store(z + c, y);
-            y = activate<A>(y, f.act, f.act_a, f.act_b);
-            if constexpr (E == Encode::exact) y = load(step + c) * round_even(min(max(y / load(step + c), splat(f.low)), splat(f.high)));
-            store(value + c, rest && b == whole ? choose(first(rest), y, Vec{}) : y);
+            y = encode<E>(activate<A>(y, f.act, f.act_a, f.act_b), Vec{}, steps_of<E>(step, c), f.low, f.high);
+            store(value + c, rest && b == whole ? choose(first_lanes(rest), y, Vec{}) : y);
         };
         for (int b = 0; b < whole; ++b) write(b);
         if (rest) write(whole);

@@ -83,16 +83,12 @@ void compare_of(FrameArgs& all) {
         }
         uint64_t lanes = 0;
         for (int k = 0; k < C; ++k) {
-            const Vec y = load(y_at + k * VL), v = load(v_at + k * VL);
-            Vec to = y, q = splat(1.0f);
-            if (E != Encode::change) q = load(q_at + k * VL);
-            if (E == Encode::exact) to = q * round_even(min(max(y / q, splat(f.low)), splat(f.high)));
-            if (E == Encode::residual) to = v + q * truncate((y - v) / q);
-            Vec d = to - v;
+            const Vec v = load(v_at + k * VL), q = steps_of<E>(q_at, k * VL);
+            Vec to = encode<E>(load(y_at + k * VL), v, q, f.low, f.high), d = to - v;
             if (E == Encode::hold) {
-                const Int sent = bits(bits(d) & 0x7fffffff) > q;
-                d = bits(bits(d) & sent);
-                to = sent ? y : v;
+                const Mask sent = sends<E>(d, q);
+                d = choose(sent, d, Vec{});
+                to = choose(sent, to, v);
             }
             store(change + k * VL, d);
             store(v_at + k * VL, to);
@@ -168,15 +164,9 @@ void compare_pixels(FrameArgs& all) {
         const float* inverse = f.step_map ? f.step + ptrdiff_t(i) * C : f.step;
         float squares[NARROW * VL + VL];
         if (pixels == VL) {
-            for (int k = 0; k < elements; k += VL) {
-                const Vec scaled = (load(y + k) - load(v + k)) * load(inverse + k);
-                store(squares + k, scaled * scaled);
-            }
+            for (int k = 0; k < elements; k += VL) store(squares + k, distance(load(y + k), load(v + k), load(inverse + k)));
         } else {
-            for (int k = 0; k < VL * C; ++k) {
-                const float scaled = k < elements ? (y[k] - v[k]) * inverse[k] : 0.0f;
-                squares[k] = scaled * scaled;
-            }
+            for (int k = 0; k < VL * C; ++k) squares[k] = k < elements ? distance(y[k], v[k], inverse[k]) : 0.0f;
         }
         store(squares + VL * C, Vec{});
         uint64_t lanes = 0;

@@ -28,8 +28,7 @@ template <class T>
     sum = bias + sum;
     if (w.clamp) sum = min(max(sum, splat_as<T>(w.low)), splat_as<T>(w.high));
     store(out, sum);
-    const T scaled = (sum - load_as<T>(w.value + at)) * inverse;
-    return scaled * scaled;
+    return distance(sum, load_as<T>(w.value + at), inverse);
 }
 
 // ---- register tile ------------------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ int settle_of(const float* z, ptrdiff_t pixel, int c, int count, const Settle& s
         int sent = 0, i = 0;
         for (; i < count && c + i + VL <= s.value_stride; i += VL) {
             Vec y = activate<A>(load(z + i), s.act, s.act_a, s.act_b);
-            if (i + VL > count) y = bits(bits(y) & (iota() < splat_int(count - i)));  // lanes behind the last channel stay zero
+            if (i + VL > count) y = choose(first_lanes(count - i), y, Vec{});  // lanes behind the last channel stay zero
             sent += __builtin_popcount(differing(y, load(value + i)));
             store(value + i, y);
         }
@@ -232,7 +232,7 @@ void resize_of(const IntResizeArgs& given, const Settle& all) {
                     int changed = 0;
                     for (int i = 0; i < n; i += VL) {
                         Vec y = sum(i);
-                        if (i + VL > n) y = bits(bits(y) & (iota() < splat_int(n - i)));  // as in settle_of
+                        if (i + VL > n) y = choose(first_lanes(n - i), y, Vec{});  // as in settle_of
                         changed += __builtin_popcount(differing(y, load(value + i)));
                         store(value + i, y);
                     }

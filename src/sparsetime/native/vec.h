@@ -98,19 +98,35 @@ inline Int iota() {
     return v;
 }
 
-// Lanes of a and b that differ, as bits.
-inline unsigned differing(Vec a, Vec b) {
+// One truth a lane, as the instruction set keeps it, and as bits.
 #if defined(__AVX512F__)
-    return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ);
-#elif defined(__AVX2__)
-    return unsigned(_mm256_movemask_ps(reinterpret_cast<__m256>(a != b)));
+using Mask = __mmask16;
+inline Vec choose(Mask m, Vec a, Vec b) { return _mm512_mask_blend_ps(m, b, a); }
+inline Mask above(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+inline Mask differ(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
+inline Mask first_lanes(int n) { return Mask((1u << n) - 1); }
+inline Mask both(Mask a, Mask b) { return a & b; }
+inline unsigned lanes(Mask m) { return m; }
 #else
-    const Int m = a != b;
-    unsigned lanes = 0;
-    for (int i = 0; i < VL; ++i) lanes |= unsigned(m[i] & 1) << i;
-    return lanes;
+using Mask = Int;
+inline Vec choose(Mask m, Vec a, Vec b) { return m ? a : b; }
+inline Mask above(Vec a, Vec b) { return a > b; }
+inline Mask differ(Vec a, Vec b) { return a != b; }
+inline Mask first_lanes(int n) { return iota() < n; }
+inline Mask both(Mask a, Mask b) { return a & b; }
+inline unsigned lanes(Mask m) {
+#if defined(__AVX2__)
+    return unsigned(_mm256_movemask_ps(reinterpret_cast<__m256>(m)));
+#else
+    unsigned bits = 0;
+    for (int i = 0; i < VL; ++i) bits |= unsigned(m[i] & 1) << i;
+    return bits;
 #endif
 }
+#endif
+
+// Lanes of a and b that differ, as bits.
+inline unsigned differing(Vec a, Vec b) { return lanes(differ(a, b)); }
 
 // Appends the events of a vector of changes, those of `lanes`. What is written behind the last is written over by the next. Returns how many.
 inline int append(unsigned lanes, uint32_t first, Vec d, uint32_t* places, float* changes) {
