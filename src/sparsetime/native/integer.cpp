@@ -292,13 +292,12 @@ void Stream::take_codes(const Node& node, const Frame& frame) {
     const Settle settle = settle_of(node, value);
     std::vector<ActivePixels> sinks(size_t(pool_.threads()), change);
     std::atomic<int64_t> found{0};
-    prepare_lines();
-    each_band(true, [&](int t, int top, int bottom) {
+    input_.each_band(true, [&](int t, int top, int bottom) {
         const size_t start = size_t(top) * size_t(change.shape.width);
         ActivePixels& sink = sinks[size_t(t)];
         sink.active += start;
         sink.tally += start;
-        each_span(frame, t, top, bottom, [&](const float* y, int first, int pixels) {
+        input_.each_span(frame, t, top, bottom, [&](const float* y, int first, int pixels) {
             const int64_t before = sink.events;
             kernels().integers->frame({pixels, first, y}, settle, sink);
             return waits(node) || !cuts(found += sink.events - before);  // what waits is not sent yet

@@ -28,6 +28,9 @@ struct Aligned {
 };
 using Floats = std::vector<float, Aligned<float>>;
 
+template <class V>
+size_t bytes_of(const V& v) { return v.capacity() * sizeof(v[0]); }
+
 // A part of an array.
 struct Span {
     float* first = nullptr;

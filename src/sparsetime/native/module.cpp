@@ -189,7 +189,7 @@ struct BoundStream : Stream {
 
 // The outputs, or None if the frame holds NaN or infinity.
 nb::object run_stream(BoundStream& s, const FrameArray& array, bool keep) {
-    const Value& v = value_of(s, s.program().nodes[0].outputs[0]);
+    const Value& v = s.program().input();
     bool same = array.ndim() == v.shape.size();
     for (size_t i = 0; same && i < v.shape.size(); ++i) same = int64_t(array.shape(i)) == v.shape[i];
     if (!same) throw std::invalid_argument("the frame has another shape than the program's input");
@@ -303,7 +303,7 @@ NB_MODULE(_native, m) {
         .def("run", &run_stream, "frame"_a, "keep"_a = true,
              "The outputs, or None if the frame holds NaN or infinity; then nothing has happened.")
         .def("set_camera", [](BoundStream& s, std::vector<float> mean, std::vector<float> std) {
-            const int channels = value_of(s, s.program().nodes[0].outputs[0]).map.channels;
+            const int channels = s.program().input().map.channels;
             if (int(mean.size()) != channels || int(std.size()) != channels) throw std::invalid_argument("expected one number per channel");
             s.set_camera({std::move(mean), std::move(std)});
         }, "mean"_a, "std"_a)

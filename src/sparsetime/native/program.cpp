@@ -110,6 +110,7 @@ Program::Program(const std::vector<std::vector<int64_t>>& shapes, const std::vec
             throw std::invalid_argument("a value is too large");
         values.push_back(std::move(v));
     }
+    if (ops.empty()) throw std::invalid_argument("a program has no operations");
     for (const OpSpec& op : ops) add(op);
     for (Value& v : values) {
         if (!v.coded) continue;

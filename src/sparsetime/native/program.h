@@ -132,6 +132,7 @@ class Program {
     std::vector<Node> nodes;
     std::vector<int> outputs;
     bool integer = false;
+    const Value& input() const { return values[size_t(nodes[0].outputs[0])]; }
 
   private:
     void add(const OpSpec& spec);

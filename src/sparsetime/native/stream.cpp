@@ -18,7 +18,7 @@ constexpr size_t GAP = 3 * LANE;
 }  // namespace
 
 Stream::Stream(std::shared_ptr<const Program> program, int threads, Island island)
-    : program_(std::move(program)), pool_(std::max(1, threads)), compute_island_(std::move(island)) {
+    : program_(std::move(program)), pool_(std::max(1, threads)), input_(program_->input().map, pool_), compute_island_(std::move(island)) {
     const Program& p = *program_;
     states_.resize(p.values.size());
     accumulators_.resize(p.nodes.size());
@@ -117,14 +117,13 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
 }
 
 size_t Stream::memory_bytes() const {
-    const auto of = [](const auto& v) { return v.capacity() * sizeof(v[0]); };
-    size_t n = of(memory_) + of(codes_) + of(waiting_) + of(shared_) + of(touch_) + of(list_) + of(all_) + of(seen_.bytes) + of(spans_) +
-               of(mean_) + of(std_) + of(stale_) + of(dense_frames_) + of(needs_) + of(stats_);
+    const auto of = [](const auto& v) { return bytes_of(v); };
+    size_t n = input_.memory_bytes() + of(memory_) + of(codes_) + of(waiting_) + of(shared_) + of(touch_) + of(list_) + of(all_) +
+               of(stale_) + of(dense_frames_) + of(needs_) + of(stats_);
     for (const Floats& f : arena_floats_) n += of(f);
     for (const auto& f : arena_places_) n += of(f);
     for (const State& s : states_) n += of(s.mask) + of(s.active) + of(s.tally);
     for (const Stretched& s : stretched_) n += of(s.rows) + of(s.slot);
-    for (const Fetched& line : lines_) n += of(line.pixels) + of(line.planes) + of(line.swapped);
     for (const Workspace& w : workspaces_) {
         n += of(w.sum) + of(w.patches) + of(w.scratch) + of(w.room) + of(w.far) + of(w.bound) + of(w.span) + of(w.at) + of(w.list) + of(w.pointers) +
              of(w.weights) + of(w.segments) + of(w.outputs) + of(w.bytes) + of(w.marks);
@@ -311,7 +310,7 @@ void Stream::execute(int number, const Frame& frame) {
             rows(node, node.outputs[0], all_.data(), map.pixels(), true, [&](const int32_t* pixel, int count, float* sum, int stride) {
                 for (int i = 0; i < count; ++i, sum += stride) {
                     const int64_t at = (pixel[i] / map.width) * frame.row + (pixel[i] % map.width) * frame.column;
-                    for (int c = 0; c < map.channels; ++c) sum[c] = frame.at(at + c * frame.channel, c, camera_);
+                    for (int c = 0; c < map.channels; ++c) sum[c] = frame.at(at + c * frame.channel, c, input_.camera());
                 }
             });
             break;
@@ -355,9 +354,8 @@ void Stream::execute_all(const Frame& frame) {
     for (size_t i = 0; i < program_->nodes.size(); ++i) {
         execute(int(i), frame);
         if (i == 0 && cuts(stats_[0].events)) {
-            const Shape& map = program_->values[size_t(program_->nodes[0].outputs[0])].map;
             flush_ = dense_ = true;
-            for (int y = 0; y < map.height; ++y) spans_[2 * size_t(y)] = 0, spans_[2 * size_t(y) + 1] = map.width;
+            input_.open();
             execute(0, frame);
         }
     }
@@ -368,7 +366,8 @@ bool Stream::run(const Frame& frame, const std::vector<float*>& arrays, bool kee
     const bool flushed = flush_;
     flush_ = !started_;
     state_ = keep || !flush_;
-    if (!look(frame)) {
+    // A step of `residual` may leave a rest of a whole step by rounding, which is sent when the same frame comes again.
+    if (!input_.look(frame, flush_, state_ && program_->nodes[0].encode != Encode::residual)) {
         flush_ = flushed;  // what is said of the last frame stays true
         return false;
     }
@@ -459,7 +458,7 @@ void Stream::write_accumulator(int node, const float* in) {
 
 void Stream::reset() {
     started_ = refresh_ = false;
-    seen_ = Seen{};
+    input_.forget();
     std::fill(dense_frames_.begin(), dense_frames_.end(), 0);
     for (State& s : states_) s.want_rows = s.want_events = true;
     for (size_t i = 0; i < needs_.size(); ++i) {

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "frame_input.h"
 #include "pool.h"
 #include "program.h"
 
@@ -23,23 +24,6 @@ struct NodeStats {
     bool whole = false;   // all outputs were computed
 };
 
-// How bytes become the network's input: (x - mean) / std; empty where they are taken as they are.
-struct Camera {
-    std::vector<float> mean, std;
-};
-
-// A frame of floats or of bytes, with strides in elements by channel, row and column.
-struct Frame {
-    const float* floats;
-    const uint8_t* bytes;
-    int64_t channel, row, column;
-    float at(int64_t i, int c, const Camera& camera) const {
-        if (floats) return floats[i];
-        const float x = float(bytes[i]);
-        return camera.mean.empty() ? x : (x - camera.mean[size_t(c)]) / camera.std[size_t(c)];
-    }
-};
-
 class Stream {
   public:
     // Computes an island: reads values by number, then puts or touches each of its outputs.
@@ -47,7 +31,7 @@ class Stream {
 
     Stream(std::shared_ptr<const Program> program, int threads, Island island);
 
-    void set_camera(Camera camera) { camera_ = std::move(camera); }
+    void set_camera(Camera camera) { input_.set_camera(std::move(camera)); }
     // A frame is a flush if more than this share of the input's elements are sent in it.
     void set_cut(double share) { cut_ = share; }
     // Writes the program's outputs to `arrays`, in logical order, where there are any. False, and nothing has happened, if the frame
@@ -118,13 +102,7 @@ class Stream {
     void read_derived(int number, float* out);
     void expand(int number, const uint8_t* changed);
     int64_t write_derived(int number, const uint8_t* changed, float* out);
-    struct Fetched {  // one row of pixels of the input, and what it is made of
-        Floats pixels, planes;
-        std::vector<uint8_t> swapped;
-    };
-    bool look(const Frame& frame);
     void take(const Node& node, const Frame& frame);
-    void prepare_lines();
     // Of int8 plans.
     Settle settle_of(const Node& node, int output);
     bool waits(const Node& node) const;
@@ -139,10 +117,7 @@ class Stream {
     void allocate_codes();
     void decode_pixel(int value, int pixel);
     void read_decoded(int value, float* out) const;
-    void each_band(bool looked, const std::function<void(int, int, int)>& body);
-    void each_span(const Frame& frame, int thread, int top, int bottom, const std::function<bool(const float*, int, int)>& body);
     bool cuts(int64_t events) const;
-    void fetch_pixels(const Frame& frame, int y, int from, int to, Fetched& line);
     void clear(int value);
     int touched(const Node& node);
     int touched_by_window(const Node& node);
@@ -153,6 +128,7 @@ class Stream {
 
     std::shared_ptr<const Program> program_;
     Pool pool_;
+    FrameInput input_;
     Island compute_island_;
     std::vector<State> states_;
     Floats memory_;  // values and accumulators, in the order in which a frame meets them
@@ -190,17 +166,6 @@ class Stream {
     };
     std::vector<Stretched> stretched_;  // by node
     std::vector<float*> arrays_;        // of the frame that runs
-    // The frame before, as it came: what is the same needs no second look. While `blind`, frames are not kept.
-    struct Seen {
-        std::vector<uint8_t> bytes;
-        Frame layout{};
-        bool valid = false;
-        int blind = 0;
-    } seen_;
-    Camera camera_;
-    std::vector<int32_t> spans_;     // by row: pixels [from, to) that may have changed
-    std::vector<Fetched> lines_;     // by thread
-    Floats mean_, std_;              // of one row of pixels, then of one row of each plane
     bool started_ = false, refresh_ = false;
     double cut_ = std::numeric_limits<double>::infinity();
     bool flush_ = true;  // this frame is the first
