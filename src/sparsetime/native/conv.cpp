@@ -97,14 +97,16 @@ int vectors_together(int groups, const Shape& in, const Shape& out, int most, in
     return best;
 }
 
-Conv::Conv(Shape in_, Shape out_, Axis rows, Axis columns, int groups, bool transposed, const float* weight)
-    : in(in_), out(out_), rows_(std::move(rows)), columns_(std::move(columns)), groups_(groups) {
+Geometry::Geometry(Shape in_, Shape out_, Axis rows, Axis columns, int groups)
+    : in(in_), out(out_), rows_(std::move(rows)), columns_(std::move(columns)), groups_(groups), macs_(rows_, columns_, in, out, groups) {
+    const auto still = [](const Axis& a) { return a.taps == 1 && a.den == 1 && a.num == 1 && a.shift[0] == 0; };
     depthwise_ = groups > 1 && groups == in.channels && in.channels == out.channels && in.channels > NARROW;
-    pointwise_ = rows_.taps == 1 && columns_.taps == 1 && rows_.den == 1 && rows_.num == 1 && columns_.den == 1 && columns_.num == 1 &&
-                 in.pixels() == out.pixels() && rows_.shift[0] == 0 && columns_.shift[0] == 0;
+    pointwise_ = still(rows_) && still(columns_) && in.pixels() == out.pixels();
+}
+
+Conv::Conv(Geometry geometry, bool transposed, const float* weight) : Geometry(std::move(geometry)) {
     pack(weight, transposed);
     zeros_.assign(size_t(std::max(in.stride(), LANE)), 0.0f);
-    macs_ = Macs(rows_, columns_, in, out, groups);
 }
 
 void Conv::pack(const float* weight, bool transposed) {
@@ -231,10 +233,6 @@ bool Conv::lay_out() {
     const int64_t region = (rows * wide) | 1;  // odd: blocks do not fall on the same lines of a cache
     scratch_ = {int(left), int(wide), int(halo), int(in_rows), int(rows), int(blocks), int(region)};
     return true;
-}
-
-int Conv::touched(const Change& change, uint8_t* mask, int32_t* list, Workspace& ws) const {
-    return touched_outputs(rows_, columns_, in, out, pointwise_, change, mask, list, ws);
 }
 
 // What m outputs that share a register tile read: segment s of output i starts at from[s * m + i] and goes with the weights of tap[s] on.

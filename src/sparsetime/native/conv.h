@@ -124,10 +124,31 @@ Channels channels_of(int groups, const Shape& in, const Shape& out, int from, in
 // multiply all inputs of their groups, with zeros where these are of another group; alone they read inputs more often.
 int vectors_together(int groups, const Shape& in, const Shape& out, int most, int lanes);
 
-// Marks the outputs of a convolution that the active pixels of `change` reach; `mask` is written whole. Returns how many, in `list`
-// ascending, which has room for LANE more. `pointwise`: output p needs input p, no other.
-int touched_outputs(const Axis& rows, const Axis& columns, const Shape& in, const Shape& out, bool pointwise, const Change& change,
-                    uint8_t* mask, int32_t* list, Workspace& ws);
+// How a convolution joins outputs with inputs, whatever its weights are.
+class Geometry {
+  public:
+    // Padding top and left are in the axes' shifts.
+    Geometry(Shape in, Shape out, Axis rows, Axis columns, int groups);
+
+    // Marks the outputs that the active pixels of `change` reach; `mask` is written whole. Returns how many, in `list` ascending, which
+    // has room for LANE more.
+    int touched(const Change& change, uint8_t* mask, int32_t* list, Workspace& ws) const;
+    const Macs& macs() const { return macs_; }
+    bool depthwise() const { return depthwise_; }
+    bool one_tap() const { return rows_.taps * columns_.taps == 1; }
+    int terms() const { return rows_.taps * columns_.taps * in.channels / groups_; }  // of one sum
+
+    Shape in, out;
+
+  protected:
+    Axis rows_, columns_;
+    int groups_;
+    bool depthwise_;  // each channel by itself, and more than NARROW
+    bool pointwise_;  // output p needs input p, no other
+
+  private:
+    Macs macs_;
+};
 
 enum class Path { dense, pixels, elements };
 
@@ -136,13 +157,10 @@ struct PathTimes {
     double dense, pixels, elements;
 };
 
-class Conv {
+class Conv : public Geometry {
   public:
-    // weight is (O, C / groups, kh, kw), or (C, O / groups, kh, kw) where transposed; padding top and left are in the axes' shifts.
-    Conv(Shape in, Shape out, Axis rows, Axis columns, int groups, bool transposed, const float* weight);
-
-    // See touched_outputs.
-    int touched(const Change& in, uint8_t* mask, int32_t* list, Workspace& ws) const;
+    // weight is (O, C / groups, kh, kw), or (C, O / groups, kh, kw) where transposed.
+    Conv(Geometry geometry, bool transposed, const float* weight);
 
     void dense(const float* value, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
     // The dense path in two parts, so that threads can share the output channels of a few pixels: sums of panels [first, last) of
@@ -159,14 +177,8 @@ class Conv {
     // Outputs of rows [first, last); `list` holds the touched ones among them. Only where has_elements().
     void elements(const Change& in, int first, int last, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
 
-    const Macs& macs() const { return macs_; }
-    int terms() const { return rows_.taps * columns_.taps * in.channels / groups_; }  // of one sum
     PathTimes estimate(const Change& in, int touched) const;
-    bool depthwise() const { return depthwise_; }
     bool has_elements() const { return has_elements_; }  // whether there is a path event by event
-    bool one_tap() const { return rows_.taps * columns_.taps == 1; }
-
-    Shape in, out;
 
   private:
     static constexpr int LEAST_SHIFT = 5;  // channels of a run, see run_shift
@@ -219,10 +231,6 @@ class Conv {
     void gather_depthwise(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink,
                           Workspace& ws) const;
 
-    Axis rows_, columns_;
-    int groups_;
-    bool depthwise_;
-    bool pointwise_;  // output p needs input p, no other
     const Kernels* kernels_;
     int width_;                  // vector width that the weights are packed for
     Floats tile_;    // by panel; of depthwise convolutions [tap][channel]
@@ -235,7 +243,6 @@ class Conv {
     bool has_elements_ = false;
     Scratch scratch_{};
     Floats zeros_;
-    Macs macs_;
     int row_low_ = 0, row_high_ = 0, column_low_ = 0, column_high_ = 0;  // outputs that taps reach beside the base: base + [low, high]
 };
 

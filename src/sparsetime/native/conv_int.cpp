@@ -15,19 +15,15 @@ constexpr int FEW = 3;     // outputs: what they wait for is the memory, which c
 
 }  // namespace
 
-IntConv::IntConv(Shape in_, Shape out_, Axis rows, Axis columns, int groups, bool transposed, const int8_t* weight, const float* scale,
-                 const float* bias, int zero)
-    : in(in_), out(out_), rows_(std::move(rows)), columns_(std::move(columns)), groups_(groups), zero_(zero), kernels_(kernels().integers) {
+IntConv::IntConv(Geometry geometry, bool transposed, const int8_t* weight, const float* scale, const float* bias, int zero)
+    : Geometry(std::move(geometry)), zero_(zero), kernels_(kernels().integers) {
     // The kernel walks along rows of outputs whose rows of inputs are the same.
-    depthwise_ = groups > 1 && groups == in.channels && in.channels == out.channels && in.channels > NARROW && rows_.num == 1 && columns_.num == 1 &&
-                 rows_.taps <= MAX_INT_ROWS;
-    pointwise_ = rows_.taps == 1 && columns_.taps == 1 && rows_.den == 1 && rows_.num == 1 && columns_.den == 1 && columns_.num == 1 &&
-                 in.pixels() == out.pixels() && rows_.shift[0] == 0 && columns_.shift[0] == 0;
+    depthwise_ = depthwise_ && rows_.num == 1 && columns_.num == 1 && rows_.taps <= MAX_INT_ROWS;
     // Of few channels a tap costs more to look up than to compute.
-    const bool adjoining = !transposed && columns_.taps > 1 && columns_.shift[0] - columns_.shift[1] == 1 && groups == 1;
+    const bool adjoining = !transposed && columns_.taps > 1 && columns_.shift[0] - columns_.shift[1] == 1 && groups_ == 1;
     if (!depthwise_ && adjoining && byte_stride(in.channels) <= BYTE_LANE) joined_ = columns_.taps;
     outside_.assign(size_t(byte_stride(in.channels)) + BYTE_BLOCK, uint8_t(zero));
-    const int og = out.channels / groups, cg = in.channels / groups, taps = rows_.taps * columns_.taps;
+    const int og = out.channels / groups_, cg = in.channels / groups_, taps = rows_.taps * columns_.taps;
     for (int o = 0; o < out.channels; ++o) {
         double sum = 0;
         for (int c = 0; c < cg; ++c)
@@ -37,7 +33,6 @@ IntConv::IntConv(Shape in_, Shape out_, Axis rows, Axis columns, int groups, boo
     }
     if (depthwise_) pack_depthwise(weight, scale, bias);
     else pack(weight, transposed, scale, bias);
-    macs_ = Macs(rows_, columns_, in, out, groups);
 }
 
 void IntConv::pack(const int8_t* weight, bool transposed, const float* scale, const float* bias) {
@@ -101,10 +96,6 @@ void IntConv::pack_depthwise(const int8_t* weight, const float* scale, const flo
                 bias_.push_back(c < C && bias ? bias[c] : 0.0f);
             }
     }
-}
-
-int IntConv::touched(const Change& change, uint8_t* mask, int32_t* list, Workspace& ws) const {
-    return touched_outputs(rows_, columns_, in, out, pointwise_, change, mask, list, ws);
 }
 
 bool IntConv::saturates(const Settle& s) const {

@@ -18,19 +18,13 @@ struct IntWorkspace {
     std::vector<const float*> lines;
 };
 
-class IntConv {
+class IntConv : public Geometry {
   public:
     // weight as Conv takes it; scale and bias (or null) by output channel; `zero` is the input's.
-    IntConv(Shape in, Shape out, Axis rows, Axis columns, int groups, bool transposed, const int8_t* weight, const float* scale,
-            const float* bias, int zero);
+    IntConv(Geometry geometry, bool transposed, const int8_t* weight, const float* scale, const float* bias, int zero);
 
-    int touched(const Change& in, uint8_t* mask, int32_t* list, Workspace& ws) const;
     // The outputs of `list`, ascending, from the codes of the input.
     void run(const uint8_t* codes, const int32_t* list, int count, const Settle& settle, ActivePixels& sink, IntWorkspace& ws) const;
-
-    const Macs& macs() const { return macs_; }
-
-    Shape in, out;
 
   private:
     struct Panel {
@@ -43,9 +37,7 @@ class IntConv {
     bool saturates(const Settle& settle) const;
     void run_depthwise(const uint8_t* codes, const int32_t* list, int count, const Settle& settle, int32_t* found) const;
 
-    Axis rows_, columns_;
-    int groups_, zero_;
-    bool depthwise_, pointwise_;
+    int zero_;
     int joined_ = 1;  // columns of the kernel that are taken as one tap, since they lie next to each other in a row of pixels
     const IntKernels* kernels_;
     std::vector<int8_t, Aligned<int8_t>> weight_;
@@ -53,7 +45,6 @@ class IntConv {
     Floats scale_, bias_;
     std::vector<Panel> panels_;
     Bytes outside_;
-    Macs macs_;
     float largest_ = 0;  // no |z| without residual is larger
 };
 

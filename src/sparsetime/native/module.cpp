@@ -86,9 +86,9 @@ Layer* make_layer(std::array<int, 2> size, Input<4> weight, std::optional<Vector
     }
     if (oh < 1 || ow < 1 || size[0] < 1 || size[1] < 1) throw std::invalid_argument("the map is smaller than the kernel");
     const Shape in{size[0], size[1], C}, out{oh, ow, O};
-    auto conv = std::make_shared<const Conv>(in, out, axis_of(transposed, in.height, oh, kh, stride[0], padding[0], dilation[0]),
-                                             axis_of(transposed, in.width, ow, kw, stride[1], padding[2], dilation[1]), groups,
-                                             transposed, weight.data());
+    Geometry geometry(in, out, axis_of(transposed, in.height, oh, kh, stride[0], padding[0], dilation[0]),
+                      axis_of(transposed, in.width, ow, kw, stride[1], padding[2], dilation[1]), groups);
+    auto conv = std::make_shared<const Conv>(std::move(geometry), transposed, weight.data());
     if (bias && int(bias->shape(0)) != O) throw std::invalid_argument("bias has another length than the output has channels");
     const bool step_map = step && step->ndim() == 3;
     if (step && int64_t(step->size()) != int64_t(O) * (step_map ? out.pixels() : 1))

@@ -170,24 +170,24 @@ void Program::spare() {
     }
 }
 
-void Program::weigh(Node& n, const OpSpec& spec, const Shape& x, const Shape& y, Axis rows, Axis columns, int groups, bool transposed) {
+void Program::weigh(Node& n, const OpSpec& spec, Geometry geometry, bool transposed) {
     if (!integer) {
-        n.conv = std::make_unique<Conv>(x, y, std::move(rows), std::move(columns), groups, transposed, need(spec, "weight").floats);
+        n.conv = std::make_unique<Conv>(std::move(geometry), transposed, need(spec, "weight").floats);
         return;
     }
+    const int channels = geometry.out.channels;
     const Value& input = values[size_t(spec.inputs[0])];
     const TensorView& step = need(spec, "weight_step");
     const float* bias = nullptr;
     if (!input.coded) refuse(spec, "weights of int8 need an input of codes");
-    if (step.size() != y.channels) refuse(spec, "the steps of the weights do not fit");
+    if (step.size() != channels) refuse(spec, "the steps of the weights do not fit");
     if (spec.tensors.count("bias")) {
-        if (need(spec, "bias").size() != y.channels) refuse(spec, "the bias does not fit");
+        if (need(spec, "bias").size() != channels) refuse(spec, "the bias does not fit");
         bias = need(spec, "bias").floats;
     }
-    std::vector<float> scale(size_t(y.channels));
+    std::vector<float> scale(static_cast<size_t>(channels));
     for (size_t o = 0; o < scale.size(); ++o) scale[o] = input.step * step.floats[o];
-    n.integers = std::make_unique<IntConv>(x, y, std::move(rows), std::move(columns), groups, transposed, bytes_of(spec, "weight").bytes,
-                                           scale.data(), bias, input.zero);
+    n.integers = std::make_unique<IntConv>(std::move(geometry), transposed, bytes_of(spec, "weight").bytes, scale.data(), bias, input.zero);
 }
 
 void Program::add(const OpSpec& spec) {
@@ -234,7 +234,7 @@ void Program::add(const OpSpec& spec) {
             if (w.shape.size() != 2 || w.shape[0] != y.channels || w.shape[1] != x.channels || x.pixels() != y.pixels() ||
                 in(0).is_map() || out.is_map())
                 refuse(spec, "the weight does not fit");
-            weigh(n, spec, x, y, axis_of(false, x.height, y.height, 1, 1, 0, 1), axis_of(false, x.width, y.width, 1, 1, 0, 1), 1, false);
+            weigh(n, spec, {x, y, axis_of(false, x.height, y.height, 1, 1, 0, 1), axis_of(false, x.width, y.width, 1, 1, 0, 1), 1}, false);
         } else {
             const bool transposed = kind == "conv_transpose2d";
             const auto stride = integers(spec, "stride", 2), padding = integers(spec, "padding", 4), dilation = integers(spec, "dilation", 2);
@@ -253,8 +253,8 @@ void Program::add(const OpSpec& spec) {
                 return room < 0 ? 0 : room / s + 1;
             };
             if (extent(x.height, 0, 0, kh) != y.height || extent(x.width, 2, 1, kw) != y.width) refuse(spec, "the output has another shape");
-            weigh(n, spec, x, y, axis_of(transposed, x.height, y.height, kh, stride[0], padding[0], dilation[0]),
-                  axis_of(transposed, x.width, y.width, kw, stride[1], padding[2], dilation[1]), groups, transposed);
+            weigh(n, spec, {x, y, axis_of(transposed, x.height, y.height, kh, stride[0], padding[0], dilation[0]),
+                            axis_of(transposed, x.width, y.width, kw, stride[1], padding[2], dilation[1]), groups}, transposed);
         }
     } else if (kind == "affine") {
         n.kind = Kind::affine;

@@ -97,6 +97,7 @@ struct Node {
     bool step_map = false;
     std::unique_ptr<Conv> conv;
     std::unique_ptr<IntConv> integers;  // instead, in int8 plans
+    const Geometry& geometry() const { return conv ? static_cast<const Geometry&>(*conv) : *integers; }
     Bytes threshold;
     int64_t limit = -1;        // of the sum of squares of a pixel's changes, if it is sent whole or not at all
     bool moves_codes = false;  // hands bytes on as they are
@@ -140,7 +141,7 @@ class Program {
     // channels are picked, which then are picked from what was joined.
     void spare();
     // Weights of a convolution, packed, of either precision.
-    void weigh(Node& n, const OpSpec& spec, const Shape& x, const Shape& y, Axis rows, Axis columns, int groups, bool transposed);
+    void weigh(Node& n, const OpSpec& spec, Geometry geometry, bool transposed);
 };
 
 }  // namespace sparsetime

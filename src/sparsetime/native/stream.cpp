@@ -166,13 +166,14 @@ const std::vector<NodeStats>& Stream::counted_stats() {
         const Node& node = program_->nodes[i];
         if (node.kind != Kind::conv) continue;
         NodeStats& stats = stats_[i];
-        const Macs& macs = node.integers ? node.integers->macs() : node.conv->macs();
+        const Geometry& conv = node.geometry();
+        const Macs& macs = conv.macs();
         stats.effective_macs = flush_ ? macs.dense() : macs.caused(states_[size_t(node.inputs[0])].change);
         // The dense path computes touched outputs only, from all of their inputs.
         if (stats.sparse) stats.macs = stats.effective_macs;
         else if (stats.whole) stats.macs = macs.dense();
         else {
-            const int n = node.integers ? touched_by(*node.integers, node) : touched_by(*node.conv, node);
+            const int n = touched_by(conv, node);
             stats.macs = macs.done(list_.data(), n);
         }
     }

@@ -88,8 +88,7 @@ class Stream {
     };
     Choice choose(const Node& node);
     void convolve(const Node& node, NodeStats& stats);
-    template <class Convolution>
-    int touched_by(const Convolution& conv, const Node& node);
+    int touched_by(const Geometry& conv, const Node& node);
     void move(const Node& node);
     void recompute(const Node& node);
     void carry(const Node& node);

@@ -52,9 +52,8 @@ int ceil_div(int a, int b) { return a > 0 ? (a + b - 1) / b : -(-a / b); }
 
 }  // namespace
 
-int touched_outputs(const Axis& rows, const Axis& columns, const Shape& in, const Shape& out, bool pointwise, const Change& change,
-                    uint8_t* mask, int32_t* list, Workspace& ws) {
-    if (pointwise && change.active_count) {
+int Geometry::touched(const Change& change, uint8_t* mask, int32_t* list, Workspace& ws) const {
+    if (pointwise_ && change.active_count) {
         std::memcpy(mask, change.mask, size_t(out.pixels()));
         std::memcpy(list, change.active, size_t(change.active_count) * sizeof(int32_t));
         return change.active_count;
@@ -65,21 +64,21 @@ int touched_outputs(const Axis& rows, const Axis& columns, const Shape& in, cons
     uint8_t* line = sized(ws.bytes, size_t(in.width));
     int found = 0;
     for (int y = 0; y < out.height; ++y) {
-        const int32_t* source = &rows.source[size_t(y) * rows.taps];
+        const int32_t* source = &rows_.source[size_t(y) * rows_.taps];
         const auto each_row = [&](const auto& body) {
-            for (int k = 0; k < rows.taps; ++k)
+            for (int k = 0; k < rows_.taps; ++k)
                 if (source[k] >= 0) body(source[k]);
         };
         const Columns here = merged(change, marks, each_row, line);
         if (here.empty()) continue;
         uint8_t* to = mask + size_t(y) * out.width;
         Columns reached = NONE;
-        for (int k = 0; k < columns.taps; ++k) {
-            const int shift = columns.shift[k], step = columns.den;
-            if (columns.num > 1) {
+        for (int k = 0; k < columns_.taps; ++k) {
+            const int shift = columns_.shift[k], step = columns_.den;
+            if (columns_.num > 1) {
                 reached = {0, out.width};
                 for (int x = 0; x < out.width; ++x) {
-                    const int i = columns.source[size_t(x) * columns.taps + k];
+                    const int i = columns_.source[size_t(x) * columns_.taps + k];
                     if (i >= here.from && i < here.to) to[x] |= line[i];
                 }
                 continue;
@@ -105,8 +104,7 @@ int touched_outputs(const Axis& rows, const Axis& columns, const Shape& in, cons
 int Stream::listed(const Shape& map) { return kernels().rows->list(touch_.data(), map.pixels(), 0, list_.data()); }
 
 // Outputs that a change of the input, or of a residual that is added, reaches, as list_.
-template <class Convolution>
-int Stream::touched_by(const Convolution& conv, const Node& node) {
+int Stream::touched_by(const Geometry& conv, const Node& node) {
     const int n = conv.touched(states_[size_t(node.inputs[0])].change, touch_.data(), list_.data(), workspaces_[0]);
     if (node.inputs.size() < 2) return n;
     const Change& residual = states_[size_t(node.inputs[1])].change;
@@ -114,9 +112,6 @@ int Stream::touched_by(const Convolution& conv, const Node& node) {
     for (int p = 0; p < conv.out.pixels(); ++p) touch_[size_t(p)] |= residual.mask[p];
     return listed(conv.out);
 }
-
-template int Stream::touched_by(const Conv&, const Node&);
-template int Stream::touched_by(const IntConv&, const Node&);
 
 int Stream::union_of(const std::vector<int>& inputs) {
     const Change& first = states_[size_t(inputs[0])].change;
