@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "isa.h"
 #include "kernels.h"
 
 namespace sparsetime {
@@ -27,20 +28,15 @@ const Kernels* find(const char* name) {
 const Kernels* first() {
     int n = 0;
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-    if (v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd")) {
-        static const Kernels vnni = [] {  // v4, but for products of bytes
-            Kernels k = kernels_v4;
-            k.name = "vnni";
-            k.integers = &integers_vnni;
-            return k;
-        }();
-        if (__builtin_cpu_supports("avx512vnni")) tables[n++] = &vnni;
-        tables[n++] = &kernels_v4;
-    }
-    if (v3) tables[n++] = &kernels_v3;
+    static const Kernels vnni = [] {  // v4, but for products of bytes
+        Kernels k = kernels_v4;
+        k.name = "vnni";
+        k.integers = &integers_vnni;
+        return k;
+    }();
+    if (has_vnni()) tables[n++] = &vnni;
+    if (has_v4()) tables[n++] = &kernels_v4;
+    if (has_v3()) tables[n++] = &kernels_v3;
 #endif
     tables[n++] = &kernels_base;
     tables[n] = nullptr;

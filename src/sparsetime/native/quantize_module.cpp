@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "isa.h"
 #include "openmp.h"
 #include "quantize.h"
 
@@ -18,11 +19,8 @@ namespace {
 std::vector<const QuantizeTable*> tables() {
     std::vector<const QuantizeTable*> found = {&quantize_base};
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&quantize_v3);
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq"))
-        found.push_back(&quantize_v4);
+    if (has_v3()) found.push_back(&quantize_v3);
+    if (has_v4()) found.push_back(&quantize_v4);
 #endif
     return found;
 }
