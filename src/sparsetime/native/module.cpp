@@ -9,8 +9,10 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <initializer_list>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -30,26 +32,19 @@ using Input = nb::ndarray<const float, nb::ndim<N>, nb::c_contig, nb::device::cp
 using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Flat = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 
+// The value of an enumeration whose values have these names.
+template <class Enum>
+Enum named(const std::string& name, const char* what, std::initializer_list<const char*> names) {
+    const auto found = std::find(names.begin(), names.end(), name);
+    if (found == names.end()) throw std::invalid_argument(std::string("unknown ") + what + " '" + name + "'");
+    return Enum(found - names.begin());
+}
+
 Act act_of(const std::string& name) {
-    static const char* const names[] = {"none", "clamp", "leaky_relu", "hardswish", "hardsigmoid", "silu", "gelu", "gelu_tanh", "sigmoid", "tanh"};
-    for (int i = 0; i < 10; ++i)
-        if (name == names[i]) return Act(i);
-    throw std::invalid_argument("unknown activation '" + name + "'");
+    return named<Act>(name, "activation", {"none", "clamp", "leaky_relu", "hardswish", "hardsigmoid", "silu", "gelu", "gelu_tanh", "sigmoid", "tanh"});
 }
-
-Encode encode_of(const std::string& name) {
-    static const char* const names[] = {"linear", "change", "exact", "hold", "residual", "pixel"};
-    for (int i = 0; i < 6; ++i)
-        if (name == names[i]) return Encode(i);
-    throw std::invalid_argument("unknown codec '" + name + "'");
-}
-
-Path path_of(const std::string& name) {
-    static const char* const names[] = {"dense", "pixels", "elements"};
-    for (int i = 0; i < 3; ++i)
-        if (name == names[i]) return Path(i);
-    throw std::invalid_argument("unknown path '" + name + "'");
-}
+Encode encode_of(const std::string& name) { return named<Encode>(name, "codec", {"linear", "change", "exact", "hold", "residual", "pixel"}); }
+Path path_of(const std::string& name) { return named<Path>(name, "path", {"dense", "pixels", "elements"}); }
 
 // A new array, which fill(data) writes.
 template <class T, class Fill>
@@ -166,10 +161,10 @@ const Value& coded_of(const Stream& s, int value) {
 }
 
 template <class Array>
-void checked_shape(const Value& v, const Array& array) {
+void checked_shape(const Value& v, const Array& array, const char* otherwise = "an array has another shape than the value") {
     bool same = array.ndim() == v.shape.size();
     for (size_t i = 0; same && i < v.shape.size(); ++i) same = int64_t(array.shape(i)) == v.shape[i];
-    if (!same) throw std::invalid_argument("an array has another shape than the value");
+    if (!same) throw std::invalid_argument(otherwise);
 }
 
 const float* checked(const Value& v, const Flat& array) {
@@ -190,9 +185,7 @@ struct BoundStream : Stream {
 // The outputs, or None if the frame holds NaN or infinity.
 nb::object run_stream(BoundStream& s, const FrameArray& array, bool keep) {
     const Value& v = s.program().input();
-    bool same = array.ndim() == v.shape.size();
-    for (size_t i = 0; same && i < v.shape.size(); ++i) same = int64_t(array.shape(i)) == v.shape[i];
-    if (!same) throw std::invalid_argument("the frame has another shape than the program's input");
+    checked_shape(v, array, "the frame has another shape than the program's input");
     Frame frame{nullptr, nullptr, 1, 0, 0};
     if (array.dtype() == nb::dtype<float>()) frame.floats = static_cast<const float*>(array.data());
     else if (array.dtype() == nb::dtype<uint8_t>()) frame.bytes = static_cast<const uint8_t*>(array.data());

@@ -62,8 +62,13 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
 
     allocate_codes();
     allocate_derived();
+    allocate_deltas();
+    reset();
+}
 
-    // Deltas live from their producer to their last consumer: values that never live together share memory.
+// Deltas live from their producer to their last consumer: values that never live together share memory.
+void Stream::allocate_deltas() {
+    const Program& p = *program_;
     std::vector<size_t> sizes;
     std::vector<int> slot(p.values.size(), -1), free;
     std::vector<std::vector<int>> dying(p.nodes.size());
@@ -113,7 +118,6 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
         lasts = lasts || (maker.kind == Kind::channels && maker.carries && *std::min_element(maker.index.begin(), maker.index.end()) < 0);
         if (!lasts) passing_.push_back(int(v));
     }
-    reset();
 }
 
 size_t Stream::memory_bytes() const {
@@ -300,7 +304,8 @@ void Stream::execute(int number, const Frame& frame) {
     stats.sparse = !dense_;
     if (node.derived) derive(number);
     else if (node.carries) carry(node);
-    else switch (node.moves_codes ? Kind::cat_channels : node.kind) {
+    else if (node.moves_codes) move_codes(node);
+    else switch (node.kind) {
         case Kind::conv: node.integers ? convolve_codes(node, stats) : convolve(node, stats); break;
         case Kind::input: {
             const Shape& map = program_->values[size_t(node.outputs[0])].map;
@@ -329,8 +334,7 @@ void Stream::execute(int number, const Frame& frame) {
             break;
         }
         default:
-            if (node.moves_codes) move_codes(node);
-            else if (program_->integer && node.kind == Kind::resize && program_->values[size_t(node.outputs[0])].map.channels > NARROW) resize_rows(node);
+            if (program_->integer && node.kind == Kind::resize && program_->values[size_t(node.outputs[0])].map.channels > NARROW) resize_rows(node);
             else move(node);
             break;
     }
@@ -349,7 +353,6 @@ void Stream::execute(int number, const Frame& frame) {
     stats.time_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(now - clock_).count();
     clock_ = now;
 }
-
 
 void Stream::execute_all(const Frame& frame) {
     for (size_t i = 0; i < program_->nodes.size(); ++i) {

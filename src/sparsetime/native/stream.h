@@ -78,6 +78,7 @@ class Stream {
     void rows(const Node& node, int output, const int32_t* list, int count, bool replace, const Fill& fill);
     template <class Body>
     void split(const Node& node, int output, const int32_t* list, int count, bool replace, bool by_row, const Body& body);
+    void allocate_deltas();
     void execute_all(const Frame& frame);
     void execute(int number, const Frame& frame);
     struct Choice {
