@@ -494,7 +494,11 @@ def depthwise_plan(width: int, kernel: int, stride: int, dilation: int, channels
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride", "dilation"), [(3, 1, 1), (3, 2, 1), (5, 1, 1), (5, 2, 1), (3, 1, 2), (3, 1, 4), (3, 1, 3)]
+    ("kernel", "stride", "dilation"),
+    [
+        *((3, 1, 1), (3, 2, 1), (5, 1, 1), (5, 2, 1), (7, 1, 1), (7, 2, 1), (3, 1, 2), (3, 1, 4)),
+        *((3, 1, 3), (5, 2, 2), (9, 1, 1), (11, 2, 1)),
+    ],
 )
 def test_depthwise_convolutions_compare_as_the_reference_does(isa, kernel, stride, dilation):
     """At the borders, in maps narrower than the kernel, in runs of all lengths, where a bound fills padding."""

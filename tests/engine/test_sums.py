@@ -21,7 +21,7 @@ class Mixed(nn.Module):
         self.stem = nn.Conv2d(3, 40, 3, padding=1)  # 27 terms
         self.full = nn.Conv2d(40, 40, 3, padding=1)  # 360
         self.pixels = nn.Conv2d(40, 40, 1)
-        self.depthwise = nn.Conv2d(40, 40, 5, padding=2, groups=40)  # 25
+        self.depthwise = nn.Conv2d(40, 40, 7, padding=3, groups=40)  # 49
         self.groups = nn.Conv2d(40, 40, 3, padding=1, groups=8)  # 45
         self.edge = nn.Conv2d(40, 4, 3, padding=1, groups=4)  # 90
         self.few = nn.Conv2d(4, 40, 3, padding=1)  # 36

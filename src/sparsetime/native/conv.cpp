@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <stdexcept>
 
 #include "conv.h"
 
@@ -485,8 +486,7 @@ void Conv::gather(const float* value, const int32_t* list, int count, FinishArgs
     }
 }
 
-void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink,
-                            Workspace& ws) const {
+void Conv::gather_depthwise(const float* rows, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
     const Kernels& k = *kernels_;
     const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw, stride = in.stride();
     const int chunk = std::max(4, std::min(64, 8 * 1024 / stride));
@@ -499,8 +499,9 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
     const bool written = writes(sink), compared = compares(sink);
     float* far = compared ? sized(ws.far, size_t(chunk)) : nullptr;
     const int dilation = kw > 1 ? columns_.shift[0] - columns_.shift[1] : 1;
-    const bool apart = kw == 3 && step == 1 && (dilation == 2 || dilation == 4);
-    const bool runs = !mask && kh == kw && (kw == 3 || kw == 5 || kw == 7) && columns_.num == 1 && step <= 2 && (dilation == 1 || apart);
+    const bool runs = rows_.num == 1 && columns_.num == 1;  // not transposed
+    const float** lines = sized(ws.weights, size_t(kh));
+    int32_t* advance = sized(ws.segments, size_t(kh));
     // A pixel's state, and the columns of inputs that it is the first to need, as far as the pixel before it was touched.
     const auto ask = [&](int p) __attribute__((always_inline)) {
         fetch(sink, p, 0, stride);
@@ -525,7 +526,7 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
             for (int ky = 0; ky < kh; ++ky)
                 for (int kx = 0; kx < kw; ++kx) {
                     const ptrdiff_t q = ptrdiff_t(ry[ky]) * in.width + rx[kx];
-                    *ptr++ = (ry[ky] | rx[kx]) >= 0 && (!mask || mask[q]) ? rows + q * stride : zeros;
+                    *ptr++ = (ry[ky] | rx[kx]) >= 0 ? rows + q * stride : zeros;
                 }
             outs[loose++] = sum + size_t(i) * stride;
             if (!written && !compared) return;
@@ -544,15 +545,14 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
             int length = 1;
             while (length < most && list[start + i + length] == p + length) ++length;
             const WriteArgs to = compared ? compare_of(sink, list + start + i, 0, far + i) : write_of(sink, p, 0);
-            DepthwiseRowArgs args{kw, length, step, dilation, (p - walk.start) * step - columns_.shift[0], in.width, {}, {}, tile_.data(), stride,
-                                  sum + size_t(i) * stride, written || compared ? &to : nullptr};
             const int32_t* source = &rows_.source[size_t(walk.y) * kh];
             for (int r = 0; r < kh; ++r) {
-                args.rows[r] = source[r] >= 0 ? rows + ptrdiff_t(source[r]) * in.width * stride : zeros;
-                args.advance[r] = source[r] >= 0 ? stride : 0;
+                lines[r] = source[r] >= 0 ? rows + ptrdiff_t(source[r]) * in.width * stride : zeros;
+                advance[r] = source[r] >= 0 ? stride : 0;
             }
             for (; !written && asked < std::min(count, start + i + length + LATER); ++asked) ask(list[asked]);
-            k.depthwise_row(args);
+            k.depthwise_row({kh, kw, length, step, dilation, (p - walk.start) * step - columns_.shift[0], in.width, lines, advance, tile_.data(), stride,
+                             sum + size_t(i) * stride, written || compared ? &to : nullptr});
             i += length;
         }
         if (written) {
@@ -565,12 +565,12 @@ void Conv::gather_depthwise(const float* rows, const uint8_t* mask, const int32_
 }
 
 void Conv::dense(const float* value, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
-    if (depthwise_) gather_depthwise(value, nullptr, list, count, sink, ws);
+    if (depthwise_) gather_depthwise(value, list, count, sink, ws);
     else gather(value, list, count, sink, ws);
 }
 
 void Conv::pixels(const Change& change, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
-    if (depthwise_) return gather_depthwise(change.rows, change.mask, list, count, sink, ws);
+    if (depthwise_) throw std::logic_error("a depthwise convolution is computed from values");
     const int row = round_up(out.channels, LANE), step = std::max(kernels_->tile_pixels, CHANGED_FLOATS / row);
     float* sum = sized(ws.sum, size_t(std::min(step, count)) * row);
     for (int start = 0; start < count; start += step) {
@@ -583,16 +583,13 @@ void Conv::pixels(const Change& change, const int32_t* list, int count, FinishAr
 PathTimes Conv::estimate(const Change& change, int touched) const {
     const double taps = double(rows_.taps) * columns_.taps, n = touched;
     const double reach = taps * out.pixels() / in.pixels();  // outputs that an input pixel reaches, borders aside
-    if (depthwise_) {
-        const double share = n > 0 ? std::min(1.0, change.active_count * reach / (n * taps)) : 0.0;  // of a touched output's inputs
-        return {n * 0.8, n * share, std::numeric_limits<double>::infinity()};
-    }
+    const double none = std::numeric_limits<double>::infinity();
+    if (depthwise_) return {n, none, none};
     const double product = share_ * in.channels * out.channels * 0.008;  // of a pixel with the weights of one tap
     const double fetch = in.channels <= NARROW ? 0.3 * in.channels : 1.2;
     const double vectors = (out.channels + LANE - 1) / LANE;
     const int shift = run_shift(change), channel_blocks = (in.channels + (1 << shift) - 1) >> shift;
     const double passes = double(passes_.size()) / (rows_.phases() * columns_.phases());
-    const double none = std::numeric_limits<double>::infinity();
     return {n * taps * (product + fetch), change.active_count * reach * (product + vectors + 3.0) + n * vectors * 0.6,
             !has_elements_ ? none
                            : double(change.events) * reach * vectors * share_ * (in.channels <= 64 ? 0.17 : 0.25) +

@@ -173,6 +173,7 @@ class Conv : public Geometry {
     void sums_of_changes(const Change& in, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws) const;
     void finish(const int32_t* pixel, int n, float* sum, FinishArgs& sink, Workspace& ws, const float* far = nullptr) const;
 
+    // Not where depthwise().
     void pixels(const Change& in, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
     // Outputs of rows [first, last); `list` holds the touched ones among them. Only where has_elements().
     void elements(const Change& in, int first, int last, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
@@ -228,8 +229,7 @@ class Conv : public Geometry {
     void slide(const Strip& strip, Workspace& ws) const;
     void scatter(const Strip& strip, Workspace& ws) const;
     void elements_fused(const Change& in, int first, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
-    void gather_depthwise(const float* rows, const uint8_t* mask, const int32_t* list, int count, FinishArgs& sink,
-                          Workspace& ws) const;
+    void gather_depthwise(const float* rows, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
 
     const Kernels* kernels_;
     int width_;                  // vector width that the weights are packed for

@@ -1,6 +1,7 @@
 // The sums: register tiles, runs of events, depthwise. One source, compiled once per instruction set with SPARSETIME_TABLE naming
 // the table; products and sums are contracted where the machine can.
 
+#include <algorithm>
 #include <type_traits>
 #include <utility>
 
@@ -307,16 +308,30 @@ template <int K, int S, int D, int P, int V, bool EDGE, class Out>
     }
 }
 
-// As many pixels from the first one on.
-template <int K, int S, int D, int P, bool EDGE>
-void depthwise_pixels(const DepthwiseRowArgs& d, int first) {
-    constexpr int V = P == 1 ? 4 : P < 4 ? 2 : 1;
+// The same of kernels of any size, step and dilation, whose inputs no registers could hold; taps [low, high) of a row lie inside the map.
+template <int P, int V, class Out>
+[[gnu::always_inline]] inline void depthwise_tile_any(const DepthwiseRowArgs& d, int first, int low, int high, ptrdiff_t& c, const Out& out) {
+    const ptrdiff_t stride = d.stride, step = d.step * stride, apart = d.dilation * stride;
+    const ptrdiff_t start = (d.column + ptrdiff_t(first) * d.step + ptrdiff_t(low) * d.dilation) * stride;
+    for (; c + V * VL <= stride; c += V * VL) {
+        Vec sum[V][P] = {};
+        for (int y = 0; y < d.lines; ++y) {
+            if (d.advance[y] == 0) continue;
+            const float *in = d.rows[y] + start + c, *w = d.w + (ptrdiff_t(y) * d.taps + low) * stride + c;
+            for (int k = low; k < high; ++k, in += apart, w += stride)
+                for (int v = 0; v < V; ++v) {
+                    const Vec weight = load(w + v * VL);
+                    for (int i = 0; i < P; ++i) sum[v][i] += load(in + i * step + v * VL) * weight;
+                }
+        }
+        for (int v = 0; v < V; ++v) out(c + v * VL, sum[v]);
+    }
+}
+
+// What becomes of the sums of P pixels, from the first one on; all(out) computes them.
+template <int P, class All>
+[[gnu::always_inline]] inline void depthwise_pixels(const DepthwiseRowArgs& d, int first, const All& all) {
     const ptrdiff_t stride = d.stride;
-    const auto all = [&](const auto& out) __attribute__((always_inline)) {
-        ptrdiff_t c = 0;
-        depthwise_tile<K, S, D, P, V, EDGE>(d, first, c, out);
-        if constexpr (V > 1) depthwise_tile<K, S, D, P, 1, EDGE>(d, first, c, out);
-    };
     float* const to = d.out + first * stride;
     if (!d.write)
         return all([&](ptrdiff_t c, const Vec (&sum)[P]) __attribute__((always_inline)) {
@@ -340,14 +355,51 @@ void depthwise_pixels(const DepthwiseRowArgs& d, int first) {
     });
 }
 
+template <int P>
+constexpr int CHANNELS = P == 1 ? 4 : P < 4 ? 2 : 1;  // vectors of them beside P pixels
+
+template <int K, int S, int D, int P, bool EDGE>
+void depthwise_some(const DepthwiseRowArgs& d, int first) {
+    depthwise_pixels<P>(d, first, [&](const auto& out) __attribute__((always_inline)) {
+        ptrdiff_t c = 0;
+        depthwise_tile<K, S, D, P, CHANNELS<P>, EDGE>(d, first, c, out);
+        if constexpr (CHANNELS<P> > 1) depthwise_tile<K, S, D, P, 1, EDGE>(d, first, c, out);
+    });
+}
+
+template <int P>
+void depthwise_some_any(const DepthwiseRowArgs& d, int first, int low, int high) {
+    depthwise_pixels<P>(d, first, [&](const auto& out) __attribute__((always_inline)) {
+        ptrdiff_t c = 0;
+        depthwise_tile_any<P, CHANNELS<P>>(d, first, low, high, c, out);
+        if constexpr (CHANNELS<P> > 1) depthwise_tile_any<P, 1>(d, first, low, high, c, out);
+    });
+}
+
+void depthwise_row_any(const DepthwiseRowArgs& d) {
+    constexpr int P = 4;
+    for (int i = 0; i < d.pixels;) {
+        const int column = d.column + i * d.step, reach = (d.taps - 1) * d.dilation;
+        if (i + P <= d.pixels && column >= 0 && column + (P - 1) * d.step + reach < d.width) {
+            depthwise_some_any<P>(d, i, 0, d.taps);
+            i += P;
+            continue;
+        }
+        // By itself: the taps inside the map are others for each.
+        const int low = column >= 0 ? 0 : std::min(d.taps, (-column + d.dilation - 1) / d.dilation);
+        const int high = column >= d.width ? low : std::max(low, std::min(d.taps, (d.width - 1 - column) / d.dilation + 1));
+        depthwise_some_any<1>(d, i++, low, high);
+    }
+}
+
 template <int K, int S, int D = 1>
 void depthwise_row_of(const DepthwiseRowArgs& d) {
     constexpr int P = 4;
     const auto some = [&](auto pixels, int first) {
         constexpr int N = decltype(pixels)::value;
         const int column = d.column + first * S;
-        if (column < 0 || column + (N - 1) * S + (K - 1) * D >= d.width) depthwise_pixels<K, S, D, N, true>(d, first);
-        else depthwise_pixels<K, S, D, N, false>(d, first);
+        if (column < 0 || column + (N - 1) * S + (K - 1) * D >= d.width) depthwise_some<K, S, D, N, true>(d, first);
+        else depthwise_some<K, S, D, N, false>(d, first);
     };
     int i = 0;
     for (; i + P <= d.pixels; i += P) some(std::integral_constant<int, P>{}, i);
@@ -359,11 +411,14 @@ void depthwise_row_of(const DepthwiseRowArgs& d) {
 }
 
 void depthwise_row(const DepthwiseRowArgs& d) {
-    if (d.dilation == 2) return depthwise_row_of<3, 1, 2>(d);
-    if (d.dilation == 4) return depthwise_row_of<3, 1, 4>(d);
-    if (d.taps == 3) return d.step == 1 ? depthwise_row_of<3, 1>(d) : depthwise_row_of<3, 2>(d);
-    if (d.taps == 5) return d.step == 1 ? depthwise_row_of<5, 1>(d) : depthwise_row_of<5, 2>(d);
-    d.step == 1 ? depthwise_row_of<7, 1>(d) : depthwise_row_of<7, 2>(d);
+    if (d.lines == d.taps && d.step <= 2 && d.dilation == 1) switch (d.taps) {
+            case 3: return d.step == 1 ? depthwise_row_of<3, 1>(d) : depthwise_row_of<3, 2>(d);
+            case 5: return d.step == 1 ? depthwise_row_of<5, 1>(d) : depthwise_row_of<5, 2>(d);
+            case 7: return d.step == 1 ? depthwise_row_of<7, 1>(d) : depthwise_row_of<7, 2>(d);
+        }
+    if (d.lines == 3 && d.taps == 3 && d.step == 1 && d.dilation == 2) return depthwise_row_of<3, 1, 2>(d);
+    if (d.lines == 3 && d.taps == 3 && d.step == 1 && d.dilation == 4) return depthwise_row_of<3, 1, 4>(d);
+    depthwise_row_any(d);
 }
 
 }  // namespace

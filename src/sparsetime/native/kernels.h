@@ -128,20 +128,19 @@ struct DepthwiseArgs {
     const WriteArgs* write; // or null, as in TileArgs; of one pixel alone
 };
 
-// Depthwise 3x3, 5x5 or 7x7 of outputs next to each other in a row: output i reads input columns column + i * step + {0, 1, ...} * dilation, those
-// outside the map being zero.
+// Depthwise sums of outputs next to each other in a row: output i reads input columns column + i * step + {0, 1, ...} * dilation, those outside
+// the map being zero.
 struct DepthwiseRowArgs {
-    int taps;                // 3, 5 or 7
+    int lines, taps;           // rows and columns of the kernel
     int pixels;
-    int step;                // 1 or 2
-    int dilation;            // 1, 2 or 4; above 1 with taps 3 and step 1 only
-    int column, width;       // of inputs
-    const float* rows[7];    // rows of inputs
-    int advance[7];          // floats from pixel to pixel: stride, or 0 for a row outside the map, which is one pixel of zeros
-    const float* w;          // [taps * taps][stride]
+    int step, dilation;
+    int column, width;         // of inputs
+    const float* const* rows;  // [lines]: rows of inputs; one outside the map is one pixel of zeros
+    const int32_t* advance;    // [lines]: floats from pixel to pixel: stride, or 0 for a row outside the map
+    const float* w;            // [lines][taps][stride]
     int stride;
-    float* out;              // [pixels][stride]
-    const WriteArgs* write;  // or null, as in TileArgs
+    float* out;                // [pixels][stride]
+    const WriteArgs* write;    // or null, as in TileArgs
 };
 
 // Pixels of a frame against the value that was sent: maps of at most NARROW channels, without padding, so flat arrays.

@@ -14,7 +14,7 @@ namespace sparsetime {
 constexpr int BYTE_LANE = 16;       // byte strides of maps of more than NARROW channels are multiples of it
 constexpr int BYTE_BLOCK = 64;      // most channels that are looked at together: arrays by channel are padded to it
 constexpr int INT_GROUP = 4;        // bytes that one multiplication joins
-constexpr int MAX_INT_ROWS = 8;     // kernel rows of the depthwise kernel
+constexpr int MAX_INT_ROWS = 12;    // kernel rows of the depthwise kernel
 
 inline int byte_stride(int channels) { return channels <= NARROW ? NARROW : (channels + BYTE_LANE - 1) / BYTE_LANE * BYTE_LANE; }
 

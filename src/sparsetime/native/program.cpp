@@ -463,7 +463,7 @@ void Program::add(const OpSpec& spec) {
         for (int input : spec.inputs) made.whole = made.whole && values[size_t(input)].whole;
     }
     // Where whole pixels change, their deltas are as many as their values.
-    n.cheap = n.summed && n.kind == Kind::conv && (n.conv->terms() <= CHEAP_TERMS || (n.conv->one_tap() && values[size_t(spec.inputs[0])].whole));
+    n.cheap = n.summed && n.kind == Kind::conv && (n.conv->terms() <= CHEAP_TERMS || n.conv->depthwise() || (n.conv->one_tap() && values[size_t(spec.inputs[0])].whole));
     const bool still = n.kind == Kind::affine && n.scale.empty() && n.shift.empty();
     n.carries = !integer && !n.summed && n.act == Act::none && (n.encode == Encode::linear || n.encode == Encode::change) &&
                 (still || n.kind == Kind::cat_channels || n.kind == Kind::cat_pixels || n.kind == Kind::channels || n.kind == Kind::gather ||
