@@ -2,6 +2,8 @@
 // contracting a product and a sum into one operation: v' = q n is rounded before v' - v is taken, or an unchanged code would
 // send the rounding error as an event.
 
+#include <type_traits>
+
 #include "activate.h"
 #include "kernels.h"
 #include "vec.h"
@@ -12,16 +14,11 @@ using namespace sparsetime;
 
 // ---- from sums to events ------------------------------------------------------------------------------------------------
 
-template <class T, T V>
-struct Choice {
-    static constexpr T value = V;
-};
-
 // Channels in groups of as many vectors as registers allow, the rest in ever smaller ones: group(vectors, first channel).
 // Conv::pack arranges weights in the same way.
 template <int B = GROUP, class Group>
 [[gnu::always_inline]] inline void for_groups(int channels, const Group& group, int c = 0) {
-    for (; (channels - c + VL - 1) / VL >= B; c += B * VL) group(Choice<int, B>{}, c);
+    for (; (channels - c + VL - 1) / VL >= B; c += B * VL) group(std::integral_constant<int, B>{}, c);
     if constexpr (B > 1) for_groups<B / 2>(channels, group, c);
 }
 
@@ -314,17 +311,17 @@ void finish_narrow(FinishArgs& f) {
 template <class Body>
 void by_codec(const FinishArgs& f, const Body& body) {
     const auto act = [&](auto encode) {
-        if (f.act == Act::none) return body(Choice<Act, Act::none>{}, encode);
-        if (f.act == Act::clamp) return body(Choice<Act, Act::clamp>{}, encode);
-        return body(Choice<Act, Act::leaky_relu>{}, encode);  // stands for all that are chosen at run time
+        if (f.act == Act::none) return body(std::integral_constant<Act, Act::none>{}, encode);
+        if (f.act == Act::clamp) return body(std::integral_constant<Act, Act::clamp>{}, encode);
+        return body(std::integral_constant<Act, Act::leaky_relu>{}, encode);  // stands for all that are chosen at run time
     };
     switch (f.encode) {
-        case Encode::linear: return body(Choice<Act, Act::none>{}, Choice<Encode, Encode::linear>{});
-        case Encode::change: return act(Choice<Encode, Encode::change>{});
-        case Encode::exact: return act(Choice<Encode, Encode::exact>{});
-        case Encode::hold: return act(Choice<Encode, Encode::hold>{});
-        case Encode::residual: return act(Choice<Encode, Encode::residual>{});
-        case Encode::pixel: return act(Choice<Encode, Encode::pixel>{});
+        case Encode::linear: return body(std::integral_constant<Act, Act::none>{}, std::integral_constant<Encode, Encode::linear>{});
+        case Encode::change: return act(std::integral_constant<Encode, Encode::change>{});
+        case Encode::exact: return act(std::integral_constant<Encode, Encode::exact>{});
+        case Encode::hold: return act(std::integral_constant<Encode, Encode::hold>{});
+        case Encode::residual: return act(std::integral_constant<Encode, Encode::residual>{});
+        case Encode::pixel: return act(std::integral_constant<Encode, Encode::pixel>{});
     }
 }
 

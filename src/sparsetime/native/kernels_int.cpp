@@ -9,10 +9,6 @@
 #include "kernels.h"
 #include "vec.h"
 
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
-
 namespace {
 
 using namespace sparsetime;

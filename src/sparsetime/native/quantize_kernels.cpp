@@ -2,6 +2,7 @@
 // Plain loops over fixed blocks: the compiler makes vectors of them. Nothing from the standard library may be instantiated
 // here, or the linker could pick this object's copy of it for machines that lack its instructions.
 #include "quantize.h"
+#include "vec.h"
 
 namespace sparsetime {
 namespace {
@@ -10,33 +11,17 @@ constexpr std::size_t kLanes = 16;
 
 inline float sign(float x) { return static_cast<float>(x > 0.f) - static_cast<float>(x < 0.f); }
 
-// Vectors as wide as this object's instruction set has.
-#if defined(__AVX512F__)
-constexpr std::size_t kWidth = 16;
-#elif defined(__AVX2__)
-constexpr std::size_t kWidth = 8;
-#else
-constexpr std::size_t kWidth = 4;
-#endif
-typedef float Floats __attribute__((vector_size(kWidth * 4)));
-typedef std::int32_t Ints __attribute__((vector_size(kWidth * 4)));
-typedef std::uint8_t Bytes __attribute__((vector_size(kWidth)));
+typedef std::uint8_t Bytes __attribute__((vector_size(VL)));
 
-inline Floats load(const float* p) {
-    Floats v;
-    __builtin_memcpy(&v, p, sizeof v);
-    return v;
-}
 inline Bytes load_bytes(const std::uint8_t* p) {
     Bytes v;
     __builtin_memcpy(&v, p, sizeof v);
     return v;
 }
-inline void store(float* p, Floats v) { __builtin_memcpy(p, &v, sizeof v); }
 
 // weight * sign(d), 0 at 0 and NaN.
-inline Floats signs(Floats d, float weight) {
-    const Floats plus = Floats{} + weight, zero = {};
+inline Vec signs(Vec d, float weight) {
+    const Vec plus = Vec{} + weight, zero = {};
     return d > zero ? plus : (d < zero ? -plus : zero);
 }
 
@@ -84,20 +69,20 @@ double forward(const float* x, float* value, std::uint8_t* inside, Clips shape, 
 template <bool GRAD, bool INSIDE, bool BEFORE, bool AFTER>
 double backward_block(const float* grad, const float* v, const float* before, const float* after,
                       const std::uint8_t* inside, float* out, std::size_t n, float weight) {
-    Floats sums = {};
+    Vec sums = {};
     std::size_t j = 0;
-    for (; j + kWidth <= n; j += kWidth) {
-        const Floats value = load(v + j);
-        Floats g = {};
+    for (; j + VL <= n; j += VL) {
+        const Vec value = load(v + j);
+        Vec g = {};
         if (GRAD) g = load(grad + j);
         if (BEFORE) g += signs(value - load(before + j), weight);
         if (AFTER) g -= signs(load(after + j) - value, weight);
         sums += g * value;
-        if (INSIDE) g = __builtin_convertvector(load_bytes(inside + j), Ints) != 0 ? g : Floats{};
+        if (INSIDE) g = __builtin_convertvector(load_bytes(inside + j), Int) != 0 ? g : Vec{};
         store(out + j, g);
     }
     double product = 0;
-    for (std::size_t k = 0; k < kWidth; ++k) product += sums[k];
+    for (std::size_t k = 0; k < VL; ++k) product += sums[k];
     for (; j < n; ++j) {
         float g = GRAD ? grad[j] : 0.f;
         if (BEFORE) g += weight * sign(v[j] - before[j]);

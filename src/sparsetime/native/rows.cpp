@@ -7,10 +7,6 @@
 #include "kernels.h"
 #include "vec.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 namespace {
 
 using namespace sparsetime;
