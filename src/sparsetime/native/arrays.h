@@ -20,7 +20,8 @@ class Arrays : public std::enable_shared_from_this<Arrays> {
     // One array, and what keeps the rest alive while somebody holds it. Deleting it gives the memory back.
     class Array {
       public:
-        Array(std::shared_ptr<Arrays> owner, float* data, size_t length) : data(data), owner_(std::move(owner)), length_(length) {}
+        Array(std::shared_ptr<Arrays> owner, float* data, size_t length)
+            : data(data), owner_(std::move(owner)), length_(length) {}
         ~Array() { owner_->give_back(data, length_); }
         Array(const Array&) = delete;
         Array& operator=(const Array&) = delete;

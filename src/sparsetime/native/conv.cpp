@@ -75,7 +75,8 @@ Axis::Axis(int in_, int out_, int taps_, int num_, int den_, std::vector<int> sh
 Axis axis_of(bool transposed, int in, int out, int taps, int stride, int before, int dilation) {
     std::vector<int> shift(static_cast<size_t>(taps));
     for (int k = 0; k < taps; ++k) shift[size_t(k)] = transposed ? k * dilation - before : before - k * dilation;
-    return transposed ? Axis(in, out, taps, stride, 1, std::move(shift)) : Axis(in, out, taps, 1, stride, std::move(shift));
+    return transposed ? Axis(in, out, taps, stride, 1, std::move(shift))
+                      : Axis(in, out, taps, 1, stride, std::move(shift));
 }
 
 Channels channels_of(int groups, const Shape& in, const Shape& out, int from, int count) {
@@ -220,7 +221,8 @@ void Conv::lay_panels() {
 bool Conv::lay_out() {
     const int64_t blocks = (out.channels + width_ - 1) / width_;
     const int64_t left = -std::min(0, column_low_), reach = columns_.base(in.width - 1) + 1 + std::max(0, column_high_);
-    const int64_t wide = left + std::max<int64_t>(out.width, reach);  // a residual may touch outputs that no tap reaches
+    // A residual may touch outputs that no tap reaches.
+    const int64_t wide = left + std::max<int64_t>(out.width, reach);
     const int64_t halo = int64_t(row_high_) - row_low_;
     // Without overlap between strips their scratch fits the first cache.
     const int64_t room = halo == 0 ? STRIP_FLOATS / 8 : STRIP_FLOATS;
@@ -238,7 +240,8 @@ bool Conv::lay_out() {
 
 // What m outputs that share a register tile read: segment s of output i starts at from[s * m + i] and goes with the weights of tap[s] on.
 // Returns how many segments there are. `patches`, where a segment is a row of the kernel and not one tap: memory for m outputs' inputs.
-int Conv::look_up(const float* value, const int32_t* pixel, int m, Walk& walk, float* patches, const float** from, int32_t* tap) const {
+int Conv::look_up(const float* value, const int32_t* pixel, int m, Walk& walk, float* patches, const float** from,
+                  int32_t* tap) const {
     const int kh = rows_.taps, kw = columns_.taps, C = in.channels;
     if (pointwise_ && C > NARROW) {
         for (int i = 0; i < m; ++i) from[i] = value + ptrdiff_t(pixel[i]) * in.stride();
@@ -249,8 +252,10 @@ int Conv::look_up(const float* value, const int32_t* pixel, int m, Walk& walk, f
     int found = 0;
     // Most are neighbours in a row, away from the borders: what they read lies evenly spaced.
     walk.to(pixel[0]);
-    if (const int last = pixel[m - 1]; last - pixel[0] == m - 1 && last < walk.end && rows_.num == 1 && columns_.num == 1) {
-        const int32_t *y = &rows_.source[size_t(walk.y) * kh], *x = &columns_.source[size_t(pixel[0] - walk.start) * kw];
+    if (const int last = pixel[m - 1];
+        last - pixel[0] == m - 1 && last < walk.end && rows_.num == 1 && columns_.num == 1) {
+        const int32_t *y = &rows_.source[size_t(walk.y) * kh],
+                      *x = &columns_.source[size_t(pixel[0] - walk.start) * kw];
         const int32_t* x_last = x + (m - 1) * kw;
         if ((y[0] | y[kh - 1] | x[0] | x[kw - 1] | x_last[0] | x_last[kw - 1]) >= 0 &&
             (!patches || x[kw - 1] == x[0] + kw - 1)) {
@@ -337,7 +342,8 @@ void Conv::sums(const float* value, const int32_t* pixel, int n, int first, int 
     for (int g = 0; g < groups; ++g) {
         start[g + 1] = start[g] + n / groups + (g < n % groups);
         int32_t* segment = segments + size_t(g) * (taps + 1);
-        segment[0] = look_up(value, pixel + start[g], start[g + 1] - start[g], walk, patches ? patched + size_t(start[g]) * taps * C : nullptr,
+        segment[0] = look_up(value, pixel + start[g], start[g + 1] - start[g], walk,
+                             patches ? patched + size_t(start[g]) * taps * C : nullptr,
                              pointers + size_t(g) * taps * limit, segment + 1);
     }
     for (int p = first; p < last; ++p) {
@@ -359,17 +365,20 @@ void Conv::sums(const float* value, const int32_t* pixel, int n, int first, int 
                     int s = 0;
                     while (s < found && tap[s] < t) ++s;
                     int e = s;
-                    for (; e < found && tap[e] < t + tap_step; ++e) weights[e - s] = &tile_[panel.w + (size_t(tap[e]) * channels + c) * wide];
+                    for (; e < found && tap[e] < t + tap_step; ++e)
+                        weights[e - s] = &tile_[panel.w + (size_t(tap[e]) * channels + c) * wide];
                     if (e == s && accumulate && !complete) continue;
                     TileArgs args{e - s, pointers + size_t(g) * taps * limit + size_t(s) * m, weights, depth,
                                   sum + size_t(from) * row + column, at, panel.in.first + c, accumulate, nullptr};
                     WriteArgs to;
                     if (complete) {
-                        to = far ? compare_of(*sink, pixel + from, column, far + from) : write_of(*sink, pixel[from], column);
+                        to = far ? compare_of(*sink, pixel + from, column, far + from)
+                                 : write_of(*sink, pixel[from], column);
                         args.write = &to;
                     }
                     if (sink && !accumulate && (far || !complete))
-                        for (; asked < std::min(n, from + m + LATER); ++asked) fetch(*sink, pixel[asked], column, column + wide);
+                        for (; asked < std::min(n, from + m + LATER); ++asked)
+                            fetch(*sink, pixel[asked], column, column + wide);
                     k.tile(m, wide, args);
                 }
                 accumulate = true;
@@ -378,7 +387,8 @@ void Conv::sums(const float* value, const int32_t* pixel, int n, int first, int 
     }
 }
 
-void Conv::sums_of_changes(const Change& change, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws) const {
+void Conv::sums_of_changes(const Change& change, const int32_t* pixel, int n, int first, int last, float* sum,
+                           Workspace& ws) const {
     const Kernels& k = *kernels_;
     const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw, row = round_up(out.channels, LANE);
     const int low = pixel[0], high = pixel[n - 1];
@@ -420,15 +430,17 @@ void Conv::sums_of_changes(const Change& change, const int32_t* pixel, int n, in
     for (int p = first; p < last; ++p) {
         const Panel& panel = panels_[size_t(p)];
         const int wide = panel.wide, channels = panel.in.count(), depth_chunk = std::min(channels, MAX_DEPTH);
-        for (int i = 0; i < n; ++i) std::memset(sum + size_t(i) * row + panel.column, 0, size_t(round_up(wide, width_)) * sizeof(float));
+        for (int i = 0; i < n; ++i)
+            std::memset(sum + size_t(i) * row + panel.column, 0, size_t(round_up(wide, width_)) * sizeof(float));
         for (int t = 0; t < taps; ++t) {
             const int groups = (found[t] + k.tile_pixels - 1) / k.tile_pixels;
             for (int c = 0; c < channels; c += depth_chunk) {
                 const float* w = &tile_[panel.w + (size_t(t) * channels + c) * wide];
                 for (int g = 0; g < groups; ++g) {
                     const size_t at = size_t(found[t]) * g / groups, end = size_t(found[t]) * (g + 1) / groups;
-                    k.tile(int(end - at), wide, {1, from + t * most + at, &w, std::min(depth_chunk, channels - c), sum + panel.column,
-                                                    to + t * most + at, panel.in.first + c, true, nullptr});
+                    k.tile(int(end - at), wide,
+                           {1, from + t * most + at, &w, std::min(depth_chunk, channels - c), sum + panel.column,
+                            to + t * most + at, panel.in.first + c, true, nullptr});
                 }
             }
         }
@@ -551,8 +563,9 @@ void Conv::gather_depthwise(const float* rows, const int32_t* list, int count, F
                 advance[r] = source[r] >= 0 ? stride : 0;
             }
             for (; !written && asked < std::min(count, start + i + length + LATER); ++asked) ask(list[asked]);
-            k.depthwise_row({kh, kw, length, step, dilation, (p - walk.start) * step - columns_.shift[0], in.width, lines, advance, tile_.data(), stride,
-                             sum + size_t(i) * stride, written || compared ? &to : nullptr});
+            k.depthwise_row({kh, kw, length, step, dilation, (p - walk.start) * step - columns_.shift[0], in.width,
+                             lines, advance, tile_.data(), stride, sum + size_t(i) * stride,
+                             written || compared ? &to : nullptr});
             i += length;
         }
         if (written) {
@@ -593,7 +606,8 @@ PathTimes Conv::estimate(const Change& change, int touched) const {
     return {n * taps * (product + fetch), change.active_count * reach * (product + vectors + 3.0) + n * vectors * 0.6,
             !has_elements_ ? none
                            : double(change.events) * reach * vectors * share_ * (in.channels <= 64 ? 0.17 : 0.25) +
-                                 double(change.active_count) * std::max(1.0, channel_blocks * share_) * passes * 5.0 + double(in.pixels()) * channel_blocks * 1.5 + n * vectors * 0.6};
+                                 double(change.active_count) * std::max(1.0, channel_blocks * share_) * passes * 5.0 +
+                                 double(in.pixels()) * channel_blocks * 1.5 + n * vectors * 0.6};
 }
 
 }  // namespace sparsetime

@@ -170,13 +170,16 @@ class Conv : public Geometry {
     void sums(const float* value, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws,
               const FinishArgs* sink = nullptr, float* far = nullptr) const;
     // The same of the pixels path: sums of changes. `pixel` has all outputs between its first and its last that are touched.
-    void sums_of_changes(const Change& in, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws) const;
-    void finish(const int32_t* pixel, int n, float* sum, FinishArgs& sink, Workspace& ws, const float* far = nullptr) const;
+    void sums_of_changes(const Change& in, const int32_t* pixel, int n, int first, int last, float* sum,
+                         Workspace& ws) const;
+    void finish(const int32_t* pixel, int n, float* sum, FinishArgs& sink, Workspace& ws,
+                const float* far = nullptr) const;
 
     // Not where depthwise().
     void pixels(const Change& in, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
     // Outputs of rows [first, last); `list` holds the touched ones among them. Only where has_elements().
-    void elements(const Change& in, int first, int last, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
+    void elements(const Change& in, int first, int last, const int32_t* list, int count, FinishArgs& sink,
+                  Workspace& ws) const;
 
     PathTimes estimate(const Change& in, int touched) const;
     bool has_elements() const { return has_elements_; }  // whether there is a path event by event
@@ -218,7 +221,8 @@ class Conv : public Geometry {
     void lay_panels();
     bool lay_out();
     int chunk() const;  // outputs that are computed together
-    int look_up(const float* value, const int32_t* pixel, int m, Walk& walk, float* patches, const float** from, int32_t* tap) const;
+    int look_up(const float* value, const int32_t* pixel, int m, Walk& walk, float* patches, const float** from,
+                int32_t* tap) const;
     void gather(const float* value, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
     bool writes(const FinishArgs& sink) const;
     bool compares(const FinishArgs& sink) const;
@@ -228,7 +232,8 @@ class Conv : public Geometry {
     void slots_of(const Pass& pass, const Strip& strip, int32_t* slots) const;
     void slide(const Strip& strip, Workspace& ws) const;
     void scatter(const Strip& strip, Workspace& ws) const;
-    void elements_fused(const Change& in, int first, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
+    void elements_fused(const Change& in, int first, const int32_t* list, int count, FinishArgs& sink,
+                        Workspace& ws) const;
     void gather_depthwise(const float* rows, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
 
     const Kernels* kernels_;
@@ -243,7 +248,8 @@ class Conv : public Geometry {
     bool has_elements_ = false;
     Scratch scratch_{};
     Floats zeros_;
-    int row_low_ = 0, row_high_ = 0, column_low_ = 0, column_high_ = 0;  // outputs that taps reach beside the base: base + [low, high]
+    // Outputs that taps reach beside the base: base + [low, high].
+    int row_low_ = 0, row_high_ = 0, column_low_ = 0, column_high_ = 0;
 };
 
 }  // namespace sparsetime

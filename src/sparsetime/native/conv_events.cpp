@@ -17,9 +17,12 @@ constexpr int GAP = 8;                   // empty pixels that are cheaper to ski
 }  // namespace
 
 // Every output has one input pixel: its sums stay in registers until they are finished.
-void Conv::elements_fused(const Change& change, int first, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
+void Conv::elements_fused(const Change& change, int first, const int32_t* list, int count, FinishArgs& sink,
+                          Workspace& ws) const {
     int32_t* bound = sized(ws.bound, size_t(count) + 1);
-    const int64_t start = std::lower_bound(change.place, change.place + change.events, uint32_t(uint64_t(first) * in.width << in.shift())) - change.place;
+    const int64_t start = std::lower_bound(change.place, change.place + change.events,
+                                           uint32_t(uint64_t(first) * in.width << in.shift())) -
+                          change.place;
     const int32_t* active = std::lower_bound(change.active, change.active + change.active_count, first * in.width);
     const int32_t* tally = change.tally + (active - change.active);
     const int32_t* const active_end = change.active + change.active_count;
@@ -33,7 +36,8 @@ void Conv::elements_fused(const Change& change, int first, const int32_t* list, 
     }
     sink.pixels = count;
     sink.pixel = list;
-    kernels_->encoders->finish_events(sink, {change.place + start, change.change + start, (1u << in.shift()) - 1, bound, fused_.data(), in.channels});
+    kernels_->encoders->finish_events(
+        sink, {change.place + start, change.change + start, (1u << in.shift()) - 1, bound, fused_.data(), in.channels});
 }
 
 // A run is what one pixel sends in one block of 1 << shift channels: as few channels as keep their weights near, unless runs would
@@ -65,7 +69,8 @@ const float* Conv::weights_of(const Pass& p, const Strip& s, int block) const {
 
 // Events of a 3x3 kernel of stride 1: along the rows, all pixels between those that changed.
 void Conv::slide(const Strip& s, Workspace& ws) const {
-    const int rows = s.last - s.first, keys_x = in.width * s.blocks, keys = rows * keys_x;  // runs in a row of inputs, and in all
+    // Keys number the runs: those of a row of inputs, and all.
+    const int rows = s.last - s.first, keys_x = in.width * s.blocks, keys = rows * keys_x;
     const int shift = in.shift();
     const uint32_t channel_mask = (1u << shift) - 1, block_mask = (1u << std::min(shift, s.block_shift)) - 1;
     const uint32_t base = uint32_t(s.first) * uint32_t(in.width);
@@ -76,7 +81,8 @@ void Conv::slide(const Strip& s, Workspace& ws) const {
         for (int e = 0; e < s.events; ++e) bound[(s.place[e] >> shift) - base + 1] = e + 1;
     else
         for (int e = 0; e < s.events; ++e)
-            bound[((s.place[e] >> shift) - base) * uint32_t(s.blocks) + ((s.place[e] & channel_mask) >> s.block_shift) + 1] = e + 1;
+            bound[((s.place[e] >> shift) - base) * uint32_t(s.blocks) + ((s.place[e] & channel_mask) >> s.block_shift) +
+                  1] = e + 1;
     for (int i = 0, end = 0; i <= keys; ++i) bound[i] = end = std::max(end, bound[i]);
     int32_t* spans = sized(ws.span, size_t(rows) * (in.width + 2));  // by row: count, then (from, to) pairs
     for (int y = s.first; y < s.last; ++y) {
@@ -100,8 +106,9 @@ void Conv::slide(const Strip& s, Workspace& ws) const {
                 for (int i = 0; i < span[0]; ++i) {
                     const int from = span[1 + 2 * i];
                     kernels_->slide({s.place, s.change, block_mask, span[2 + 2 * i] - from,
-                                     bound + (y - s.first) * keys_x + from * s.blocks + block, s.blocks, weights_of(p, s, block),
-                                     s.scratch + sums_of(s, y, from) + slots[8], ptrdiff_t(s.wide) * width_});
+                                     bound + (y - s.first) * keys_x + from * s.blocks + block, s.blocks,
+                                     weights_of(p, s, block), s.scratch + sums_of(s, y, from) + slots[8],
+                                     ptrdiff_t(s.wide) * width_});
                 }
             }
     }
@@ -128,7 +135,8 @@ void Conv::scatter(const Strip& s, Workspace& ws) const {
         slots_of(p, s, slots);
         for (int block = p.in.first >> s.block_shift; block << s.block_shift < p.in.end; ++block) {
             const std::vector<Run>& list = ws.runs[size_t(p.phase * s.blocks + block)];
-            kernels_->runs({s.place, s.change, block_mask, int(list.size()), list.data(), weights_of(p, s, block), slots, p.slots, s.scratch});
+            kernels_->runs({s.place, s.change, block_mask, int(list.size()), list.data(), weights_of(p, s, block),
+                            slots, p.slots, s.scratch});
         }
     }
 }
@@ -139,7 +147,8 @@ void Conv::elements(const Change& change, int first, int last, const int32_t* li
     if (!fused_.empty()) return elements_fused(change, first, list, count, sink, ws);
     const Kernels& k = *kernels_;
     // Scratch covers all outputs that taps can reach, those outside the map too, so that no event needs a test.
-    const int left = scratch_.left, wide = scratch_.wide, halo = scratch_.halo, in_rows = scratch_.in_rows, scratch_rows = scratch_.rows;
+    const int left = scratch_.left, wide = scratch_.wide, halo = scratch_.halo, in_rows = scratch_.in_rows,
+              scratch_rows = scratch_.rows;
     const int blocks = scratch_.blocks, region = scratch_.region;
     const size_t scratch_size = size_t(region) * blocks * width_;
     if (ws.scratch.size() < scratch_size) ws.scratch.resize(scratch_size, 0.0f);
@@ -158,7 +167,8 @@ void Conv::elements(const Change& change, int first, int last, const int32_t* li
 
     const int shift = change.shape.shift();
     const auto event_of_row = [&](int y) {
-        return std::lower_bound(change.place, change.place + change.events, uint32_t(uint64_t(y) * in.width << shift)) - change.place;
+        return std::lower_bound(change.place, change.place + change.events, uint32_t(uint64_t(y) * in.width << shift)) -
+               change.place;
     };
     int64_t event = y0 < in.height ? event_of_row(y0) : change.events;
     bool carried = false;  // scratch holds sums of rows not finished yet
@@ -173,7 +183,8 @@ void Conv::elements(const Change& change, int first, int last, const int32_t* li
                 // A residual may touch outputs that no event reaches: they find zeros in the spare last row.
                 const int r = sums && y >= top && y < top + scratch_rows ? y - top : scratch_rows - 1;
                 const int start = r * wide + left - y * out.width;
-                for (; n < batch && taken < count && list[taken] < end; ++taken) at[n++] = (start + list[taken]) * width_;
+                for (; n < batch && taken < count && list[taken] < end; ++taken)
+                    at[n++] = (start + list[taken]) * width_;
             }
             sink.pixels = n;
             sink.pixel = from;
@@ -189,8 +200,8 @@ void Conv::elements(const Change& change, int first, int last, const int32_t* li
         const int64_t event_end = y1 == in.height ? change.events : event_of_row(y1);
         if (!carried) top = low_of(y0);
         if (event_end > event) {
-            const Strip strip{change.place + event, change.change + event, int(event_end - event), change.mask, y0, y1, block_shift,
-                              channel_blocks, scratch, top, left, wide, region};
+            const Strip strip{change.place + event, change.change + event, int(event_end - event), change.mask, y0, y1,
+                              block_shift, channel_blocks, scratch, top, left, wide, region};
             if (sliding_) slide(strip, ws);
             else scatter(strip, ws);
             event = event_end;

@@ -15,12 +15,14 @@ constexpr int FEW = 3;     // outputs: what they wait for is the memory, which c
 
 }  // namespace
 
-IntConv::IntConv(Geometry geometry, bool transposed, const int8_t* weight, const float* scale, const float* bias, int zero)
+IntConv::IntConv(Geometry geometry, bool transposed, const int8_t* weight, const float* scale, const float* bias,
+                 int zero)
     : Geometry(std::move(geometry)), zero_(zero), kernels_(kernels().integers) {
     // The kernel walks along rows of outputs whose rows of inputs are the same.
     depthwise_ = depthwise_ && rows_.num == 1 && columns_.num == 1 && rows_.taps <= MAX_INT_ROWS;
     // Of few channels a tap costs more to look up than to compute.
-    const bool adjoining = !transposed && columns_.taps > 1 && columns_.shift[0] - columns_.shift[1] == 1 && groups_ == 1;
+    const bool adjoining =
+        !transposed && columns_.taps > 1 && columns_.shift[0] - columns_.shift[1] == 1 && groups_ == 1;
     if (!depthwise_ && adjoining && byte_stride(in.channels) <= BYTE_LANE) joined_ = columns_.taps;
     outside_.assign(size_t(byte_stride(in.channels)) + BYTE_BLOCK, uint8_t(zero));
     const int og = out.channels / groups_, cg = in.channels / groups_, taps = rows_.taps * columns_.taps;
@@ -28,7 +30,8 @@ IntConv::IntConv(Geometry geometry, bool transposed, const int8_t* weight, const
         double sum = 0;
         for (int c = 0; c < cg; ++c)
             for (int t = 0; t < taps; ++t)
-                sum += std::abs(transposed ? weight[(size_t(o / og * cg + c) * og + o % og) * taps + t] : weight[(size_t(o) * cg + c) * taps + t]);
+                sum += std::abs(transposed ? weight[(size_t(o / og * cg + c) * og + o % og) * taps + t]
+                                           : weight[(size_t(o) * cg + c) * taps + t]);
         largest_ = std::max(largest_, float(1.001 * (sum * 255 * scale[o] + (bias ? std::fabs(bias[o]) : 0))));
     }
     if (depthwise_) pack_depthwise(weight, scale, bias);
@@ -36,7 +39,8 @@ IntConv::IntConv(Geometry geometry, bool transposed, const int8_t* weight, const
 }
 
 void IntConv::pack(const int8_t* weight, bool transposed, const float* scale, const float* bias) {
-    const int lanes = kernels_->width, C = in.channels, O = out.channels, cg = C / groups_, og = O / groups_, taps = rows_.taps * columns_.taps;
+    const int lanes = kernels_->width, C = in.channels, O = out.channels, cg = C / groups_, og = O / groups_,
+              taps = rows_.taps * columns_.taps;
     const auto at = [&](int o, int c, int t) -> int {
         if (o >= O || c >= C || o / og != c / cg) return 0;
         return transposed ? weight[(size_t(c) * og + o % og) * taps + t] : weight[(size_t(o) * cg + c % cg) * taps + t];
@@ -49,14 +53,17 @@ void IntConv::pack(const int8_t* weight, bool transposed, const float* scale, co
         p.depth = (read.end + INT_GROUP - 1) / INT_GROUP - p.first;
         const int stride = byte_stride(C), row = joined_ * stride;  // bytes of a tap
         if (joined_ > 1) p.depth = row / INT_GROUP;
-        const auto output = [&](int v, int l) { return channel + (p.vectors == 4 ? packed_channel(v, l) : v * lanes + l); };
+        const auto output = [&](int v, int l) {
+            return channel + (p.vectors == 4 ? packed_channel(v, l) : v * lanes + l);
+        };
         for (int t = 0; t < taps; t += joined_)
             for (int k = p.first; k < p.first + p.depth; ++k)
                 for (int v = 0; v < p.vectors; ++v)
                     for (int l = 0; l < lanes; ++l)
                         for (int j = 0; j < INT_GROUP; ++j) {
                             const int byte = k * INT_GROUP + j;
-                            weight_.push_back(int8_t(joined_ > 1 ? at(output(v, l), byte % stride, t + byte / stride) : at(output(v, l), byte, t)));
+                            weight_.push_back(int8_t(joined_ > 1 ? at(output(v, l), byte % stride, t + byte / stride)
+                                                                 : at(output(v, l), byte, t)));
                         }
         for (int v = 0; v < p.vectors; ++v)
             for (int l = 0; l < lanes; ++l) {
@@ -102,10 +109,12 @@ bool IntConv::saturates(const Settle& s) const {
     if (!s.codes || s.residual_values || (s.act != Act::none && s.act != Act::clamp)) return false;
     const float residual = s.residual ? 256 * s.residual_step : 0.0f;
     if (!((largest_ + residual) * s.inverse < float(1 << 30))) return false;
-    return s.act == Act::none || (s.act_a * s.inverse <= float(-s.zero) && s.act_b * s.inverse >= float(255 - s.zero) - 0.25f);
+    return s.act == Act::none ||
+           (s.act_a * s.inverse <= float(-s.zero) && s.act_b * s.inverse >= float(255 - s.zero) - 0.25f);
 }
 
-void IntConv::run_depthwise(const uint8_t* codes, const int32_t* list, int count, const Settle& settle, int32_t* found) const {
+void IntConv::run_depthwise(const uint8_t* codes, const int32_t* list, int count, const Settle& settle,
+                            int32_t* found) const {
     const int stride = byte_stride(in.channels);
     IntDepthwiseArgs d{};
     d.rows = rows_.taps;
@@ -134,7 +143,8 @@ void IntConv::run_depthwise(const uint8_t* codes, const int32_t* list, int count
     }
 }
 
-void IntConv::run(const uint8_t* codes, const int32_t* list, int count, const Settle& given, ActivePixels& sink, IntWorkspace& ws) const {
+void IntConv::run(const uint8_t* codes, const int32_t* list, int count, const Settle& given, ActivePixels& sink,
+                  IntWorkspace& ws) const {
     Settle settle = given;
     settle.saturates = saturates(given);
     const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw;
@@ -149,7 +159,8 @@ void IntConv::run(const uint8_t* codes, const int32_t* list, int count, const Se
         if (depthwise_) {
             run_depthwise(codes, list + from, n, settle, found);
         } else {
-            int line = list[from] / out.width, line_start = line * out.width;  // followed along, since divisions are slow
+            // The line is followed along, since divisions are slow.
+            int line = list[from] / out.width, line_start = line * out.width;
             for (int i = 0; i < n; ++i) {
                 const int p = list[from + i];
                 if (pointwise_) {
@@ -169,23 +180,28 @@ void IntConv::run(const uint8_t* codes, const int32_t* list, int count, const Se
                         uint8_t* patch = patches + (size_t(i) * kh + size_t(y)) * kw * stride;
                         for (int x = 0; x < kw; ++x)
                             std::memcpy(patch + size_t(x) * stride,
-                                        (ry[y] | rx[x]) >= 0 ? codes + (size_t(ry[y]) * in.width + rx[x]) * stride : outside_.data(), stride);
+                                        (ry[y] | rx[x]) >= 0 ? codes + (size_t(ry[y]) * in.width + rx[x]) * stride
+                                                             : outside_.data(),
+                                        stride);
                         rows[t] = patch;
                     }
                     continue;
                 }
                 for (int y = 0, t = i; y < kh; ++y)
                     for (int x = 0; x < kw; ++x, t += n)
-                        rows[t] = (ry[y] | rx[x]) >= 0 ? codes + (size_t(ry[y]) * in.width + rx[x]) * stride : outside_.data();
+                        rows[t] = (ry[y] | rx[x]) >= 0 ? codes + (size_t(ry[y]) * in.width + rx[x]) * stride
+                                                       : outside_.data();
             }
             // What all layers together pass through does not stay in the caches.
             const bool far = n >= FEW && weight_.size() > NEAR_BYTES;
             for (size_t k = 0; k < panels_.size(); ++k) {
                 const Panel& p = panels_[k];
-                const size_t next = far && k + 1 < panels_.size() ? (k + 2 < panels_.size() ? panels_[k + 2].w : weight_.size()) - panels_[k + 1].w : 0;
-                kernels_->tile({n, taps / joined_, p.depth, rows, p.first * INT_GROUP, weight_.data() + p.w, next, p.vectors, start_.data() + p.at,
-                                scale_.data() + p.at, bias_.data() + p.at, p.channel, list + from, found},
-                               settle);
+                const auto start = [&](size_t of) { return of < panels_.size() ? panels_[of].w : weight_.size(); };
+                const size_t next = far ? start(k + 2) - start(k + 1) : 0;
+                kernels_->tile(
+                    {n, taps / joined_, p.depth, rows, p.first * INT_GROUP, weight_.data() + p.w, next, p.vectors,
+                     start_.data() + p.at, scale_.data() + p.at, bias_.data() + p.at, p.channel, list + from, found},
+                    settle);
             }
         }
         for (int i = 0; i < n; ++i) sink.add(list[from + i], found[i]);

@@ -24,7 +24,8 @@ class IntConv : public Geometry {
     IntConv(Geometry geometry, bool transposed, const int8_t* weight, const float* scale, const float* bias, int zero);
 
     // The outputs of `list`, ascending, from the codes of the input.
-    void run(const uint8_t* codes, const int32_t* list, int count, const Settle& settle, ActivePixels& sink, IntWorkspace& ws) const;
+    void run(const uint8_t* codes, const int32_t* list, int count, const Settle& settle, ActivePixels& sink,
+             IntWorkspace& ws) const;
 
   private:
     struct Panel {
@@ -35,10 +36,12 @@ class IntConv : public Geometry {
     void pack(const int8_t* weight, bool transposed, const float* scale, const float* bias);
     void pack_depthwise(const int8_t* weight, const float* scale, const float* bias);
     bool saturates(const Settle& settle) const;
-    void run_depthwise(const uint8_t* codes, const int32_t* list, int count, const Settle& settle, int32_t* found) const;
+    void run_depthwise(const uint8_t* codes, const int32_t* list, int count, const Settle& settle,
+                       int32_t* found) const;
 
     int zero_;
-    int joined_ = 1;  // columns of the kernel that are taken as one tap, since they lie next to each other in a row of pixels
+    // Columns of the kernel that are taken as one tap, since they lie next to each other in a row of pixels.
+    int joined_ = 1;
     const IntKernels* kernels_;
     std::vector<int8_t, Aligned<int8_t>> weight_;
     std::vector<int32_t, Aligned<int32_t>> start_;

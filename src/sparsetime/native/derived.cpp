@@ -15,7 +15,8 @@ void Stream::allocate_derived() {
     for (size_t i = 0; i < stretched_.size(); ++i) {
         const Node& node = program_->nodes[i];
         if (!node.derived || node.kind != Kind::resize) continue;
-        const Shape &in = program_->values[size_t(node.inputs[0])].map, &out = program_->values[size_t(node.outputs[0])].map;
+        const Shape &in = program_->values[size_t(node.inputs[0])].map,
+                    &out = program_->values[size_t(node.outputs[0])].map;
         Stretched& s = stretched_[i];
         s.width = size_t(round_up(out.width, LANE));
         s.slot.assign(size_t(in.height), 0);
@@ -39,7 +40,8 @@ void Stream::each_part(int count, const std::function<void(int, int)>& body) {
 // Stretches the changed rows of the input; null: all. Their slots then hold what they were.
 void Stream::expand(int number, const uint8_t* changed) {
     const Node& node = program_->nodes[size_t(number)];
-    const Shape &in = program_->values[size_t(node.inputs[0])].map, &out = program_->values[size_t(node.outputs[0])].map;
+    const Shape &in = program_->values[size_t(node.inputs[0])].map,
+                &out = program_->values[size_t(node.outputs[0])].map;
     const float* value = states_[size_t(node.inputs[0])].value.data();
     Stretched& s = stretched_[size_t(number)];
     for (int y = 0; y < in.height; ++y) s.slot[size_t(y)] ^= uint8_t(!changed || changed[y]);
@@ -50,8 +52,10 @@ void Stream::expand(int number, const uint8_t* changed) {
             if (changed && !changed[y]) continue;
             const float* x = value + size_t(y) * size_t(in.width) * size_t(in.stride()) + c;
             for (size_t k = 0; k < row.size(); ++k) row[k] = x[k * size_t(in.stride())];
-            float* to_row = s.rows.data() + ((size_t(c) * size_t(in.height) + size_t(y)) * 2 + s.slot[size_t(y)]) * s.width;
-            kernels().rows->spread(row.data(), node.columns.data(), node.column_weights.data(), node.column_taps, out.width, to_row);
+            float* to_row =
+                s.rows.data() + ((size_t(c) * size_t(in.height) + size_t(y)) * 2 + s.slot[size_t(y)]) * s.width;
+            kernels().rows->spread(row.data(), node.columns.data(), node.column_weights.data(), node.column_taps,
+                                   out.width, to_row);
         }
     });
 }
@@ -60,7 +64,8 @@ void Stream::expand(int number, const uint8_t* changed) {
 // of `changed` rows of the input; null: is not asked.
 int64_t Stream::write_derived(int number, const uint8_t* changed, float* out) {
     const Node& node = program_->nodes[size_t(number)];
-    const Shape &in = program_->values[size_t(node.inputs[0])].map, &map = program_->values[size_t(node.outputs[0])].map;
+    const Shape &in = program_->values[size_t(node.inputs[0])].map,
+                &map = program_->values[size_t(node.outputs[0])].map;
     const Stretched& s = stretched_[size_t(number)];
     std::atomic<int64_t> events{0};
     each_part(map.height * map.channels, [&](int from, int to) {
@@ -81,7 +86,8 @@ int64_t Stream::write_derived(int number, const uint8_t* changed, float* out) {
             }
             const float* weights = node.row_weights.data() + y * taps;
             float* row = out ? out + size_t(i) * size_t(map.width) : unwanted.data();
-            if (moved) found += kernels().rows->blend_again(now.data(), before.data(), weights, int(taps), row, map.width);
+            if (moved)
+                found += kernels().rows->blend_again(now.data(), before.data(), weights, int(taps), row, map.width);
             else if (out) kernels().rows->blend(now.data(), weights, int(taps), row, map.width);
         }
         events += found;

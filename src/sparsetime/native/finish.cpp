@@ -28,7 +28,8 @@ constexpr int FEW = 4;
 
 // Appends the events of `B` vectors of changes, whose nonzero lanes are the bits of `lanes`.
 template <int B>
-[[gnu::always_inline]] inline int append_group(uint64_t lanes, const Vec* d, uint32_t first, uint32_t* places, float* changes) {
+[[gnu::always_inline]] inline int append_group(uint64_t lanes, const Vec* d, uint32_t first, uint32_t* places,
+                                               float* changes) {
     const int total = __builtin_popcountll(lanes);
 #if defined(__AVX512F__)
     if (total > FEW) {
@@ -77,7 +78,8 @@ inline Pixel pixel_at(const FinishArgs& f, int i, int ahead) {
 // `B` vectors of one pixel from channel c on, of which `valid` channels exist; s are their sums. Returns how many changed. Values are
 // written only where some did: at low density most of them stay, and a line that is not written need not go back to memory.
 template <Act A, Encode E, int B>
-[[gnu::always_inline]] inline int finish_group(const FinishArgs& f, const Pixel& p, Vec (&s)[B], int c, int valid, int64_t event) {
+[[gnu::always_inline]] inline int finish_group(const FinishArgs& f, const Pixel& p, Vec (&s)[B], int c, int valid,
+                                               int64_t event) {
     Vec d[B], to[B], v[B];
     Mask sent[B];
     for (int b = 0; b < B; ++b) {
@@ -114,7 +116,8 @@ template <Act A, Encode E, int B>
 }
 
 // Sends all of pixel p, whose new values are at y, `block` floats from vector to vector. Returns how many changed.
-[[gnu::always_inline]] inline int send_pixel(const FinishArgs& f, ptrdiff_t p, const float* y, ptrdiff_t block, int64_t events) {
+[[gnu::always_inline]] inline int send_pixel(const FinishArgs& f, ptrdiff_t p, const float* y, ptrdiff_t block,
+                                             int64_t events) {
     const int64_t before = events;
     float* value = f.value + p * f.stride;
     float* row = f.rows ? f.rows + p * f.stride : nullptr;
@@ -132,7 +135,9 @@ template <Act A, Encode E, int B>
             changed |= uint64_t(differing(d[b], Vec{})) << (b * VL);
         }
         if (!f.place) events += __builtin_popcountll(changed);
-        else events += append_group<B>(changed, d, uint32_t(p) << f.shift | uint32_t(c), f.place + events, f.change + events);
+        else
+            events +=
+                append_group<B>(changed, d, uint32_t(p) << f.shift | uint32_t(c), f.place + events, f.change + events);
     };
     for_groups(f.channels, send);
     return int(events - before);
@@ -164,7 +169,8 @@ inline void finish_whole(FinishArgs& all, const Sums& from) {
                 const Vec y = activate<A>(s[b], f.act, f.act_a, f.act_b);
                 store(f.room + c, y);
                 const Vec far = distance(y, load(pixel.value + c), load(pixel.step + c));
-                const int valid = f.channels - c;  // lanes behind the channels may hold anything, and times 0 it may be no number
+                // Lanes behind the channels may hold anything, and times 0 it may be no number.
+                const int valid = f.channels - c;
                 total += valid < VL ? choose(first_lanes(valid), far, Vec{}) : far;
             }
         };
@@ -219,13 +225,15 @@ inline void finish_pixels(FinishArgs& all, const Sums& from) {
 
 template <Act A, Encode E>
 void finish_rows(FinishArgs& f) {
-    finish_pixels<A, E>(f, [sum = f.sum, at = f.at, block = f.block, clear = f.clear](int i, int c, auto& s) __attribute__((always_inline)) {
+    const auto sums = [sum = f.sum, at = f.at, block = f.block, clear = f.clear](int i, int c, auto& s)
+        __attribute__((always_inline)) {
         float* from = sum + at[i] + c / VL * block;
         constexpr int B = sizeof(s) / sizeof(Vec);
         for (int b = 0; b < B; ++b) s[b] = load(from + b * block);
         if (clear)
             for (int b = 0; b < B; ++b) store(from + b * block, Vec{});
-    });
+    };
+    finish_pixels<A, E>(f, sums);
 }
 
 // Sums of a pixel's own events, in registers.
@@ -239,7 +247,8 @@ void finish_events(FinishArgs& f, const EventArgs& args) {
         int n = e.bound[i];
         const int end = e.bound[i + 1];
         for (; n + 2 <= end; n += 2) {
-            const float *a = w + ptrdiff_t(e.place[n] & e.channel_mask) * (B * VL), *b = w + ptrdiff_t(e.place[n + 1] & e.channel_mask) * (B * VL);
+            const float *a = w + ptrdiff_t(e.place[n] & e.channel_mask) * (B * VL),
+                        *b = w + ptrdiff_t(e.place[n + 1] & e.channel_mask) * (B * VL);
             const Vec x = splat(e.change[n]), y = splat(e.change[n + 1]);
             for (int v = 0; v < B; ++v) {
                 s[v] = fma(x, load(a + v * VL), s[v]);
@@ -313,10 +322,12 @@ void by_codec(const FinishArgs& f, const Body& body) {
     const auto act = [&](auto encode) {
         if (f.act == Act::none) return body(std::integral_constant<Act, Act::none>{}, encode);
         if (f.act == Act::clamp) return body(std::integral_constant<Act, Act::clamp>{}, encode);
-        return body(std::integral_constant<Act, Act::leaky_relu>{}, encode);  // stands for all that are chosen at run time
+        // leaky_relu stands for all that are chosen at run time.
+        return body(std::integral_constant<Act, Act::leaky_relu>{}, encode);
     };
     switch (f.encode) {
-        case Encode::linear: return body(std::integral_constant<Act, Act::none>{}, std::integral_constant<Encode, Encode::linear>{});
+        case Encode::linear:
+            return body(std::integral_constant<Act, Act::none>{}, std::integral_constant<Encode, Encode::linear>{});
         case Encode::change: return act(std::integral_constant<Encode, Encode::change>{});
         case Encode::exact: return act(std::integral_constant<Encode, Encode::exact>{});
         case Encode::hold: return act(std::integral_constant<Encode, Encode::hold>{});

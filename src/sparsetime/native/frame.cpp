@@ -14,7 +14,7 @@ using namespace sparsetime;
 // last one lies where pixels to come have their place.
 struct Group {
     uint64_t stride = 0;  // bit 0 of every pixel
-    __m512i place[NARROW];
+    __m512i place[NARROW] = {};
     Group(int channels, int shift) {
         for (int p = 0; p < VL; ++p) stride |= uint64_t(1) << (p * channels);
         alignas(64) int32_t lanes[NARROW * VL] = {};
@@ -164,7 +164,8 @@ void compare_pixels(FrameArgs& all) {
         const float* inverse = f.step_map ? f.step + ptrdiff_t(i) * C : f.step;
         float squares[NARROW * VL + VL];
         if (pixels == VL) {
-            for (int k = 0; k < elements; k += VL) store(squares + k, distance(load(y + k), load(v + k), load(inverse + k)));
+            for (int k = 0; k < elements; k += VL)
+                store(squares + k, distance(load(y + k), load(v + k), load(inverse + k)));
         } else {
             for (int k = 0; k < VL * C; ++k) squares[k] = k < elements ? distance(y[k], v[k], inverse[k]) : 0.0f;
         }

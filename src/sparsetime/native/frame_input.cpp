@@ -101,12 +101,14 @@ bool FrameInput::look(const Frame& frame, bool first, bool keep) {
     const uint8_t* base = frame.floats ? reinterpret_cast<const uint8_t*>(frame.floats) : frame.bytes;
     const int64_t lowest = planar ? 0 : std::min<int64_t>(0, (C - 1) * frame.channel);
     const size_t length = size_t(map_.width) * wide * element;
-    const auto piece = [&](int y, int k) { return base + (y * frame.row + k * (planar ? frame.channel : 0) + lowest) * int64_t(element); };
+    const auto piece = [&](int y, int k) {
+        return base + (y * frame.row + k * (planar ? frame.channel : 0) + lowest) * int64_t(element);
+    };
     const auto kept = [&](int y, int k) { return seen_.bytes.data() + (size_t(y) * pieces + k) * length; };
     if (first) seen_.blind = 0;
     keep = keep && seen_.blind == 0;
-    const bool compare = keep && seen_.valid && !first && seen_.layout.column == frame.column && seen_.layout.channel == frame.channel &&
-                         !seen_.layout.floats == !frame.floats;
+    const bool compare = keep && seen_.valid && !first && seen_.layout.column == frame.column &&
+                         seen_.layout.channel == frame.channel && !seen_.layout.floats == !frame.floats;
     if (keep) seen_.bytes.resize(length * pieces * size_t(map_.height));
     const size_t pixel = size_t(wide) * element;
     std::atomic<bool> finite{true};
@@ -127,7 +129,8 @@ bool FrameInput::look(const Frame& frame, bool first, bool keep) {
             spans_[2 * size_t(y) + 1] = end;
             for (int k = 0; k < pieces && end > start; ++k) {
                 const uint8_t* now = piece(y, k) + size_t(start) * pixel;
-                if (frame.floats && !kernel.finite(reinterpret_cast<const float*>(now), (end - start) * wide)) finite = false;
+                if (frame.floats && !kernel.finite(reinterpret_cast<const float*>(now), (end - start) * wide))
+                    finite = false;
                 if (keep) std::memcpy(kept(y, k) + size_t(start) * pixel, now, size_t(end - start) * pixel);
             }
         }
@@ -153,7 +156,8 @@ void FrameInput::fetch(const Frame& frame, int y, int from, int to, Fetched& lin
     const Order order = order_of(frame, C);
     if (order == Order::other || (order == Order::pixels && frame.floats && frame.channel != 1)) {
         for (int i = 0; i < n; ++i)
-            for (int c = 0; c < C; ++c) line.pixels[size_t(i * C + c)] = frame.at(start + i * frame.column + c * frame.channel, c, camera_);
+            for (int c = 0; c < C; ++c)
+                line.pixels[size_t(i * C + c)] = frame.at(start + i * frame.column + c * frame.channel, c, camera_);
         return;
     }
     const bool plain = camera_.mean.empty();
@@ -170,7 +174,8 @@ void FrameInput::fetch(const Frame& frame, int y, int from, int to, Fetched& lin
                 continue;
             }
             float* to_plane = line.planes.data() + size_t(c) * size_t(n);
-            floats(frame.bytes + start + c * frame.channel, int(line.pixels.size()) + c * int(line.pixels.size()) / C, n, to_plane);
+            floats(frame.bytes + start + c * frame.channel, int(line.pixels.size()) + c * int(line.pixels.size()) / C,
+                   n, to_plane);
             planes[c] = to_plane;
         }
         kernel.interleave(planes, C, n, line.pixels.data());
@@ -204,7 +209,8 @@ void FrameInput::each_band(bool looked, const std::function<void(int, int, int)>
     });
 }
 
-void FrameInput::each_span(const Frame& frame, int thread, int top, int bottom, const std::function<bool(const float*, int, int)>& body) {
+void FrameInput::each_span(const Frame& frame, int thread, int top, int bottom,
+                           const std::function<bool(const float*, int, int)>& body) {
     Fetched& line = lines_[size_t(thread)];
     for (int y = top; y < bottom; ++y) {
         const int from = spans_[2 * size_t(y)], to = spans_[2 * size_t(y) + 1];

@@ -46,7 +46,8 @@ class FrameInput {
     void each_band(bool looked, const std::function<void(int, int, int)>& body);
     // Calls body(values, first, pixels) for the pixels of each row of a band that may have changed, as long as it says true. For maps of at
     // most NARROW channels.
-    void each_span(const Frame& frame, int thread, int top, int bottom, const std::function<bool(const float*, int, int)>& body);
+    void each_span(const Frame& frame, int thread, int top, int bottom,
+                   const std::function<bool(const float*, int, int)>& body);
     size_t memory_bytes() const;
 
   private:

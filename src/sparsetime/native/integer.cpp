@@ -38,7 +38,8 @@ bool Stream::waits(const Node& node) const { return node.limit >= 0 && !flush_; 
 // Of pixels whose new codes wait those are sent that are far enough from the codes held; the lists keep no others.
 void Stream::send_pixels(const Node& node, int output, ActivePixels& sink) {
     const int channels = program_->values[size_t(output)].map.channels;
-    kernels().integers->pixels({waiting_.data(), states_[size_t(output)].codes, byte_stride(channels), channels, node.limit}, sink);
+    kernels().integers->pixels(
+        {waiting_.data(), states_[size_t(output)].codes, byte_stride(channels), channels, node.limit}, sink);
 }
 
 // Runs body(sink, from, to, thread) over parts of the list, one a thread, and joins what they emit; keeps floats for those who
@@ -59,7 +60,8 @@ void Stream::share(int output, int count, const Body& body) {
         sink.active += from;
         sink.tally += from;
         if (from < to) body(sink, from, to, t);
-        if (v.coded && waits(program_->nodes[size_t(current_)])) send_pixels(program_->nodes[size_t(current_)], output, sink);
+        if (v.coded && waits(program_->nodes[size_t(current_)]))
+            send_pixels(program_->nodes[size_t(current_)], output, sink);
         if (v.coded && v.floats)
             for (int i = 0; i < sink.active_count; ++i) decode_pixel(output, sink.active[i]);
     };
@@ -70,7 +72,10 @@ void Stream::share(int output, int count, const Body& body) {
 
 void Stream::allocate_codes() {
     size_t total = 0;
-    const auto size = [](const Value& v) { return v.coded ? size_t(round_up(v.map.pixels() * byte_stride(v.map.channels), BYTE_BLOCK)) + 3 * BYTE_BLOCK : 0; };
+    const auto size = [](const Value& v) {
+        const int bytes = v.map.pixels() * byte_stride(v.map.channels);
+        return v.coded ? size_t(round_up(bytes, BYTE_BLOCK)) + 3 * BYTE_BLOCK : 0;
+    };
     for (const Value& v : program_->values) total += size(v);
     if (!total) return;
     codes_.assign(total + BYTE_BLOCK, 0);  // kernels read whole blocks
@@ -92,8 +97,8 @@ void Stream::allocate_codes() {
 void Stream::decode_pixel(int value, int pixel) {
     const Value& v = program_->values[size_t(value)];
     State& state = states_[size_t(value)];
-    kernels().integers->decode(state.codes + size_t(pixel) * byte_stride(v.map.channels), v.step, v.zero, v.map.channels, v.map.stride(),
-                               state.value.data() + size_t(pixel) * v.map.stride());
+    kernels().integers->decode(state.codes + size_t(pixel) * byte_stride(v.map.channels), v.step, v.zero,
+                               v.map.channels, v.map.stride(), state.value.data() + size_t(pixel) * v.map.stride());
 }
 
 // rows() of an int8 plan; z(pixels, n, sums, stride) writes z of some pixels.
@@ -105,7 +110,8 @@ void Stream::settle_rows(const Node& node, int output, const int32_t* list, int 
         for (int i = from; i < to; i += chunk) {
             const int n = std::min(chunk, to - i);
             z(list + i, n, sum, stride);
-            for (int k = 0; k < n; ++k) sink.add(list[i + k], kernels().integers->settle(sum + size_t(k) * stride, list[i + k], settle));
+            for (int k = 0; k < n; ++k)
+                sink.add(list[i + k], kernels().integers->settle(sum + size_t(k) * stride, list[i + k], settle));
         }
     });
 }
@@ -163,7 +169,8 @@ void Stream::move_codes(const Node& node) {
             return fill([&](int p, uint8_t* to) {
                 for (const Part& part : parts) {
                     const uint8_t* from = part.codes + size_t(p) * size_t(byte_stride(part.channels));
-                    for (int c = 0; c < part.channels; c += BYTE_LANE) std::memcpy(to + c, from + c, BYTE_LANE);  // what is too much is written over
+                    // What is too much is written over.
+                    for (int c = 0; c < part.channels; c += BYTE_LANE) std::memcpy(to + c, from + c, BYTE_LANE);
                     to += part.channels;
                 }
             });
@@ -186,7 +193,8 @@ void Stream::move_codes(const Node& node) {
             if (even) return point(step, [&](int p) { return codes + size_t(p) * stride + first; });
             return fill([&](int p, uint8_t* to) {
                 const uint8_t* x = codes + size_t(p) * stride;
-                for (int c = 0; c < C; ++c) to[c] = node.index[size_t(c)] < 0 ? uint8_t(v.zero) : x[node.index[size_t(c)]];
+                for (int c = 0; c < C; ++c)
+                    to[c] = node.index[size_t(c)] < 0 ? uint8_t(v.zero) : x[node.index[size_t(c)]];
             });
         }
         case Kind::gather: {
@@ -206,11 +214,13 @@ void Stream::move_codes(const Node& node) {
                 walk.to(p);
                 const size_t oy = size_t(walk.y), ox = size_t(p - walk.start);
                 for (int iy = node.rows[2 * oy]; iy < node.rows[2 * oy + 1]; iy += node.row_step)
-                    for (int ix = node.columns[2 * ox]; ix < node.columns[2 * ox + 1]; ix += node.column_step) found(codes + size_t(iy * width + ix) * stride);
+                    for (int ix = node.columns[2 * ox]; ix < node.columns[2 * ox + 1]; ix += node.column_step)
+                        found(codes + size_t(iy * width + ix) * stride);
             };
             const auto longest = [](const std::vector<int32_t>& bounds, int step) {
                 int most = 1;
-                for (size_t k = 0; k < bounds.size(); k += 2) most = std::max(most, (bounds[k + 1] - bounds[k] + step - 1) / step);
+                for (size_t k = 0; k < bounds.size(); k += 2)
+                    most = std::max(most, (bounds[k + 1] - bounds[k] + step - 1) / step);
                 return most;
             };
             const int most = longest(node.rows, node.row_step) * longest(node.columns, node.column_step);
@@ -241,10 +251,13 @@ void Stream::resize_rows(const Node& node) {
         sized(ws.count, size_t(out.width));
         for (int i = from; i < to;) {
             const size_t taps = size_t(node.row_taps), line = size_t(list[i] / out.width);
-            const int start = int(line) * out.width, end = int(std::lower_bound(list + i, list + to, start + out.width) - list);
-            for (size_t a = 0; a < taps; ++a) ws.lines[a] = x + size_t(node.rows[line * taps + a]) * in.width * in.stride();
-            kernels().integers->resize({end - i, list + i, start, node.row_taps, node.column_taps, ws.lines.data(), &node.row_weights[line * taps],
-                                        node.columns.data(), node.column_weights.data(), in.stride(), ws.count.data()},
+            const int start = int(line) * out.width,
+                      end = int(std::lower_bound(list + i, list + to, start + out.width) - list);
+            for (size_t a = 0; a < taps; ++a)
+                ws.lines[a] = x + size_t(node.rows[line * taps + a]) * in.width * in.stride();
+            kernels().integers->resize({end - i, list + i, start, node.row_taps, node.column_taps, ws.lines.data(),
+                                        &node.row_weights[line * taps], node.columns.data(), node.column_weights.data(),
+                                        in.stride(), ws.count.data()},
                                        settle);
             for (int k = i; k < end; ++k) sink.add(list[k], ws.count[size_t(k - i)]);
             i = end;
@@ -314,7 +327,8 @@ void Stream::read_codes(int value, uint8_t* out) const {
     const int64_t n = product(v.shape);
     const Layout layout(v);
     const size_t stride = size_t(byte_stride(v.map.channels));
-    for (int64_t i = 0; i < n; ++i) out[i] = states_[size_t(value)].codes[size_t(layout.pixel(i)) * stride + size_t(layout.channel(i))];
+    for (int64_t i = 0; i < n; ++i)
+        out[i] = states_[size_t(value)].codes[size_t(layout.pixel(i)) * stride + size_t(layout.channel(i))];
 }
 
 void Stream::write_codes(int value, const uint8_t* in) {
@@ -336,7 +350,9 @@ void Stream::read_decoded(int value, float* out) const {
     const Layout layout(v);
     const size_t stride = size_t(byte_stride(v.map.channels));
     for (int64_t i = 0; i < n; ++i)
-        out[i] = float(int(states_[size_t(value)].codes[size_t(layout.pixel(i)) * stride + size_t(layout.channel(i))]) - v.zero) * v.step;
+        out[i] = float(int(states_[size_t(value)].codes[size_t(layout.pixel(i)) * stride + size_t(layout.channel(i))]) -
+                       v.zero) *
+                 v.step;
 }
 
 }  // namespace sparsetime

@@ -49,20 +49,24 @@ void tile(const TileArgs& t) {
     constexpr int WIDE = V * VL - (HALF ? VL / 2 : 0);
     Vec whole[M][V];
     Last last[M];  // in place of whole[.][V - 1]
-    const auto pixels = [&](const auto& body) __attribute__((always_inline)) { each(std::make_integer_sequence<int, M>{}, body); };
+    const auto pixels = [&](const auto& body)
+                            __attribute__((always_inline)) { each(std::make_integer_sequence<int, M>{}, body); };
     // Calls body(pixel, first channel, sums) for all.
     const auto all = [&](const auto& body) __attribute__((always_inline)) {
         pixels([&](auto i) __attribute__((always_inline)) {
-            each(std::make_integer_sequence<int, V - 1>{}, [&](auto v) __attribute__((always_inline)) { body(i, v * VL, whole[i][v]); });
+            each(std::make_integer_sequence<int, V - 1>{},
+                 [&](auto v) __attribute__((always_inline)) { body(i, v * VL, whole[i][v]); });
             body(i, (V - 1) * VL, last[i]);
         });
     };
     if (t.write && !t.write->far) {  // values come from afar: ask for those of later pixels now
         const WriteArgs& w = *t.write;
-        all([&](auto i, int c, auto&) __attribute__((always_inline)) { __builtin_prefetch(w.value + (i + AHEAD) * w.stride + c, 1); });
+        all([&](auto i, int c, auto&)
+                __attribute__((always_inline)) { __builtin_prefetch(w.value + (i + AHEAD) * w.stride + c, 1); });
     }
     if (t.accumulate)
-        all([&](auto i, int c, auto& sum) __attribute__((always_inline)) { sum = load_as<std::decay_t<decltype(sum)>>(t.out + t.at[i] + c); });
+        all([&](auto i, int c, auto& sum)
+                __attribute__((always_inline)) { sum = load_as<std::decay_t<decltype(sum)>>(t.out + t.at[i] + c); });
     else
         all([&](auto, int, auto& sum) __attribute__((always_inline)) { sum = std::decay_t<decltype(sum)>{}; });
     for (int s = 0; s < t.segments; ++s) {
@@ -72,11 +76,13 @@ void tile(const TileArgs& t) {
         const int depth = t.depth;
         for (int k = 0; k < depth; ++k, w += WIDE) {
             Vec b[V];
-            each(std::make_integer_sequence<int, V - 1>{}, [&](auto v) __attribute__((always_inline)) { b[v] = load(w + v * VL); });
+            each(std::make_integer_sequence<int, V - 1>{},
+                 [&](auto v) __attribute__((always_inline)) { b[v] = load(w + v * VL); });
             const Last end = load_as<Last>(w + (V - 1) * VL);
             pixels([&](auto i) __attribute__((always_inline)) {
                 const Vec x = splat(a[i][k]);
-                each(std::make_integer_sequence<int, V - 1>{}, [&](auto v) __attribute__((always_inline)) { whole[i][v] += x * b[v]; });
+                each(std::make_integer_sequence<int, V - 1>{},
+                     [&](auto v) __attribute__((always_inline)) { whole[i][v] += x * b[v]; });
                 last[i] += splat_as<Last>(a[i][k]) * end;
             });
         }
@@ -93,7 +99,8 @@ void tile(const TileArgs& t) {
                     return compare<T>(w, sent + c, load_as<T>(w.bias + c), load_as<T>(w.inverse + c), sum, out + c);
                 };
                 Vec far{};
-                each(std::make_integer_sequence<int, V - 1>{}, [&](auto v) __attribute__((always_inline)) { far += distance(v * VL, whole[i][v]); });
+                each(std::make_integer_sequence<int, V - 1>{},
+                     [&](auto v) __attribute__((always_inline)) { far += distance(v * VL, whole[i][v]); });
                 const Last rest = distance((V - 1) * VL, last[i]);
                 if constexpr (HALF) w.far[i] += ::sum(far) + ::sum(rest);
                 else w.far[i] += ::sum(far + rest);
@@ -101,9 +108,13 @@ void tile(const TileArgs& t) {
             return;
         }
         if (w.extra)
-            all([&](auto i, int c, auto& sum) __attribute__((always_inline)) { sum += load_as<std::decay_t<decltype(sum)>>(w.extra + i * w.stride + c); });
-        all([&](auto, int c, auto& sum) __attribute__((always_inline)) { sum = load_as<std::decay_t<decltype(sum)>>(w.bias + c) + sum; });
-        if (w.z) all([&](auto i, int c, auto& sum) __attribute__((always_inline)) { store(w.z + i * w.stride + c, sum); });
+            all([&](auto i, int c, auto& sum) __attribute__((always_inline)) {
+                sum += load_as<std::decay_t<decltype(sum)>>(w.extra + i * w.stride + c);
+            });
+        all([&](auto, int c, auto& sum)
+                __attribute__((always_inline)) { sum = load_as<std::decay_t<decltype(sum)>>(w.bias + c) + sum; });
+        if (w.z)
+            all([&](auto i, int c, auto& sum) __attribute__((always_inline)) { store(w.z + i * w.stride + c, sum); });
         if (w.clamp)
             all([&](auto, int, auto& sum) __attribute__((always_inline)) {
                 using T = std::decay_t<decltype(sum)>;
@@ -113,7 +124,8 @@ void tile(const TileArgs& t) {
         return;
     }
     all([&](auto i, int c, auto& sum) __attribute__((always_inline)) { store(t.out + t.at[i] + c, sum); });
-    if constexpr (HALF) pixels([&](auto i) __attribute__((always_inline)) { store(t.out + t.at[i] + WIDE, Half{}); });  // what is padding stays zero
+    // What is padding stays zero.
+    if constexpr (HALF) pixels([&](auto i) __attribute__((always_inline)) { store(t.out + t.at[i] + WIDE, Half{}); });
 }
 
 template <int V, bool HALF = false>
@@ -258,7 +270,8 @@ inline void depthwise_of(const DepthwiseArgs& d, const float* const* a, float* o
         for (int v = 0; v < V; ++v) store(out + c + v * VL, acc[v]);
     else if (d.write->far)
         for (int v = 0, at = c; v < V; ++v, at += VL)
-            far += compare(*d.write, *d.write->pixel * d.write->stride + at, load(d.write->bias + at), load(d.write->inverse + at), acc[v], out + at);
+            far += compare(*d.write, *d.write->pixel * d.write->stride + at, load(d.write->bias + at),
+                           load(d.write->inverse + at), acc[v], out + at);
     else
         for (int v = 0; v < V; ++v) write(*d.write, 0, c + v * VL, acc[v]);
 }
@@ -310,7 +323,8 @@ template <int K, int S, int D, int P, int V, bool EDGE, class Out>
 
 // The same of kernels of any size, step and dilation, whose inputs no registers could hold; taps [low, high) of a row lie inside the map.
 template <int P, int V, class Out>
-[[gnu::always_inline]] inline void depthwise_tile_any(const DepthwiseRowArgs& d, int first, int low, int high, ptrdiff_t& c, const Out& out) {
+[[gnu::always_inline]] inline void depthwise_tile_any(const DepthwiseRowArgs& d, int first, int low, int high,
+                                                      ptrdiff_t& c, const Out& out) {
     const ptrdiff_t stride = d.stride, step = d.step * stride, apart = d.dilation * stride;
     const ptrdiff_t start = (d.column + ptrdiff_t(first) * d.step + ptrdiff_t(low) * d.dilation) * stride;
     for (; c + V * VL <= stride; c += V * VL) {
@@ -344,7 +358,8 @@ template <int P, class All>
         Vec far[P] = {};
         all([&](ptrdiff_t c, const Vec (&sum)[P]) __attribute__((always_inline)) {
             const Vec bias = load(w.bias + c), inverse = load(w.inverse + c);
-            for (int i = 0; i < P; ++i) far[i] += compare(w, sent + i * stride + c, bias, inverse, sum[i], to + i * stride + c);
+            for (int i = 0; i < P; ++i)
+                far[i] += compare(w, sent + i * stride + c, bias, inverse, sum[i], to + i * stride + c);
         });
         for (int i = 0; i < P; ++i) w.far[first + i] += ::sum(far[i]);
         return;
@@ -387,7 +402,8 @@ void depthwise_row_any(const DepthwiseRowArgs& d) {
         }
         // By itself: the taps inside the map are others for each.
         const int low = column >= 0 ? 0 : std::min(d.taps, (-column + d.dilation - 1) / d.dilation);
-        const int high = column >= d.width ? low : std::max(low, std::min(d.taps, (d.width - 1 - column) / d.dilation + 1));
+        const int high =
+            column >= d.width ? low : std::max(low, std::min(d.taps, (d.width - 1 - column) / d.dilation + 1));
         depthwise_some_any<1>(d, i++, low, high);
     }
 }
@@ -430,7 +446,8 @@ extern const FrameKernels SPARSETIME_FRAMES;
 extern const RowKernels SPARSETIME_ROWS;
 extern const IntKernels SPARSETIME_INTEGERS;
 extern const Kernels SPARSETIME_TABLE;
-const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, HALVES, GROUP, tile_any, runs, slide, depthwise, depthwise_row, &SPARSETIME_ENCODERS,
-                                  &SPARSETIME_FRAMES,        &SPARSETIME_ROWS, &SPARSETIME_INTEGERS};
+const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, HALVES, GROUP,
+                                  tile_any, runs, slide, depthwise, depthwise_row,
+                                  &SPARSETIME_ENCODERS, &SPARSETIME_FRAMES, &SPARSETIME_ROWS, &SPARSETIME_INTEGERS};
 
 }  // namespace sparsetime

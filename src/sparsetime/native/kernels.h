@@ -12,7 +12,8 @@
 
 namespace sparsetime {
 
-constexpr int LANE = 16;   // floats of the widest vector: channel strides are multiples of it, whatever the instruction set
+// Floats of the widest vector: channel strides are multiples of it, whatever the instruction set.
+constexpr int LANE = 16;
 constexpr int NARROW = 4;  // maps of at most this many channels are stored without padding (camera frames)
 constexpr int MAX_SLOTS = 16;
 constexpr int MAX_TILE = 6;  // most pixels in a register tile

@@ -36,16 +36,19 @@ inline Int rounded(Vec x) {
 // acc + sum of four products in each lane: bytes of x without sign, of w with.
 inline Int dot(Int acc, Int x, Int w) {
 #if defined(__AVX512VNNI__)
-    return reinterpret_cast<Int>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc), reinterpret_cast<__m512i>(x), reinterpret_cast<__m512i>(w)));
+    return reinterpret_cast<Int>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc), reinterpret_cast<__m512i>(x),
+                                                     reinterpret_cast<__m512i>(w)));
 #elif defined(__AVX512BW__)
     // Products of neighbours apart, since their sums leave 16 bits.
     const __m512i a = reinterpret_cast<__m512i>(x), b = reinterpret_cast<__m512i>(w);
-    const __m512i even = _mm512_madd_epi16(_mm512_and_si512(a, _mm512_set1_epi16(255)), _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8));
+    const __m512i even =
+        _mm512_madd_epi16(_mm512_and_si512(a, _mm512_set1_epi16(255)), _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8));
     const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(a, 8), _mm512_srai_epi16(b, 8));
     return acc + reinterpret_cast<Int>(even) + reinterpret_cast<Int>(odd);
 #elif defined(__AVX2__)
     const __m256i a = reinterpret_cast<__m256i>(x), b = reinterpret_cast<__m256i>(w);
-    const __m256i even = _mm256_madd_epi16(_mm256_and_si256(a, _mm256_set1_epi16(255)), _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));
+    const __m256i even =
+        _mm256_madd_epi16(_mm256_and_si256(a, _mm256_set1_epi16(255)), _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));
     const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(a, 8), _mm256_srai_epi16(b, 8));
     return acc + reinterpret_cast<Int>(even) + reinterpret_cast<Int>(odd);
 #elif defined(__SSE2__)
@@ -56,7 +59,9 @@ inline Int dot(Int acc, Int x, Int w) {
 #elif defined(__ARM_FEATURE_DOTPROD)
     // Both with sign: x - 128, and what that takes away given back.
     const int8x16_t b = reinterpret_cast<int8x16_t>(w);
-    const int32x4_t less = vdotq_s32(reinterpret_cast<int32x4_t>(acc), vreinterpretq_s8_u8(veorq_u8(reinterpret_cast<uint8x16_t>(x), vdupq_n_u8(128))), b);
+    const int32x4_t less =
+        vdotq_s32(reinterpret_cast<int32x4_t>(acc),
+                  vreinterpretq_s8_u8(veorq_u8(reinterpret_cast<uint8x16_t>(x), vdupq_n_u8(128))), b);
     return reinterpret_cast<Int>(vsubq_s32(less, vdotq_s32(vdupq_n_s32(0), vdupq_n_s8(-128), b)));
 #else
     const Int low = x & 255, second = (x >> 8) & 255, third = (x >> 16) & 255, fourth = (x >> 24) & 255;
@@ -71,7 +76,8 @@ struct Scale {
     Vec inverse, low, high;
     Int zero;
     explicit Scale(const Settle& s)
-        : inverse(splat(s.inverse)), low(splat(float(-s.zero))), high(splat(float(255 - s.zero))), zero(splat_int(s.zero)) {}
+        : inverse(splat(s.inverse)), low(splat(float(-s.zero))), high(splat(float(255 - s.zero))),
+          zero(splat_int(s.zero)) {}
     Int code(Vec y) const { return rounded(min(max(y * inverse, low), high)) + zero; }
 };
 
@@ -94,7 +100,8 @@ inline int send(const uint8_t* code, const Settle& s, ptrdiff_t pixel, int c, in
     uint8_t* held = s.codes + pixel * s.stride + c;
     const __mmask64 valid = count >= 64 ? ~__mmask64(0) : (__mmask64(1) << count) - 1;
     // The row of this pixel alone: what lies behind it may be another thread's.
-    const __mmask64 row = s.stride < BYTE_LANE ? valid : ~__mmask64(0) >> (64 - (count + BYTE_LANE - 1) / BYTE_LANE * BYTE_LANE);
+    const __mmask64 row =
+        s.stride < BYTE_LANE ? valid : ~__mmask64(0) >> (64 - (count + BYTE_LANE - 1) / BYTE_LANE * BYTE_LANE);
     const __m512i h = _mm512_maskz_loadu_epi8(row, held);
     const __m512i far = _mm512_or_si512(_mm512_subs_epu8(code, h), _mm512_subs_epu8(h, code));
     const __mmask64 go = s.all ? valid : _mm512_mask_cmpgt_epu8_mask(valid, far, _mm512_loadu_si512(s.threshold + c));
@@ -121,7 +128,8 @@ int settle_of(const float* z, ptrdiff_t pixel, int c, int count, const Settle& s
         int sent = 0, i = 0;
         for (; i < count && c + i + VL <= s.value_stride; i += VL) {
             Vec y = activate<A>(load(z + i), s.act, s.act_a, s.act_b);
-            if (i + VL > count) y = choose(first_lanes(count - i), y, Vec{});  // lanes behind the last channel stay zero
+            // Lanes behind the last channel stay zero.
+            if (i + VL > count) y = choose(first_lanes(count - i), y, Vec{});
             sent += __builtin_popcount(differing(y, load(value + i)));
             store(value + i, y);
         }
@@ -142,7 +150,8 @@ int settle_of(const float* z, ptrdiff_t pixel, int c, int count, const Settle& s
         const auto codes = [&](int i) { return scale.code(activate<A>(load(z + first + i), s.act, s.act_a, s.act_b)); };
 #if defined(__AVX512BW__)
         const auto bytes = [&](int i) { return i < n ? _mm512_cvtepi32_epi8(__m512i(codes(i))) : _mm_setzero_si128(); };
-        const __m512i code = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set_m128i(bytes(16), bytes(0))), _mm256_set_m128i(bytes(48), bytes(32)), 1);
+        const __m512i code = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set_m128i(bytes(16), bytes(0))),
+                                                _mm256_set_m128i(bytes(48), bytes(32)), 1);
 #else
         uint8_t code[BYTE_BLOCK + VL];
         for (int i = 0; i < n; i += VL) {
@@ -167,9 +176,11 @@ int settle(const float* z, int pixel, const Settle& s) { return settle_from(z, p
 // Up to BYTE_BLOCK codes, of which n are looked at; S = 2: of every second byte. A load of no more than these crosses fewer cache lines.
 template <int S>
 [[gnu::always_inline]] inline __m512i codes_at(const uint8_t* x, int n) {
-    if (S == 1 && n <= BYTE_BLOCK / 2) return _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
+    if (S == 1 && n <= BYTE_BLOCK / 2)
+        return _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
     if (S == 1) return _mm512_loadu_si512(x);
-    const __m256i first = _mm512_cvtepi16_epi8(_mm512_loadu_si512(x)), second = _mm512_cvtepi16_epi8(_mm512_loadu_si512(x + 64));
+    const __m256i first = _mm512_cvtepi16_epi8(_mm512_loadu_si512(x)),
+                  second = _mm512_cvtepi16_epi8(_mm512_loadu_si512(x + 64));
     return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
 }
 #endif
@@ -216,7 +227,8 @@ void resize_of(const IntResizeArgs& given, const Settle& all) {
             const int n = s.channels - c < BYTE_BLOCK ? s.channels - c : BYTE_BLOCK;
             float z[BYTE_BLOCK];
             if (two) {
-                const Vec upper = splat(r.row_weight[0]), lower = splat(r.row_weight[1]), first = splat(weight[0]), second = splat(weight[1]);
+                const Vec upper = splat(r.row_weight[0]), lower = splat(r.row_weight[1]), first = splat(weight[0]),
+                          second = splat(weight[1]);
                 const ptrdiff_t left = ptrdiff_t(column[0]) * r.stride + c, right = ptrdiff_t(column[1]) * r.stride + c;
                 const float *top = r.row[0], *bottom = r.row[1];
                 const auto sum = [&](int i) {
@@ -261,7 +273,8 @@ void resize(const IntResizeArgs& r, const Settle& s) {
 
 // Sums of one pixel, V vectors of a panel, with all that may come behind.
 template <int V>
-[[gnu::noinline]] int finish_sums(const int32_t* sum, const float* scale, const float* bias, ptrdiff_t pixel, int channel, const Settle& s) {
+[[gnu::noinline]] int finish_sums(const int32_t* sum, const float* scale, const float* bias, ptrdiff_t pixel,
+                                  int channel, const Settle& s) {
     float z[V * VL];
     for (int v = 0; v < V; ++v) {
         float lane[VL];
@@ -282,7 +295,8 @@ template <int V>
 
 // Through memory of no alignment: a stack that a sanitizer makes has none to spare.
 template <int V>
-inline int finish_any(const Int* sum, const float* scale, const float* bias, ptrdiff_t pixel, int channel, const Settle& s) {
+inline int finish_any(const Int* sum, const float* scale, const float* bias, ptrdiff_t pixel, int channel,
+                      const Settle& s) {
     int32_t plain[V * VL];
     for (int v = 0; v < V; ++v) *reinterpret_cast<IntU*>(plain + v * VL) = sum[v];
     return finish_sums<V>(plain, scale, bias, pixel, channel, s);
@@ -309,8 +323,8 @@ inline bool bounded(const Settle& s) {
 
 #if defined(__AVX512BW__)
 template <int V>
-[[gnu::always_inline]] inline int finish_bounded(const Int* sum, const float* scale, const float* bias, ptrdiff_t pixel, int channel,
-                                                 const Bounds& b) {
+[[gnu::always_inline]] inline int finish_bounded(const Int* sum, const float* scale, const float* bias, ptrdiff_t pixel,
+                                                 int channel, const Bounds& b) {
     const Settle& s = b.s;
     Int n[V];
     Vec y[V];
@@ -327,9 +341,11 @@ template <int V>
             wide[2] = _mm512_unpacklo_epi16(high, none);
             wide[3] = _mm512_unpackhi_epi16(high, none);
         } else {
-            for (int v = 0; v < V; ++v) wide[v] = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(r + v * VL)));
+            for (int v = 0; v < V; ++v)
+                wide[v] = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(r + v * VL)));
         }
-        for (int v = 0; v < V; ++v) y[v] = y[v] + floats(reinterpret_cast<Int>(wide[v]) - s.residual_zero) * b.residual_step;
+        for (int v = 0; v < V; ++v)
+            y[v] = y[v] + floats(reinterpret_cast<Int>(wide[v]) - s.residual_zero) * b.residual_step;
     }
     for (int v = 0; v < V; ++v) y[v] = y[v] * b.scale.inverse;
     if (V < 4 || !s.saturates)
@@ -340,7 +356,8 @@ template <int V>
     __m512i code;
     if (V == 4) {
         const __m512i first = _mm512_packs_epi32(reinterpret_cast<__m512i>(n[0]), reinterpret_cast<__m512i>(n[1 % V]));
-        const __m512i second = _mm512_packs_epi32(reinterpret_cast<__m512i>(n[2 % V]), reinterpret_cast<__m512i>(n[3 % V]));
+        const __m512i second =
+            _mm512_packs_epi32(reinterpret_cast<__m512i>(n[2 % V]), reinterpret_cast<__m512i>(n[3 % V]));
         code = _mm512_packus_epi16(first, second);
     } else {
         code = _mm512_castsi128_si512(_mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(n[0])));
@@ -351,7 +368,8 @@ template <int V>
 }
 #else
 template <int V>
-inline int finish_bounded(const Int* sum, const float* scale, const float* bias, ptrdiff_t pixel, int channel, const Bounds& b) {
+inline int finish_bounded(const Int* sum, const float* scale, const float* bias, ptrdiff_t pixel, int channel,
+                          const Bounds& b) {
     const Settle& s = b.s;
     uint8_t code[4 * VL];
     const int count = s.channels - channel < V * VL ? s.channels - channel : V * VL;
@@ -398,7 +416,8 @@ struct Following {
 };
 
 template <int M, int V>
-[[gnu::always_inline]] inline void tile_at(const IntTileArgs& t, int at, const Settle& s, const Bounds& bounds, bool fast, Following& following) {
+[[gnu::always_inline]] inline void tile_at(const IntTileArgs& t, int at, const Settle& s, const Bounds& bounds,
+                                           bool fast, Following& following) {
     Int acc[M][V];
     for (int v = 0; v < V; ++v) {
         const Int start = load_int(t.start + v * VL);
@@ -410,7 +429,8 @@ template <int M, int V>
         for (int i = 0; i < M; ++i) a[i] = t.a[ptrdiff_t(tap) * t.pixels + at + i] + t.offset;
         for (int k = 0; k < t.depth;) {
             following.ask();
-            for (const int end = t.next && k + Following::STEPS < t.depth ? k + Following::STEPS : t.depth; k < end; ++k, w += V * VL * INT_GROUP) {
+            for (const int end = t.next && k + Following::STEPS < t.depth ? k + Following::STEPS : t.depth; k < end;
+                 ++k, w += V * VL * INT_GROUP) {
                 Int weight[V];
                 for (int v = 0; v < V; ++v) weight[v] = load_int(w + v * VL * INT_GROUP);
                 for (int i = 0; i < M; ++i) {
@@ -486,8 +506,10 @@ struct Column {
 inline Column interleave(const uint8_t* const (&row)[4]) {
     Column c;
 #if defined(__AVX512BW__)
-    const __m512i r0 = _mm512_loadu_si512(row[0]), r1 = _mm512_loadu_si512(row[1]), r2 = _mm512_loadu_si512(row[2]), r3 = _mm512_loadu_si512(row[3]);
-    const __m512i a = _mm512_unpacklo_epi8(r0, r1), b = _mm512_unpackhi_epi8(r0, r1), d = _mm512_unpacklo_epi8(r2, r3), e = _mm512_unpackhi_epi8(r2, r3);
+    const __m512i r0 = _mm512_loadu_si512(row[0]), r1 = _mm512_loadu_si512(row[1]), r2 = _mm512_loadu_si512(row[2]),
+                  r3 = _mm512_loadu_si512(row[3]);
+    const __m512i a = _mm512_unpacklo_epi8(r0, r1), b = _mm512_unpackhi_epi8(r0, r1), d = _mm512_unpacklo_epi8(r2, r3),
+                  e = _mm512_unpackhi_epi8(r2, r3);
     c.v[0] = reinterpret_cast<Int>(_mm512_unpacklo_epi16(a, d));
     c.v[1] = reinterpret_cast<Int>(_mm512_unpackhi_epi16(a, d));
     c.v[2] = reinterpret_cast<Int>(_mm512_unpacklo_epi16(b, e));
@@ -495,7 +517,8 @@ inline Column interleave(const uint8_t* const (&row)[4]) {
 #elif defined(__AVX2__)
     const auto at = [&](int i) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row[i])); };
     const __m256i r0 = at(0), r1 = at(1), r2 = at(2), r3 = at(3);
-    const __m256i a = _mm256_unpacklo_epi8(r0, r1), b = _mm256_unpackhi_epi8(r0, r1), d = _mm256_unpacklo_epi8(r2, r3), e = _mm256_unpackhi_epi8(r2, r3);
+    const __m256i a = _mm256_unpacklo_epi8(r0, r1), b = _mm256_unpackhi_epi8(r0, r1), d = _mm256_unpacklo_epi8(r2, r3),
+                  e = _mm256_unpackhi_epi8(r2, r3);
     c.v[0] = reinterpret_cast<Int>(_mm256_unpacklo_epi16(a, d));
     c.v[1] = reinterpret_cast<Int>(_mm256_unpackhi_epi16(a, d));
     c.v[2] = reinterpret_cast<Int>(_mm256_unpacklo_epi16(b, e));
@@ -504,7 +527,8 @@ inline Column interleave(const uint8_t* const (&row)[4]) {
     for (int j = 0; j < 4; ++j)
         for (int l = 0; l < VL; ++l) {
             const int at = packed_channel(j, l);
-            c.v[j][l] = int32_t(uint32_t(row[0][at]) | uint32_t(row[1][at]) << 8 | uint32_t(row[2][at]) << 16 | uint32_t(row[3][at]) << 24);
+            c.v[j][l] = int32_t(uint32_t(row[0][at]) | uint32_t(row[1][at]) << 8 | uint32_t(row[2][at]) << 16 |
+                                uint32_t(row[3][at]) << 24);
         }
 #endif
     return c;
@@ -518,14 +542,17 @@ struct DepthwiseView {
         const uint8_t* row[4];
         for (int r = 0; r < 4; ++r) {
             const int y = 4 * group + r;
-            row[r] = y < d.rows && d.row[y] && column >= 0 && column < d.width ? d.row[y] + ptrdiff_t(column) * d.stride + c : outside;
+            row[r] = y < d.rows && d.row[y] && column >= 0 && column < d.width
+                         ? d.row[y] + ptrdiff_t(column) * d.stride + c
+                         : outside;
         }
         return interleave(row);
     }
 };
 
 // Any kernel: columns are read anew for every output.
-void depthwise_any(const IntDepthwiseArgs& d, const DepthwiseView& view, const int8_t* w, int block, const Settle& s, const Bounds& b, bool fast) {
+void depthwise_any(const IntDepthwiseArgs& d, const DepthwiseView& view, const int8_t* w, int block, const Settle& s,
+                   const Bounds& b, bool fast) {
     const int groups = (d.rows + 3) / 4, size = 4 * VL;
     for (int i = 0; i < d.pixels; ++i) {
         Int acc[4];
@@ -544,7 +571,8 @@ void depthwise_any(const IntDepthwiseArgs& d, const DepthwiseView& view, const i
 
 // Three rows and columns: a window that slides, by S columns.
 template <int S>
-void depthwise_three(const IntDepthwiseArgs& d, const uint8_t* outside, const int8_t* w, int block, const Settle& given) {
+void depthwise_three(const IntDepthwiseArgs& d, const uint8_t* outside, const int8_t* w, int block,
+                     const Settle& given) {
     constexpr int size = 4 * VL;
     const Bounds b(given);
     const float *scale = d.scale + block * size, *bias = d.bias + block * size;
@@ -562,12 +590,14 @@ void depthwise_three(const IntDepthwiseArgs& d, const uint8_t* outside, const in
     const auto next = [&]() __attribute__((always_inline)) {
         // The weights of the fourth row are zero.
         const bool inside = column < width;
-        const Column c = inside ? interleave({row[0], row[1], row[2], outside}) : interleave({outside, outside, outside, outside});
+        const Column c =
+            inside ? interleave({row[0], row[1], row[2], outside}) : interleave({outside, outside, outside, outside});
         ++column;
         for (int r = 0; r < 3; ++r) row[r] += advance[r];
         return c;
     };
-    const auto finish = [&](int i, const Column& left, const Column& middle, const Column& right) __attribute__((always_inline)) {
+    const auto finish = [&](int i, const Column& left, const Column& middle, const Column& right)
+        __attribute__((always_inline)) {
         Int acc[4];
         for (int v = 0; v < 4; ++v) {
             acc[v] = dot(load_int(start + v * VL), left.v[v], load_int(w + v * VL * INT_GROUP));
@@ -633,14 +663,18 @@ void frame_of_three(const IntFrameArgs& f, const Settle& s, ActivePixels& sink) 
         }
         uint8_t code[64];
         for (int k = 0; k < 3; ++k)
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(code + 16 * k), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(scale.code(load(in + 16 * k)))));
-        const auto four = [&](int k) { return _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(code + 12 * k)), spread); };
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(code + 16 * k),
+                             _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(scale.code(load(in + 16 * k)))));
+        const auto four = [&](int k) {
+            return _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(code + 12 * k)), spread);
+        };
         __m512i now = _mm512_castsi128_si512(four(0));
         now = _mm512_inserti32x4(now, four(1), 1);
         now = _mm512_inserti32x4(now, four(2), 2);
         now = _mm512_or_si512(_mm512_inserti32x4(now, four(3), 3), none);
         uint8_t* held = s.codes + ptrdiff_t(f.first + from) * NARROW;
-        const uint64_t here = n < 16 ? (uint64_t(1) << 4 * n) - 1 : ~uint64_t(0);  // the pixels behind may be another thread's
+        // The pixels behind may be another thread's.
+        const uint64_t here = n < 16 ? (uint64_t(1) << 4 * n) - 1 : ~uint64_t(0);
         const __m512i h = _mm512_maskz_loadu_epi8(here, held);
         const __m512i far = _mm512_or_si512(_mm512_subs_epu8(now, h), _mm512_subs_epu8(h, now));
         const uint64_t valid = here & 0x7777777777777777u;
@@ -648,7 +682,8 @@ void frame_of_three(const IntFrameArgs& f, const Settle& s, ActivePixels& sink) 
         if (!go) continue;
         _mm512_mask_storeu_epi8(held, go, now);
         if (s.all && n == 16) {
-            _mm512_storeu_si512(sink.active + sink.active_count, _mm512_add_epi32(lanes, _mm512_set1_epi32(f.first + from)));
+            _mm512_storeu_si512(sink.active + sink.active_count,
+                                _mm512_add_epi32(lanes, _mm512_set1_epi32(f.first + from)));
             _mm512_storeu_si512(sink.tally + sink.active_count, _mm512_set1_epi32(3));
             _mm_storeu_si128(reinterpret_cast<__m128i*>(sink.mask + f.first + from), _mm_set1_epi8(1));
             sink.active_count += 16;
@@ -745,18 +780,22 @@ void pixels(const IntPixelArgs& given, ActivePixels& all) {
         // Pixels of four bytes side by side: squares of even bytes and of odd ones.
         const __m512i channels = _mm512_set1_epi32(int(~0u >> (8 * (4 - (f.channels < 4 ? f.channels : 4)))));
         for (; f.stride == 4 && k + 16 <= n && list[k + 15] == list[k] + 15; k += 16) {
-            const __m512i x = _mm512_loadu_si512(f.fresh + ptrdiff_t(list[k]) * 4), y = _mm512_loadu_si512(f.held + ptrdiff_t(list[k]) * 4);
-            const __m512i d = _mm512_and_si512(channels, _mm512_or_si512(_mm512_subs_epu8(x, y), _mm512_subs_epu8(y, x)));
+            const __m512i x = _mm512_loadu_si512(f.fresh + ptrdiff_t(list[k]) * 4),
+                          y = _mm512_loadu_si512(f.held + ptrdiff_t(list[k]) * 4);
+            const __m512i d =
+                _mm512_and_si512(channels, _mm512_or_si512(_mm512_subs_epu8(x, y), _mm512_subs_epu8(y, x)));
             const __m512i even = _mm512_and_si512(d, _mm512_set1_epi16(0xff)), odd = _mm512_srli_epi16(d, 8);
             const __m512i sum = _mm512_add_epi32(_mm512_madd_epi16(even, even), _mm512_madd_epi16(odd, odd));
-            const __mmask16 go = _mm512_cmpgt_epi32_mask(sum, _mm512_set1_epi32(int(f.limit < INT32_MAX ? f.limit : INT32_MAX)));
+            const __mmask16 go =
+                _mm512_cmpgt_epi32_mask(sum, _mm512_set1_epi32(int(f.limit < INT32_MAX ? f.limit : INT32_MAX)));
             _mm_storeu_si128(reinterpret_cast<__m128i*>(sink.mask + list[k]), _mm_maskz_set1_epi8(go, 1));
             _mm512_storeu_si512(sent + found, _mm512_maskz_compress_epi32(go, _mm512_loadu_si512(list + k)));
             found += __builtin_popcount(go);
         }
 #endif
         // Whether a pixel is sent nobody can foresee: first they are found, then they are copied.
-        for (int j = k; j < n; ++j) far[j] = apart(f.fresh + ptrdiff_t(list[j]) * f.stride, f.held + ptrdiff_t(list[j]) * f.stride, f.channels);
+        for (int j = k; j < n; ++j)
+            far[j] = apart(f.fresh + ptrdiff_t(list[j]) * f.stride, f.held + ptrdiff_t(list[j]) * f.stride, f.channels);
         for (; k < n; ++k) {
             const bool go = far[k] > f.limit;
             sink.mask[list[k]] = go;

@@ -16,7 +16,9 @@ constexpr int BYTE_BLOCK = 64;      // most channels that are looked at together
 constexpr int INT_GROUP = 4;        // bytes that one multiplication joins
 constexpr int MAX_INT_ROWS = 12;    // kernel rows of the depthwise kernel
 
-inline int byte_stride(int channels) { return channels <= NARROW ? NARROW : (channels + BYTE_LANE - 1) / BYTE_LANE * BYTE_LANE; }
+inline int byte_stride(int channels) {
+    return channels <= NARROW ? NARROW : (channels + BYTE_LANE - 1) / BYTE_LANE * BYTE_LANE;
+}
 
 // Output channel of lane l of vector v in a panel of four vectors: packing four vectors of 32 bits to one of bytes, by the
 // instructions that work inside of 16 bytes, puts channels in order; interleaving four rows of bytes takes it apart in the same way.

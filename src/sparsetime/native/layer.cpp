@@ -11,7 +11,8 @@ ChangeBuffer::ChangeBuffer(Shape shape, float fill)
       active_(size_t(shape.pixels()) + 1),
       tally_(size_t(shape.pixels()) + 1),
       place_(size_t(shape.pixels()) * shape.channels + LANE) {
-    view = {{{mask_.data(), active_.data(), tally_.data(), 0, 0}, rows_.data(), place_.data(), change_.data()}, shape, true, true};
+    const ActivePixels none{mask_.data(), active_.data(), tally_.data(), 0, 0};
+    view = {{none, rows_.data(), place_.data(), change_.data()}, shape, true, true};
 }
 
 Layer::Layer(std::shared_ptr<const Conv> conv_, const float* bias, Act act, float act_a, float act_b, Encode encode,
@@ -33,7 +34,8 @@ Layer::Layer(std::shared_ptr<const Conv> conv_, const float* bias, Act act, floa
     bias_.assign(size_t(out.stride()), 0.0f);
     if (bias) std::memcpy(bias_.data(), bias, size_t(out.channels) * sizeof(float));
     const size_t pixels = step_map ? size_t(out.pixels()) : 1;
-    step_.assign(pixels * out.stride(), encode == Encode::pixel ? __builtin_inff() : 1.0f);  // padding lanes divide by it
+    // Padding lanes divide by it.
+    step_.assign(pixels * out.stride(), encode == Encode::pixel ? __builtin_inff() : 1.0f);
     if (step)
         for (size_t p = 0; p < pixels; ++p)
             std::memcpy(&step_[p * out.stride()], step + p * out.channels, size_t(out.channels) * sizeof(float));

@@ -43,7 +43,8 @@ int64_t Macs::caused(const Change& change) const {
     int64_t reached = 0;
     for (int i = 0; i < change.active_count; ++i) {
         walk.to(change.active[i]);
-        reached += int64_t(change.tally[i]) * row_reaches_[size_t(walk.y)] * column_reaches_[size_t(change.active[i] - walk.start)];
+        reached += int64_t(change.tally[i]) * row_reaches_[size_t(walk.y)] *
+                   column_reaches_[size_t(change.active[i] - walk.start)];
     }
     return reached * of_input_;
 }

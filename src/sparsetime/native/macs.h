@@ -24,7 +24,8 @@ class Macs {
   private:
     int64_t dense_ = 0;
     int in_width_ = 0, out_width_ = 0, pixels_ = 0, taps_ = 0;
-    int64_t of_output_ = 0, of_input_ = 0;  // products of a tap: of all channels of an output, of one channel of an input
+    // Products of a tap: of all channels of an output, of one channel of an input.
+    int64_t of_output_ = 0, of_input_ = 0;
     std::vector<int32_t> row_reads_, column_reads_;    // by output: inputs
     std::vector<int32_t> row_reaches_, column_reaches_;  // by input: outputs
 };

@@ -17,7 +17,8 @@ std::align_val_t alignment(size_t bytes) { return std::align_val_t(bytes >= LARG
 void* allocate(size_t bytes) {
     void* p = ::operator new(bytes, alignment(bytes));
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-    if (bytes >= LARGE_PAGE) madvise(p, bytes / LARGE_PAGE * LARGE_PAGE, MADV_HUGEPAGE);  // advice: without it all works, slower
+    // Advice: without it all works, slower.
+    if (bytes >= LARGE_PAGE) madvise(p, bytes / LARGE_PAGE * LARGE_PAGE, MADV_HUGEPAGE);
 #endif
     return p;
 }

@@ -31,6 +31,7 @@ template <int N>
 using Input = nb::ndarray<const float, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
 using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Flat = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using FlatBytes = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>;
 
 // The value of an enumeration whose values have these names.
 template <class Enum>
@@ -41,9 +42,13 @@ Enum named(const std::string& name, const char* what, std::initializer_list<cons
 }
 
 Act act_of(const std::string& name) {
-    return named<Act>(name, "activation", {"none", "clamp", "leaky_relu", "hardswish", "hardsigmoid", "silu", "gelu", "gelu_tanh", "sigmoid", "tanh"});
+    return named<Act>(
+        name, "activation",
+        {"none", "clamp", "leaky_relu", "hardswish", "hardsigmoid", "silu", "gelu", "gelu_tanh", "sigmoid", "tanh"});
 }
-Encode encode_of(const std::string& name) { return named<Encode>(name, "codec", {"linear", "change", "exact", "hold", "residual", "pixel"}); }
+Encode encode_of(const std::string& name) {
+    return named<Encode>(name, "codec", {"linear", "change", "exact", "hold", "residual", "pixel"});
+}
 Path path_of(const std::string& name) { return named<Path>(name, "path", {"dense", "pixels", "elements"}); }
 
 // A new array, which fill(data) writes.
@@ -66,8 +71,8 @@ nb::object plain(const Shape& s, const float* data, const uint8_t* mask = nullpt
 
 Layer* make_layer(std::array<int, 2> size, Input<4> weight, std::optional<Vector> bias, std::array<int, 2> stride,
                   std::array<int, 4> padding, std::array<int, 2> dilation, int groups, bool transposed,
-                  std::array<int, 2> output_padding, const std::string& activation, float a, float b, const std::string& codec,
-                  std::optional<Flat> step) {
+                  std::array<int, 2> output_padding, const std::string& activation, float a, float b,
+                  const std::string& codec, std::optional<Flat> step) {
     const int kh = int(weight.shape(2)), kw = int(weight.shape(3));
     const int C = transposed ? int(weight.shape(0)) : int(weight.shape(1)) * groups;
     const int O = transposed ? int(weight.shape(1)) * groups : int(weight.shape(0));
@@ -79,12 +84,14 @@ Layer* make_layer(std::array<int, 2> size, Input<4> weight, std::optional<Vector
         oh = (size[0] + padding[0] + padding[1] - dilation[0] * (kh - 1) - 1) / stride[0] + 1;
         ow = (size[1] + padding[2] + padding[3] - dilation[1] * (kw - 1) - 1) / stride[1] + 1;
     }
-    if (oh < 1 || ow < 1 || size[0] < 1 || size[1] < 1) throw std::invalid_argument("the map is smaller than the kernel");
+    if (oh < 1 || ow < 1 || size[0] < 1 || size[1] < 1)
+        throw std::invalid_argument("the map is smaller than the kernel");
     const Shape in{size[0], size[1], C}, out{oh, ow, O};
     Geometry geometry(in, out, axis_of(transposed, in.height, oh, kh, stride[0], padding[0], dilation[0]),
                       axis_of(transposed, in.width, ow, kw, stride[1], padding[2], dilation[1]), groups);
     auto conv = std::make_shared<const Conv>(std::move(geometry), transposed, weight.data());
-    if (bias && int(bias->shape(0)) != O) throw std::invalid_argument("bias has another length than the output has channels");
+    if (bias && int(bias->shape(0)) != O)
+        throw std::invalid_argument("bias has another length than the output has channels");
     const bool step_map = step && step->ndim() == 3;
     if (step && int64_t(step->size()) != int64_t(O) * (step_map ? out.pixels() : 1))
         throw std::invalid_argument("step must be (O,) or (H, W, O)");
@@ -102,8 +109,8 @@ TensorView view_of(nb::handle object) {
     return view;
 }
 
-std::shared_ptr<Program> make_program(const std::vector<std::vector<int64_t>>& shapes, nb::list ops, const std::vector<int>& outputs,
-                                      nb::dict tensors, bool integer) {
+std::shared_ptr<Program> make_program(const std::vector<std::vector<int64_t>>& shapes, nb::list ops,
+                                      const std::vector<int>& outputs, nb::dict tensors, bool integer) {
     std::vector<OpSpec> specs;
     for (nb::handle item : ops) {
         const auto op = nb::cast<nb::dict>(item);
@@ -161,7 +168,8 @@ const Value& coded_of(const Stream& s, int value) {
 }
 
 template <class Array>
-void checked_shape(const Value& v, const Array& array, const char* otherwise = "an array has another shape than the value") {
+void checked_shape(const Value& v, const Array& array,
+                   const char* otherwise = "an array has another shape than the value") {
     bool same = array.ndim() == v.shape.size();
     for (size_t i = 0; same && i < v.shape.size(); ++i) same = int64_t(array.shape(i)) == v.shape[i];
     if (!same) throw std::invalid_argument(otherwise);
@@ -176,8 +184,10 @@ using FrameArray = nb::ndarray<nb::ro, nb::device::cpu>;
 
 // A stream and the memory of its outputs.
 struct BoundStream : Stream {
-    BoundStream(std::shared_ptr<Program> program, int threads, Island island) : Stream(program, threads, std::move(island)) {
-        arrays = std::make_shared<Arrays>(2 * program->outputs.size());  // the caller holds those of one frame while the next are written
+    BoundStream(std::shared_ptr<Program> program, int threads, Island island)
+        : Stream(program, threads, std::move(island)) {
+        // The caller holds those of one frame while the next are written.
+        arrays = std::make_shared<Arrays>(2 * program->outputs.size());
     }
     std::shared_ptr<Arrays> arrays;
 };
@@ -198,7 +208,8 @@ nb::object run_stream(BoundStream& s, const FrameArray& array, bool keep) {
         frame.column = v.map.channels;
         int64_t expected = 1;  // other ranks are taken in logical order
         for (size_t i = v.shape.size(); i-- > 0;) {
-            if (v.shape[i] != 1 && array.stride(i) != expected) throw std::invalid_argument("expected a contiguous frame");
+            if (v.shape[i] != 1 && array.stride(i) != expected)
+                throw std::invalid_argument("expected a contiguous frame");
             expected *= v.shape[i];
         }
     }
@@ -227,7 +238,8 @@ NB_MODULE(_native, m) {
     m.doc() = "Native kernels of the cpu backend";
     const char* wanted = std::getenv("SPARSETIME_ISA");
     if (wanted && *wanted && kernels().name != std::string(wanted))
-        throw std::runtime_error(std::string("SPARSETIME_ISA=") + wanted + ": this machine runs vnni, v4, v3 or base, as far as it has them");
+        throw std::runtime_error(std::string("SPARSETIME_ISA=") + wanted +
+                                 ": this machine runs vnni, v4, v3 or base, as far as it has them");
     m.def("isa", [] { return std::string(kernels().name); }, "Name of the kernels in use.");
     m.def("available", [] {
         std::vector<std::string> names;
@@ -235,14 +247,17 @@ NB_MODULE(_native, m) {
         return names;
     }, "Names of the kernels that this machine can run, best first.");
     m.def("select", [](const std::string& name) {
-        if (!select(name.c_str())) throw std::invalid_argument("no kernels named '" + name + "' on this machine; see available()");
-    }, "name"_a, "Use other kernels for layers and programs made from now on. Those made before must not run any more.");
+        if (!select(name.c_str()))
+            throw std::invalid_argument("no kernels named '" + name + "' on this machine; see available()");
+    }, "name"_a,
+       "Use other kernels for layers and programs made from now on. Those made before must not run any more.");
 
     nb::class_<Layer>(m, "Layer")
         .def("__init__", [](Layer* self, std::array<int, 2> size, Input<4> weight, std::optional<Vector> bias,
-                            std::array<int, 2> stride, std::array<int, 4> padding, std::array<int, 2> dilation, int groups,
-                            bool transposed, std::array<int, 2> output_padding, const std::string& activation, float a, float b,
-                            const std::string& codec, std::optional<Flat> step) {
+                            std::array<int, 2> stride, std::array<int, 4> padding, std::array<int, 2> dilation,
+                            int groups, bool transposed, std::array<int, 2> output_padding,
+                            const std::string& activation, float a, float b, const std::string& codec,
+                            std::optional<Flat> step) {
             std::unique_ptr<Layer> made(make_layer(size, weight, bias, stride, padding, dilation, groups, transposed,
                                                    output_padding, activation, a, b, codec, step));
             new (self) Layer(std::move(*made));
@@ -278,7 +293,8 @@ NB_MODULE(_native, m) {
             const Change& c = l.output.view;
             return std::vector<int32_t>(c.active, c.active + c.active_count);
         })
-        .def_prop_ro("has_elements", [](const Layer& l) { return l.conv->has_elements(); }, "Whether it can be computed event by event.")
+        .def_prop_ro("has_elements", [](const Layer& l) { return l.conv->has_elements(); },
+                     "Whether it can be computed event by event.")
         .def_prop_ro("dense_macs", [](const Layer& l) { return l.conv->macs().dense(); })
         .def_prop_ro("macs", [](const Layer& l) { return l.conv->macs().caused(l.input.view); });
 
@@ -297,7 +313,8 @@ NB_MODULE(_native, m) {
              "The outputs, or None if the frame holds NaN or infinity; then nothing has happened.")
         .def("set_camera", [](BoundStream& s, std::vector<float> mean, std::vector<float> std) {
             const int channels = s.program().input().map.channels;
-            if (int(mean.size()) != channels || int(std.size()) != channels) throw std::invalid_argument("expected one number per channel");
+            if (int(mean.size()) != channels || int(std.size()) != channels)
+                throw std::invalid_argument("expected one number per channel");
             s.set_camera({std::move(mean), std::move(std)});
         }, "mean"_a, "std"_a)
         .def("set_cut", [](BoundStream& s, double share) { s.set_cut(share); }, "share"_a)
@@ -315,8 +332,9 @@ NB_MODULE(_native, m) {
             return array_of<float>(accumulator_of(s, node).shape, [&](float* out) { s.read_accumulator(node, out); });
         }, "node"_a)
         .def("set_value", [](BoundStream& s, int value, Flat array) {
-            if (value_of(s, value).coded) throw std::invalid_argument("value " + std::to_string(value) + " is kept as codes");
-            s.write(value, checked(value_of(s, value), array));
+            const Value& v = value_of(s, value);
+            if (v.coded) throw std::invalid_argument("value " + std::to_string(value) + " is kept as codes");
+            s.write(value, checked(v, array));
         }, "value"_a, "array"_a)
         .def("set_accumulator", [](BoundStream& s, int node, Flat array) {
             s.write_accumulator(node, checked(accumulator_of(s, node), array));
@@ -324,11 +342,13 @@ NB_MODULE(_native, m) {
         .def("codes", [](const BoundStream& s, int value) {
             return array_of<uint8_t>(coded_of(s, value).shape, [&](uint8_t* out) { s.read_codes(value, out); });
         }, "value"_a, "A value that is kept as codes.")
-        .def("set_codes", [](BoundStream& s, int value, nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu> array) {
+        .def("set_codes", [](BoundStream& s, int value, FlatBytes array) {
             checked_shape(coded_of(s, value), array);
             s.write_codes(value, array.data());
         }, "value"_a, "array"_a)
-        .def("put", [](BoundStream& s, int value, Flat array) { s.put(value, checked(value_of(s, value), array)); }, "value"_a, "array"_a)
+        .def("put", [](BoundStream& s, int value, Flat array) {
+            s.put(value, checked(value_of(s, value), array));
+        }, "value"_a, "array"_a)
         .def("touch", [](BoundStream& s, int value) { s.touch(value); }, "value"_a)
         .def("events", [](const BoundStream& s) {
             const std::vector<NodeStats>& stats = s.stats();
@@ -339,7 +359,8 @@ NB_MODULE(_native, m) {
         .def("stats", [](BoundStream& s) {
             std::vector<std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, std::string>> all;
             for (const NodeStats& n : s.counted_stats())
-                all.emplace_back(n.events_in, n.events, n.macs, n.effective_macs, n.time_ns, n.sparse ? "sparse" : "dense");
+                all.emplace_back(n.events_in, n.events, n.macs, n.effective_macs, n.time_ns,
+                                 n.sparse ? "sparse" : "dense");
             return all;
         });
 }

@@ -36,7 +36,8 @@ void Stream::move(const Node& node) {
                     const float* x = row(0, pixel[i]);
                     const size_t at = size_t(pixel[i]) * out.stride();
                     const float* scale = node.scale.empty() ? nullptr : node.scale.data() + (node.scale_map ? at : 0);
-                    const float* shift = node.shift.empty() || !dense ? nullptr : node.shift.data() + (node.shift_map ? at : 0);
+                    const float* shift =
+                        node.shift.empty() || !dense ? nullptr : node.shift.data() + (node.shift_map ? at : 0);
                     for (int c = 0; c < C; ++c) sum[c] = scale ? x[c] * scale[c] : x[c];
                     if (shift)
                         for (int c = 0; c < C; ++c) sum[c] += shift[c];
@@ -71,7 +72,8 @@ void Stream::move(const Node& node) {
             return rows(node, y, list, n, dense, [&](const int32_t* pixel, int count, float* sum, int stride) {
                 for (int i = 0; i < count; ++i, sum += stride) {
                     const size_t p = size_t(pixel[i]);
-                    const float* x = node.index[p] < 0 ? nullptr : row(node.owner.empty() ? 0 : node.owner[p], node.index[p]);
+                    const float* x =
+                        node.index[p] < 0 ? nullptr : row(node.owner.empty() ? 0 : node.owner[p], node.index[p]);
                     for (int c = 0; c < C; ++c) sum[c] = x ? x[c] : node.fill;
                 }
             });
@@ -120,7 +122,8 @@ void Stream::move(const Node& node) {
                             sum[c] = 0.0f;
                             for (size_t a = oy * K; a < (oy + 1) * K; ++a) {
                                 float line = 0.0f;
-                                for (size_t b = ox * L; b < (ox + 1) * L; ++b) line += node.column_weights[b] * row(0, node.rows[a] * width + node.columns[b])[c];
+                                for (size_t b = ox * L; b < (ox + 1) * L; ++b)
+                                    line += node.column_weights[b] * row(0, node.rows[a] * width + node.columns[b])[c];
                                 sum[c] += node.row_weights[a] * line;
                             }
                         }
@@ -167,19 +170,23 @@ void Stream::recompute(const Node& node) {
     const Shape& in = program_->values[size_t(node.inputs[0])].map;
     if (node.kind == Kind::identity)
         return rows(node, y, list, n, true, [&](const int32_t* pixel, int count, float* sum, int stride) {
-            for (int i = 0; i < count; ++i, sum += stride) std::memcpy(sum, a + size_t(pixel[i]) * in.stride(), size_t(C) * sizeof(float));
+            for (int i = 0; i < count; ++i, sum += stride)
+                std::memcpy(sum, a + size_t(pixel[i]) * in.stride(), size_t(C) * sizeof(float));
         });
     if (node.kind == Kind::layer_norm)
         return rows(node, y, list, n, true, [&](const int32_t* pixel, int count, float* sum, int stride) {
-            const float *scale = node.scale.empty() ? nullptr : node.scale.data(), *shift = node.shift.empty() ? nullptr : node.shift.data();
-            for (int i = 0; i < count; ++i, sum += stride) kernel.normalise(a + size_t(pixel[i]) * in.stride(), node.eps, scale, shift, sum, C);
+            const float *scale = node.scale.empty() ? nullptr : node.scale.data(),
+                        *shift = node.shift.empty() ? nullptr : node.shift.data();
+            for (int i = 0; i < count; ++i, sum += stride)
+                kernel.normalise(a + size_t(pixel[i]) * in.stride(), node.eps, scale, shift, sum, C);
         });
     if (node.kind == Kind::mul) {
         const float* b = states_[size_t(node.inputs[1])].value.data();
         const bool one = program_->values[size_t(node.inputs[1])].map.pixels() == 1;
         return rows(node, y, list, n, true, [&](const int32_t* pixel, int count, float* sum, int stride) {
             for (int i = 0; i < count; ++i, sum += stride) {
-                const float *p = a + size_t(pixel[i]) * in.stride(), *q = b + (one ? 0 : size_t(pixel[i]) * in.stride());
+                const float *p = a + size_t(pixel[i]) * in.stride(),
+                            *q = b + (one ? 0 : size_t(pixel[i]) * in.stride());
                 kernel.multiply(p, q, sum, N);
             }
         });
@@ -196,9 +203,10 @@ Window Stream::window_of(const Node& node, int pixel, Walk& walk) const {
     const Shape& map = input.change.shape;
     walk.to(pixel);
     const int32_t *rows = &node.rows[2 * size_t(walk.y)], *columns = &node.columns[2 * size_t(pixel - walk.start)];
-    return {input.value.data() + (size_t(rows[0]) * map.width + columns[0]) * map.stride(), (rows[1] - rows[0] + node.row_step - 1) / node.row_step,
-            (columns[1] - columns[0] + node.column_step - 1) / node.column_step, ptrdiff_t(node.row_step) * map.width * map.stride(),
-            ptrdiff_t(node.column_step) * map.stride()};
+    return {input.value.data() + (size_t(rows[0]) * map.width + columns[0]) * map.stride(),
+            (rows[1] - rows[0] + node.row_step - 1) / node.row_step,
+            (columns[1] - columns[0] + node.column_step - 1) / node.column_step,
+            ptrdiff_t(node.row_step) * map.width * map.stride(), ptrdiff_t(node.column_step) * map.stride()};
 }
 
 // Operations that hand on what their inputs hold: values are copied where an event touches, and compared as they are, which takes neither
@@ -216,7 +224,9 @@ void Stream::carry(const Node& node) {
         return s.value.data() + size_t(p) * size_t(s.change.shape.stride());
     };
     // Rows of the inputs that changed; null: nothing did, so what came of it is up to date. Most likely it is far away, too.
-    const auto changed_row = [&](size_t k, int p) { return dense_ || states_[size_t(node.inputs[k])].change.mask[p] ? row(k, p) : nullptr; };
+    const auto changed_row = [&](size_t k, int p) {
+        return dense_ || states_[size_t(node.inputs[k])].change.mask[p] ? row(k, p) : nullptr;
+    };
     const auto each = [&](const auto& body) {
         split(node, y, list, n, true, false, [&](FinishArgs& sink, int from, int to, int, int, Workspace& ws) {
             float* sum = sized(ws.sum, size_t(round_up(C, LANE)));
@@ -281,7 +291,8 @@ void Stream::carry(const Node& node) {
         default:  // cat_pixels, pad
             return each([&](int p, const Sent& to, float* border) {
                 const int32_t from = node.index[size_t(p)];
-                if (from >= 0) return kernel.replace(row(node.owner.empty() ? 0 : size_t(node.owner[size_t(p)]), from), N, to);
+                if (from >= 0)
+                    return kernel.replace(row(node.owner.empty() ? 0 : size_t(node.owner[size_t(p)]), from), N, to);
                 std::fill(border, border + C, node.fill);
                 return kernel.replace(border, N, to);
             });

@@ -46,13 +46,15 @@ const TensorView& need(const OpSpec& op, const char* role, bool integers = false
 
 const TensorView& bytes_of(const OpSpec& op, const char* role) {
     const auto found = op.tensors.find(role);
-    if (found == op.tensors.end() || !found->second.bytes) refuse(op, std::string("tensor '") + role + "' is missing or not int8");
+    if (found == op.tensors.end() || !found->second.bytes)
+        refuse(op, std::string("tensor '") + role + "' is missing or not int8");
     return found->second;
 }
 
 std::vector<int> integers(const OpSpec& op, const char* key, size_t n) {
     const auto found = op.numbers.find(key);
-    if (found == op.numbers.end() || found->second.size() != n) refuse(op, std::string("attribute '") + key + "' is missing or of another length");
+    if (found == op.numbers.end() || found->second.size() != n)
+        refuse(op, std::string("attribute '") + key + "' is missing or of another length");
     std::vector<int> out;
     for (double x : found->second) out.push_back(int(x));
     return out;
@@ -96,7 +98,8 @@ std::vector<int32_t> channels_picked(const std::vector<int32_t>& index, const La
 
 }  // namespace
 
-Program::Program(const std::vector<std::vector<int64_t>>& shapes, const std::vector<OpSpec>& ops, std::vector<int> outputs_, bool integer_)
+Program::Program(const std::vector<std::vector<int64_t>>& shapes, const std::vector<OpSpec>& ops,
+                 std::vector<int> outputs_, bool integer_)
     : outputs(std::move(outputs_)), integer(integer_) {
     for (const auto& shape : shapes) {
         if (shape.size() > 8) throw std::invalid_argument("a value has a rank of more than 8");
@@ -115,7 +118,8 @@ Program::Program(const std::vector<std::vector<int64_t>>& shapes, const std::vec
     for (Value& v : values) {
         if (!v.coded) continue;
         v.floats = false;
-        for (int consumer : v.consumers) v.floats = v.floats || !(nodes[size_t(consumer)].integers || nodes[size_t(consumer)].moves_codes);
+        for (int consumer : v.consumers)
+            v.floats = v.floats || !(nodes[size_t(consumer)].integers || nodes[size_t(consumer)].moves_codes);
     }
     spare();
     for (int o : outputs)
@@ -128,9 +132,11 @@ void Program::spare() {
         const Value& y = values[size_t(n.outputs[0])];
         const bool plain = integer ? n.act == Act::none && !y.coded : n.encode == Encode::linear;
         if (n.kind == Kind::resize && plain) n.derived = y.consumers.empty();
-        if (n.kind != Kind::cat_channels || !n.carries || !y.is_map() || n.inputs.size() > size_t(MOST_JOINED)) continue;
+        if (n.kind != Kind::cat_channels || !n.carries || !y.is_map() || n.inputs.size() > size_t(MOST_JOINED))
+            continue;
         n.derived = true;
-        for (int consumer : y.consumers) n.derived = n.derived && nodes[size_t(consumer)].kind == Kind::channels && nodes[size_t(consumer)].carries;
+        for (int consumer : y.consumers)
+            n.derived = n.derived && nodes[size_t(consumer)].kind == Kind::channels && nodes[size_t(consumer)].carries;
     }
     for (size_t i = 0; i < nodes.size(); ++i) {
         Node& n = nodes[i];
@@ -187,7 +193,8 @@ void Program::weigh(Node& n, const OpSpec& spec, Geometry geometry, bool transpo
     }
     std::vector<float> scale(static_cast<size_t>(channels));
     for (size_t o = 0; o < scale.size(); ++o) scale[o] = input.step * step.floats[o];
-    n.integers = std::make_unique<IntConv>(std::move(geometry), transposed, bytes_of(spec, "weight").bytes, scale.data(), bias, input.zero);
+    n.integers = std::make_unique<IntConv>(std::move(geometry), transposed, bytes_of(spec, "weight").bytes,
+                                           scale.data(), bias, input.zero);
 }
 
 void Program::add(const OpSpec& spec) {
@@ -205,7 +212,8 @@ void Program::add(const OpSpec& spec) {
             refuse(spec, "an input has not been produced");
     for (size_t k = 0; k < spec.outputs.size(); ++k) {
         const int v = spec.outputs[k];
-        if (v < 0 || v >= int(values.size()) || values[size_t(v)].producer >= 0) refuse(spec, "an output is out of range or produced twice");
+        if (v < 0 || v >= int(values.size()) || values[size_t(v)].producer >= 0)
+            refuse(spec, "an output is out of range or produced twice");
         values[size_t(v)].producer = number;
         values[size_t(v)].opaque = island && k < spec.opaque.size() && spec.opaque[k];
     }
@@ -231,30 +239,38 @@ void Program::add(const OpSpec& spec) {
         const TensorView& w = integer ? bytes_of(spec, "weight") : need(spec, "weight");
         const Shape &x = in(0).map, &y = out.map;
         if (kind == "linear") {
-            if (w.shape.size() != 2 || w.shape[0] != y.channels || w.shape[1] != x.channels || x.pixels() != y.pixels() ||
-                in(0).is_map() || out.is_map())
+            if (w.shape.size() != 2 || w.shape[0] != y.channels || w.shape[1] != x.channels ||
+                x.pixels() != y.pixels() || in(0).is_map() || out.is_map())
                 refuse(spec, "the weight does not fit");
             weigh(n, spec, {x, y, axis_of(false, x.height, y.height, 1, 1, 0, 1), axis_of(false, x.width, y.width, 1, 1, 0, 1), 1}, false);
         } else {
             const bool transposed = kind == "conv_transpose2d";
-            const auto stride = integers(spec, "stride", 2), padding = integers(spec, "padding", 4), dilation = integers(spec, "dilation", 2);
+            const auto stride = integers(spec, "stride", 2), padding = integers(spec, "padding", 4),
+                       dilation = integers(spec, "dilation", 2);
             const int groups = integers(spec, "groups", 1)[0];
-            if (w.shape.size() != 4 || !in(0).is_map() || !out.is_map()) refuse(spec, "expected maps and a weight of rank 4");
-            const int64_t C = transposed ? w.shape[0] : w.shape[1] * groups, O = transposed ? w.shape[1] * groups : w.shape[0];
-            if (groups < 1 || C != x.channels || O != y.channels || C % groups || O % groups || stride[0] < 1 || stride[1] < 1 ||
-                dilation[0] < 1 || dilation[1] < 1)
+            if (w.shape.size() != 4 || !in(0).is_map() || !out.is_map())
+                refuse(spec, "expected maps and a weight of rank 4");
+            const int64_t C = transposed ? w.shape[0] : w.shape[1] * groups,
+                          O = transposed ? w.shape[1] * groups : w.shape[0];
+            if (groups < 1 || C != x.channels || O != y.channels || C % groups || O % groups || stride[0] < 1 ||
+                stride[1] < 1 || dilation[0] < 1 || dilation[1] < 1)
                 refuse(spec, "the weight, groups or strides do not fit");
             const int kh = int(w.shape[2]), kw = int(w.shape[3]);
             const auto extent = [&](int size, int k, int axis, int taps) -> int64_t {
-                const int before = padding[size_t(k)], after = padding[size_t(k) + 1], s = stride[size_t(axis)], d = dilation[size_t(axis)];
+                const int before = padding[size_t(k)], after = padding[size_t(k) + 1], s = stride[size_t(axis)],
+                          d = dilation[size_t(axis)];
                 if (transposed)
-                    return int64_t(size - 1) * s - before - after + int64_t(d) * (taps - 1) + integers(spec, "output_padding", 2)[size_t(axis)] + 1;
+                    return int64_t(size - 1) * s - before - after + int64_t(d) * (taps - 1) +
+                           integers(spec, "output_padding", 2)[size_t(axis)] + 1;
                 const int64_t room = int64_t(size) + before + after - int64_t(d) * (taps - 1) - 1;
                 return room < 0 ? 0 : room / s + 1;
             };
-            if (extent(x.height, 0, 0, kh) != y.height || extent(x.width, 2, 1, kw) != y.width) refuse(spec, "the output has another shape");
-            weigh(n, spec, {x, y, axis_of(transposed, x.height, y.height, kh, stride[0], padding[0], dilation[0]),
-                            axis_of(transposed, x.width, y.width, kw, stride[1], padding[2], dilation[1]), groups}, transposed);
+            if (extent(x.height, 0, 0, kh) != y.height || extent(x.width, 2, 1, kw) != y.width)
+                refuse(spec, "the output has another shape");
+            weigh(n, spec,
+                  {x, y, axis_of(transposed, x.height, y.height, kh, stride[0], padding[0], dilation[0]),
+                   axis_of(transposed, x.width, y.width, kw, stride[1], padding[2], dilation[1]), groups},
+                  transposed);
         }
     } else if (kind == "affine") {
         n.kind = Kind::affine;
@@ -304,7 +320,8 @@ void Program::add(const OpSpec& spec) {
     } else if (kind == "channels") {
         n.kind = Kind::channels;
         inputs_are(1, 1);
-        if (!in(0).is_map() || in(0).map.height != out.map.height || in(0).map.width != out.map.width) refuse(spec, "shapes differ");
+        if (!in(0).is_map() || in(0).map.height != out.map.height || in(0).map.width != out.map.width)
+            refuse(spec, "shapes differ");
         n.index = table(spec, "index", out.map.channels, -1, in(0).map.channels);
     } else if (kind == "gather" || kind == "reshape") {
         n.kind = Kind::gather;
@@ -355,8 +372,9 @@ void Program::add(const OpSpec& spec) {
         inputs_are(1, 1);
         const auto padding = integers(spec, "padding", 4);
         const Shape &x = in(0).map, &y = out.map;
-        if (!in(0).is_map() || !out.is_map() || x.channels != y.channels || *std::min_element(padding.begin(), padding.end()) < 0 ||
-            x.height + padding[0] + padding[1] != y.height || x.width + padding[2] + padding[3] != y.width)
+        if (!in(0).is_map() || !out.is_map() || x.channels != y.channels ||
+            *std::min_element(padding.begin(), padding.end()) < 0 || x.height + padding[0] + padding[1] != y.height ||
+            x.width + padding[2] + padding[3] != y.width)
             refuse(spec, "the output has another shape");
         const auto found = spec.numbers.find("value");
         n.fill = found == spec.numbers.end() || found->second.empty() ? 0.0f : float(found->second[0]);
@@ -392,7 +410,8 @@ void Program::add(const OpSpec& spec) {
         const Shape &x = in(0).map, &y = out.map;
         if (!in(0).is_map() || !out.is_map() || x.channels != y.channels) refuse(spec, "shapes differ");
         const TensorView &rw = need(spec, "row_weights"), &cw = need(spec, "column_weights");
-        if (rw.size() % y.height || cw.size() % y.width || rw.size() == 0 || cw.size() == 0) refuse(spec, "the taps do not fit");
+        if (rw.size() % y.height || cw.size() % y.width || rw.size() == 0 || cw.size() == 0)
+            refuse(spec, "the taps do not fit");
         n.row_taps = int(rw.size() / y.height);
         n.column_taps = int(cw.size() / y.width);
         n.rows = table(spec, "rows", rw.size(), 0, x.height);
@@ -409,7 +428,8 @@ void Program::add(const OpSpec& spec) {
         n.linear = false;
         inputs_are(2, 2);
         same(in(0), out);
-        if (in(1).shape != out.shape && !(out.is_map() && in(1).is_map() && in(1).map.pixels() == 1 && in(1).map.channels == out.map.channels))
+        if (in(1).shape != out.shape &&
+            !(out.is_map() && in(1).is_map() && in(1).map.pixels() == 1 && in(1).map.channels == out.map.channels))
             refuse(spec, "shapes differ");
     } else if (kind == "layer_norm") {
         n.kind = Kind::layer_norm;
@@ -436,7 +456,8 @@ void Program::add(const OpSpec& spec) {
     }
 
     if (n.kind == Kind::max_pool || n.kind == Kind::avg_pool)
-        for (size_t c = 0; c < n.columns.size(); c += 2) n.widest = std::max(n.widest, (n.columns[c + 1] - n.columns[c] - 1) / n.column_step + 1);
+        for (size_t c = 0; c < n.columns.size(); c += 2)
+            n.widest = std::max(n.widest, (n.columns[c + 1] - n.columns[c] - 1) / n.column_step + 1);
     n.summed = !integer && n.linear && (spec.act != Act::none || !spec.codec.empty());
     n.act = spec.act;
     n.act_a = spec.act_a;
@@ -463,14 +484,18 @@ void Program::add(const OpSpec& spec) {
         for (int input : spec.inputs) made.whole = made.whole && values[size_t(input)].whole;
     }
     // Where whole pixels change, their deltas are as many as their values.
-    n.cheap = n.summed && n.kind == Kind::conv && (n.conv->terms() <= CHEAP_TERMS || n.conv->depthwise() || (n.conv->one_tap() && values[size_t(spec.inputs[0])].whole));
+    n.cheap = n.summed && n.kind == Kind::conv &&
+              (n.conv->terms() <= CHEAP_TERMS || n.conv->depthwise() ||
+               (n.conv->one_tap() && values[size_t(spec.inputs[0])].whole));
     const bool still = n.kind == Kind::affine && n.scale.empty() && n.shift.empty();
-    n.carries = !integer && !n.summed && n.act == Act::none && (n.encode == Encode::linear || n.encode == Encode::change) &&
-                (still || n.kind == Kind::cat_channels || n.kind == Kind::cat_pixels || n.kind == Kind::channels || n.kind == Kind::gather ||
-                 n.kind == Kind::pad || n.kind == Kind::max_pool);
+    n.carries = !integer && !n.summed && n.act == Act::none &&
+                (n.encode == Encode::linear || n.encode == Encode::change) &&
+                (still || n.kind == Kind::cat_channels || n.kind == Kind::cat_pixels || n.kind == Kind::channels ||
+                 n.kind == Kind::gather || n.kind == Kind::pad || n.kind == Kind::max_pool);
     if (spec.coded) {
         Value& v = values[size_t(spec.outputs[0])];
-        if (!integer || !(spec.code_step > 0) || spec.code_zero < 0 || spec.code_zero > 255) refuse(spec, "codes out of range");
+        if (!integer || !(spec.code_step > 0) || spec.code_zero < 0 || spec.code_zero > 255)
+            refuse(spec, "codes out of range");
         v.coded = true;
         v.step = spec.code_step;
         v.zero = spec.code_zero;

@@ -47,7 +47,8 @@ struct OpSpec {
 constexpr int MOST_JOINED = 16;  // maps that one Node picks channels from
 
 enum class Kind {
-    input, conv, affine, add, cat_channels, cat_pixels, channels, gather, pad, avg_pool, resize, identity, mul, layer_norm, max_pool, island
+    input, conv, affine, add, cat_channels, cat_pixels, channels, gather, pad, avg_pool, resize, identity, mul,
+    layer_norm, max_pool, island
 };
 
 // (1, C, H, W): channels first. Of all other shapes the last axis counts as channels.
@@ -60,7 +61,8 @@ struct Value {
     int producer = -1;
     std::vector<int> consumers;
     bool whole = false;  // most changes are of whole pixels
-    bool coded = false, floats = true;  // kept as codes; kept as floats (codes too, where operations on floats read them)
+    // Kept as codes; kept as floats (codes too, where operations on floats read them).
+    bool coded = false, floats = true;
     float step = 1;
     int zero = 0;
     bool is_map() const { return sparsetime::is_map(shape); }
@@ -124,7 +126,8 @@ struct Node {
 class Program {
   public:
     // `integer`: an int8 plan, in which convolutions have weights of bytes and everything is computed anew where touched.
-    Program(const std::vector<std::vector<int64_t>>& shapes, const std::vector<OpSpec>& ops, std::vector<int> outputs, bool integer = false);
+    Program(const std::vector<std::vector<int64_t>>& shapes, const std::vector<OpSpec>& ops, std::vector<int> outputs,
+            bool integer = false);
 
     Program(const Program&) = delete;
     Program& operator=(const Program&) = delete;

@@ -53,7 +53,8 @@ double change_block(const float* __restrict now, const float* __restrict before,
     return total(lanes);
 }
 
-double forward(const float* x, float* value, std::uint8_t* inside, Clips shape, Block block, float q, float low, float high) {
+double forward(const float* x, float* value, std::uint8_t* inside, Clips shape, Block block, float q, float low,
+               float high) {
     double change = 0;
     for (std::size_t t = 0; t < shape.frames; ++t) {
         const std::size_t offset = (block.clip * shape.frames + t) * shape.elements + block.first;
@@ -109,11 +110,12 @@ double backward(const float* grad, const float* value, const std::uint8_t* insid
         const std::size_t offset = (block.clip * shape.frames + t) * shape.elements + block.first;
         const float* v = value + offset;
         const bool before = weight != 0.f && t > 0, after = weight != 0.f && t + 1 < shape.frames;
-        const BackwardBlock run = grad ? (inside ? pick<true, true>(before, after) : pick<true, false>(before, after))
-                                       : (inside ? pick<false, true>(before, after) : pick<false, false>(before, after));
+        const BackwardBlock run = grad
+                                      ? (inside ? pick<true, true>(before, after) : pick<true, false>(before, after))
+                                      : (inside ? pick<false, true>(before, after) : pick<false, false>(before, after));
         product += run(grad ? grad + offset : nullptr, v, before ? v - shape.elements : nullptr,
-                       after ? v + shape.elements : nullptr, inside ? inside + offset : nullptr, out + offset, block.count,
-                       weight);
+                       after ? v + shape.elements : nullptr, inside ? inside + offset : nullptr, out + offset,
+                       block.count, weight);
     }
     return product;
 }
@@ -153,8 +155,8 @@ void carry_block(const std::uint8_t* __restrict flags, float* __restrict carry, 
     }
 }
 
-void hold_backward(const float* grad, const float* value, const std::uint8_t* flags, float* out, Clips shape, Block block,
-                   float weight) {
+void hold_backward(const float* grad, const float* value, const std::uint8_t* flags, float* out, Clips shape,
+                   Block block, float weight) {
     float carry[kCarry];
     for (std::size_t start = 0; start < block.count; start += kCarry) {
         const std::size_t n = block.count - start < kCarry ? block.count - start : kCarry;

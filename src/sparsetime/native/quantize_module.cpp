@@ -77,7 +77,8 @@ NB_MODULE(_quantize, m) {
             nb::gil_scoped_release release;
             const Clips shape{clips, frames, elements};
             return total(shape, threads, [&](Block block) {
-                return kernels.forward(at<float>(x), at<float>(value), at<std::uint8_t>(inside), shape, block, q, low, high);
+                return kernels.forward(at<float>(x), at<float>(value), at<std::uint8_t>(inside), shape, block, q, low,
+                                       high);
             });
         },
         nb::arg("x"), nb::arg("value"), nb::arg("inside"), nb::arg("clips"), nb::arg("frames"), nb::arg("elements"),
@@ -90,8 +91,8 @@ NB_MODULE(_quantize, m) {
             nb::gil_scoped_release release;
             const Clips shape{clips, frames, elements};
             return total(shape, threads, [&](Block block) {
-                return kernels.backward(at<float>(grad), at<float>(value), at<std::uint8_t>(inside), at<float>(out), shape,
-                                        block, weight);
+                return kernels.backward(at<float>(grad), at<float>(value), at<std::uint8_t>(inside), at<float>(out),
+                                        shape, block, weight);
             });
         },
         nb::arg("grad"), nb::arg("value"), nb::arg("inside"), nb::arg("out"), nb::arg("clips"), nb::arg("frames"),
@@ -104,8 +105,8 @@ NB_MODULE(_quantize, m) {
             nb::gil_scoped_release release;
             const Clips shape{clips, frames, elements};
             return total(shape, threads, [&](Block block) {
-                return kernels.hold_forward(at<float>(x), at<float>(value), at<std::uint8_t>(flags), shape, block, theta, low,
-                                            high);
+                return kernels.hold_forward(at<float>(x), at<float>(value), at<std::uint8_t>(flags), shape, block,
+                                            theta, low, high);
             });
         },
         nb::arg("x"), nb::arg("value"), nb::arg("flags"), nb::arg("clips"), nb::arg("frames"), nb::arg("elements"),
@@ -118,8 +119,8 @@ NB_MODULE(_quantize, m) {
             nb::gil_scoped_release release;
             const Clips shape{clips, frames, elements};
             total(shape, threads, [&](Block block) {
-                kernels.hold_backward(at<float>(grad), at<float>(value), at<std::uint8_t>(flags), at<float>(out), shape, block,
-                                      weight);
+                kernels.hold_backward(at<float>(grad), at<float>(value), at<std::uint8_t>(flags), at<float>(out), shape,
+                                      block, weight);
                 return 0.0;
             });
         },

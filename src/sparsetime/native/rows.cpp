@@ -156,7 +156,8 @@ int replace(const float* x, int n, const Sent& to) {
     for (int i = 0; i < n; i += VL) {
         const int some = n - i;
         const bool whole = some >= VL;
-        const Vec now = whole ? load(x + i) : load_first(x + i, some), then = whole ? load(to.value + i) : load_first(to.value + i, some);
+        const Vec now = whole ? load(x + i) : load_first(x + i, some),
+                  then = whole ? load(to.value + i) : load_first(to.value + i, some);
         const unsigned lanes = differing(now, then);
         whole ? store(to.value + i, now) : store_first(to.value + i, now, some);
         if (to.row) whole ? store(to.row + i, now - then) : store_first(to.row + i, now - then, some);
@@ -229,7 +230,8 @@ void spread(const float* x, const int32_t* index, const float* w, int taps, int 
 }
 
 template <int ROWS>
-int blend_again_of(const float* const* rows_x, const float* const* rows_before, const float* rows_w, int rows, float* sum, int n) {
+int blend_again_of(const float* const* rows_x, const float* const* rows_before, const float* rows_w, int rows,
+                   float* sum, int n) {
     constexpr int MOST = 4;
     const float *x[MOST], *before[MOST];  // copies that no store can alias
     float w[MOST];
@@ -295,7 +297,8 @@ int list(const uint8_t* mark, int n, int32_t first, int32_t* list) {
 // Four pixels by four channels change places: from rows of `stride` floats to planes, `plane` floats from one to the next.
 inline void planes_of_four(const float* x, ptrdiff_t stride, ptrdiff_t plane, float* out) {
 #if defined(__x86_64__)
-    __m128 a = _mm_loadu_ps(x), b = _mm_loadu_ps(x + stride), c = _mm_loadu_ps(x + 2 * stride), d = _mm_loadu_ps(x + 3 * stride);
+    __m128 a = _mm_loadu_ps(x), b = _mm_loadu_ps(x + stride), c = _mm_loadu_ps(x + 2 * stride),
+           d = _mm_loadu_ps(x + 3 * stride);
     _MM_TRANSPOSE4_PS(a, b, c, d);
     _mm_storeu_ps(out, a);
     _mm_storeu_ps(out + plane, b);
@@ -331,6 +334,7 @@ void planes(const float* x, int pixels, int stride, int channels, int plane, flo
 namespace sparsetime {
 
 extern const RowKernels SPARSETIME_ROWS;
-const RowKernels SPARSETIME_ROWS = {add, blend, combine, multiply, divide, normalise, maximum, replace, pick, spread, blend_again, list, planes};
+const RowKernels SPARSETIME_ROWS = {add,     blend, combine, multiply,    divide, normalise, maximum,
+                                    replace, pick,  spread,  blend_again, list,   planes};
 
 }  // namespace sparsetime

@@ -29,7 +29,8 @@ void join(Change& change, const std::vector<Sink>& sinks) {
 
 // Runs body(sink, from, to, first row, last row, workspace) over parts of the list, one a thread, and joins what they emit.
 template <class Body>
-void Stream::split(const Node& node, int output, const int32_t* list, int count, bool replace, bool by_row, const Body& body) {
+void Stream::split(const Node& node, int output, const int32_t* list, int count, bool replace, bool by_row,
+                   const Body& body) {
     State& s = states_[size_t(output)];
     Change& change = s.change;
     clear(output);
@@ -65,7 +66,8 @@ void Stream::split(const Node& node, int output, const int32_t* list, int count,
     for (int t = 0; t <= parts; ++t) {
         int at = int(int64_t(count) * t / parts);
         row_bounds[size_t(t)] = t == 0 ? 0 : t == parts ? map.height : list[at] / map.width;
-        if (by_row && t > 0 && t < parts) at = int(std::lower_bound(list, list + count, row_bounds[size_t(t)] * map.width) - list);
+        if (by_row && t > 0 && t < parts)
+            at = int(std::lower_bound(list, list + count, row_bounds[size_t(t)] * map.width) - list);
         bounds[size_t(t)] = at;
     }
     const auto part = [&](int t) {

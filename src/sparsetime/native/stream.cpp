@@ -18,7 +18,8 @@ constexpr size_t GAP = 3 * LANE;
 }  // namespace
 
 Stream::Stream(std::shared_ptr<const Program> program, int threads, Island island)
-    : program_(std::move(program)), pool_(std::max(1, threads)), input_(program_->input().map, pool_), compute_island_(std::move(island)) {
+    : program_(std::move(program)), pool_(std::max(1, threads)), input_(program_->input().map, pool_),
+      compute_island_(std::move(island)) {
     const Program& p = *program_;
     states_.resize(p.values.size());
     accumulators_.resize(p.nodes.size());
@@ -33,7 +34,9 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
         if (p.values[v].opaque) continue;
         const Shape& s = p.values[v].map;
         State& state = states_[v];
-        state.value.length = p.values[v].floats && !(p.values[v].producer >= 0 && p.nodes[size_t(p.values[v].producer)].derived) ? size_t(s.pixels()) * s.stride() : 0;
+        const int producer = p.values[v].producer;
+        const bool kept = p.values[v].floats && !(producer >= 0 && p.nodes[size_t(producer)].derived);
+        state.value.length = kept ? size_t(s.pixels()) * s.stride() : 0;
         state.mask.assign(size_t(s.pixels()), 0);
         state.active.assign(size_t(s.pixels()) + 1, 0);
         state.tally.assign(size_t(s.pixels()) + 1, 0);
@@ -44,7 +47,8 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
     all_.resize(largest);
     for (size_t i = 0; i < largest; ++i) all_[i] = int32_t(i);
     for (size_t i = 0; i < p.nodes.size(); ++i)
-        if (p.nodes[i].summed && !p.nodes[i].cheap) accumulators_[i].length = states_[size_t(p.nodes[i].outputs[0])].value.length;
+        if (p.nodes[i].summed && !p.nodes[i].cheap)
+            accumulators_[i].length = states_[size_t(p.nodes[i].outputs[0])].value.length;
     const auto each = [&](const auto& place) {
         for (size_t i = 0; i < p.nodes.size(); ++i) {
             for (int v : p.nodes[i].outputs) place(states_[size_t(v)].value);
@@ -85,7 +89,9 @@ void Stream::allocate_deltas() {
             for (int s : free) {
                 if (best < 0) best = s;
                 const bool fits = sizes[size_t(s)] >= wanted, best_fits = sizes[size_t(best)] >= wanted;
-                if (fits ? (!best_fits || sizes[size_t(s)] < sizes[size_t(best)]) : (!best_fits && sizes[size_t(s)] > sizes[size_t(best)])) best = s;
+                if (fits ? (!best_fits || sizes[size_t(s)] < sizes[size_t(best)])
+                         : (!best_fits && sizes[size_t(s)] > sizes[size_t(best)]))
+                    best = s;
             }
             if (best < 0) {
                 best = int(sizes.size());
@@ -109,31 +115,35 @@ void Stream::allocate_deltas() {
         const size_t s = size_t(slot[v]);
         State& state = states_[v];
         const ActivePixels none{state.mask.data(), state.active.data(), state.tally.data(), 0, 0};
-        state.change = {{none, arena_floats_[2 * s].data(), arena_places_[s].data(), arena_floats_[2 * s + 1].data()}, p.values[v].map, false, false};
+        state.change = {{none, arena_floats_[2 * s].data(), arena_places_[s].data(), arena_floats_[2 * s + 1].data()},
+                        p.values[v].map, false, false};
         // What outputs are read from has to last until the frame ends.
-        bool lasts = program_->integer || state.value.length == 0 || std::count(p.outputs.begin(), p.outputs.end(), int(v));
+        bool lasts =
+            program_->integer || state.value.length == 0 || std::count(p.outputs.begin(), p.outputs.end(), int(v));
         for (int consumer : p.values[v].consumers) lasts = lasts || p.nodes[size_t(consumer)].derived;
         // Channels of zeros are never written: no other memory has them.
         const Node& maker = p.nodes[size_t(p.values[v].producer)];
-        lasts = lasts || (maker.kind == Kind::channels && maker.carries && *std::min_element(maker.index.begin(), maker.index.end()) < 0);
+        lasts = lasts || (maker.kind == Kind::channels && maker.carries &&
+                          *std::min_element(maker.index.begin(), maker.index.end()) < 0);
         if (!lasts) passing_.push_back(int(v));
     }
 }
 
 size_t Stream::memory_bytes() const {
     const auto of = [](const auto& v) { return bytes_of(v); };
-    size_t n = input_.memory_bytes() + of(memory_) + of(codes_) + of(waiting_) + of(shared_) + of(touch_) + of(list_) + of(all_) +
-               of(stale_) + of(dense_frames_) + of(needs_) + of(stats_);
+    size_t n = input_.memory_bytes() + of(memory_) + of(codes_) + of(waiting_) + of(shared_) + of(touch_) + of(list_) +
+               of(all_) + of(stale_) + of(dense_frames_) + of(needs_) + of(stats_);
     for (const Floats& f : arena_floats_) n += of(f);
     for (const auto& f : arena_places_) n += of(f);
     for (const State& s : states_) n += of(s.mask) + of(s.active) + of(s.tally);
     for (const Stretched& s : stretched_) n += of(s.rows) + of(s.slot);
     for (const Workspace& w : workspaces_) {
-        n += of(w.sum) + of(w.patches) + of(w.scratch) + of(w.room) + of(w.far) + of(w.bound) + of(w.span) + of(w.at) + of(w.list) + of(w.pointers) +
-             of(w.weights) + of(w.segments) + of(w.outputs) + of(w.bytes) + of(w.marks);
+        n += of(w.sum) + of(w.patches) + of(w.scratch) + of(w.room) + of(w.far) + of(w.bound) + of(w.span) + of(w.at) +
+             of(w.list) + of(w.pointers) + of(w.weights) + of(w.segments) + of(w.outputs) + of(w.bytes) + of(w.marks);
         for (const auto& runs : w.runs) n += of(runs);
     }
-    for (const IntWorkspace& w : int_workspaces_) n += of(w.rows) + of(w.count) + of(w.patches) + of(w.sum) + of(w.lines);
+    for (const IntWorkspace& w : int_workspaces_)
+        n += of(w.rows) + of(w.count) + of(w.patches) + of(w.sum) + of(w.lines);
     return n;
 }
 
@@ -150,9 +160,11 @@ bool Stream::rows_of(int value) {
     if (c.rowed) return true;
     if (!c.listed) return false;
     const int stride = c.shape.stride(), shift = c.shape.shift();
-    for (int i = 0; i < c.active_count; ++i) std::memset(c.rows + size_t(c.active[i]) * stride, 0, size_t(stride) * sizeof(float));
+    for (int i = 0; i < c.active_count; ++i)
+        std::memset(c.rows + size_t(c.active[i]) * stride, 0, size_t(stride) * sizeof(float));
     const uint32_t mask = (1u << shift) - 1;
-    for (int64_t e = 0; e < c.events; ++e) c.rows[size_t(c.place[e] >> shift) * stride + (c.place[e] & mask)] = c.change[e];
+    for (int64_t e = 0; e < c.events; ++e)
+        c.rows[size_t(c.place[e] >> shift) * stride + (c.place[e] & mask)] = c.change[e];
     return c.rowed = true;
 }
 
@@ -160,7 +172,8 @@ bool Stream::events_of(int value) {
     Change& c = states_[size_t(value)].change;
     if (c.listed) return true;
     if (!c.rowed) return false;
-    c.events = kernels().encoders->events_of_rows(c.rows, c.active, c.active_count, c.shape.channels, c.shape.stride(), c.shape.shift(), c.place, c.change);
+    c.events = kernels().encoders->events_of_rows(c.rows, c.active, c.active_count, c.shape.channels, c.shape.stride(),
+                                                  c.shape.shift(), c.place, c.change);
     return c.listed = true;
 }
 
@@ -198,12 +211,18 @@ Stream::Choice Stream::choose(const Node& node) {
         if (node.crossover >= 0 && c.count > 0 && conv.has_elements()) {
             // Measured: event by event costs as much as the dense path at this density of the inputs of touched outputs.
             const double reached = double(c.count) * conv.in.pixels() / conv.out.pixels() * conv.in.channels;
-            times.elements = node.crossover > 0 ? times.dense * double(change.events) / (reached * node.crossover) : 2 * times.dense;
+            times.elements =
+                node.crossover > 0 ? times.dense * double(change.events) / (reached * node.crossover) : 2 * times.dense;
         }
-        if (program_->values[size_t(x)].whole && conv.in.channels > NARROW) times.elements = 2 * times.dense;  // an event at a time, where whole pixels change
-        if (!node.cheap) c.path = times.elements < std::min(times.dense, times.pixels) ? Path::elements : times.pixels < times.dense ? Path::pixels : Path::dense;
+        // Where whole pixels change, an event at a time costs too much.
+        if (program_->values[size_t(x)].whole && conv.in.channels > NARROW) times.elements = 2 * times.dense;
+        if (!node.cheap)
+            c.path = times.elements < std::min(times.dense, times.pixels) ? Path::elements
+                     : times.pixels < times.dense                         ? Path::pixels
+                                                                          : Path::dense;
         if (r >= 0)  // few changes of a residual go straight into the accumulators, many are added as rows
-            c.by_event = node.summed && !node.cheap && states_[size_t(r)].change.events * 4 < int64_t(states_[size_t(r)].value.size());
+            c.by_event = node.summed && !node.cheap &&
+                         states_[size_t(r)].change.events * 4 < int64_t(states_[size_t(r)].value.size());
         if (c.count) needs = {c.path == Path::pixels, c.path == Path::elements, !c.by_event, c.by_event};
         if (c.path == Path::elements && !events_of(x)) c.path = Path::dense;
         if (c.path == Path::pixels && !rows_of(x)) c.path = Path::dense;
@@ -246,15 +265,16 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
         float* z = accumulators_[size_t(current_)].data();
         const int shift = c.shape.shift(), stride = c.shape.stride();
         const uint32_t mask = (1u << shift) - 1;
-        for (int64_t e = 0; e < c.events; ++e) z[size_t(c.place[e] >> shift) * stride + (c.place[e] & mask)] += c.change[e];
+        for (int64_t e = 0; e < c.events; ++e)
+            z[size_t(c.place[e] >> shift) * stride + (c.place[e] & mask)] += c.change[e];
     }
     // Few pixels of many channels: threads share the channels, each then reads its part of the weights alone.
     const int threads = pool_.threads();
     const float* values = states_[size_t(x)].value.data();
     float* shared = nullptr;
     const size_t row = size_t(round_up(out.channels, LANE));
-    if (path != Path::elements && threads > 1 && !conv.depthwise() && n < SHARED_PIXELS * threads && conv.panels() >= threads &&
-        conv.terms() * out.channels >= SHARED_WEIGHTS) {
+    if (path != Path::elements && threads > 1 && !conv.depthwise() && n < SHARED_PIXELS * threads &&
+        conv.panels() >= threads && conv.terms() * out.channels >= SHARED_WEIGHTS) {
         shared_.resize(std::max(shared_.size(), row * size_t(n)));
         shared = shared_.data();
         pool_.run([&](int t) {
@@ -289,7 +309,8 @@ void Stream::put(int value, const float* in) {
     rows(value == node.outputs[0] ? node : plain, value, all_.data(), pixels, true,
          [&](const int32_t* pixel, int count, float* sum, int stride) {
              for (int i = 0; i < count; ++i, sum += stride)
-                 for (int c = 0; c < C; ++c) sum[c] = in[layout.planar ? size_t(c) * pixels + pixel[i] : size_t(pixel[i]) * C + c];
+                 for (int c = 0; c < C; ++c)
+                     sum[c] = in[layout.planar ? size_t(c) * pixels + pixel[i] : size_t(pixel[i]) * C + c];
          });
 }
 
@@ -313,12 +334,14 @@ void Stream::execute(int number, const Frame& frame) {
                 program_->values[size_t(node.outputs[0])].coded ? take_codes(node, frame) : take(node, frame);
                 break;
             }
-            rows(node, node.outputs[0], all_.data(), map.pixels(), true, [&](const int32_t* pixel, int count, float* sum, int stride) {
+            const auto fill = [&](const int32_t* pixel, int count, float* sum, int stride) {
                 for (int i = 0; i < count; ++i, sum += stride) {
                     const int64_t at = (pixel[i] / map.width) * frame.row + (pixel[i] % map.width) * frame.column;
-                    for (int c = 0; c < map.channels; ++c) sum[c] = frame.at(at + c * frame.channel, c, input_.camera());
+                    for (int c = 0; c < map.channels; ++c)
+                        sum[c] = frame.at(at + c * frame.channel, c, input_.camera());
                 }
-            });
+            };
+            rows(node, node.outputs[0], all_.data(), map.pixels(), true, fill);
             break;
         }
         case Kind::identity:
@@ -334,7 +357,9 @@ void Stream::execute(int number, const Frame& frame) {
             break;
         }
         default:
-            if (program_->integer && node.kind == Kind::resize && program_->values[size_t(node.outputs[0])].map.channels > NARROW) resize_rows(node);
+            if (program_->integer && node.kind == Kind::resize &&
+                program_->values[size_t(node.outputs[0])].map.channels > NARROW)
+                resize_rows(node);
             else move(node);
             break;
     }
@@ -342,7 +367,8 @@ void Stream::execute(int number, const Frame& frame) {
         int64_t events = 0;
         for (int v : list)
             if (!program_->values[size_t(v)].opaque)
-                events += flush_ ? int64_t(program_->values[size_t(v)].map.pixels()) * program_->values[size_t(v)].map.channels
+                events += flush_ ? int64_t(program_->values[size_t(v)].map.pixels()) *
+                                       program_->values[size_t(v)].map.channels
                                  : states_[size_t(v)].change.events;
         return events;
     };
@@ -410,7 +436,8 @@ void Stream::read(int value, float* out) {
     if (!v.floats) return read_decoded(value, out);
     if (program_->nodes[size_t(v.producer)].derived) return read_derived(v.producer, out);
     const float* from = states_[size_t(value)].value.data();
-    if (layout.planar) return kernels().rows->planes(from, layout.pixels, layout.stride, layout.channels, layout.pixels, out);
+    if (layout.planar)
+        return kernels().rows->planes(from, layout.pixels, layout.stride, layout.channels, layout.pixels, out);
     for (int64_t i = 0; i < n; ++i) out[i] = from[layout(i)];
 }
 

@@ -77,7 +77,8 @@ class Stream {
     template <class Fill>
     void rows(const Node& node, int output, const int32_t* list, int count, bool replace, const Fill& fill);
     template <class Body>
-    void split(const Node& node, int output, const int32_t* list, int count, bool replace, bool by_row, const Body& body);
+    void split(const Node& node, int output, const int32_t* list, int count, bool replace, bool by_row,
+               const Body& body);
     void allocate_deltas();
     void execute_all(const Frame& frame);
     void execute(int number, const Frame& frame);
@@ -162,7 +163,8 @@ class Stream {
     struct Stretched {
         Floats rows;                // [channel][row][2][width]
         size_t width = 0;
-        std::vector<uint8_t> slot;  // by row: which of the two is the present one; the other is that of before the last change
+        // By row: which of the two is the present one; the other is that of before the last change.
+        std::vector<uint8_t> slot;
     };
     std::vector<Stretched> stretched_;  // by node
     std::vector<float*> arrays_;        // of the frame that runs

@@ -84,7 +84,8 @@ int Geometry::touched(const Change& change, uint8_t* mask, int32_t* list, Worksp
                 continue;
             }
             // Outputs x whose input x * step - shift lies within the span.
-            const Columns by{std::max(0, ceil_div(here.from + shift, step)), std::min(out.width, ceil_div(here.to + shift, step))};
+            const Columns by{std::max(0, ceil_div(here.from + shift, step)),
+                             std::min(out.width, ceil_div(here.to + shift, step))};
             if (by.empty()) continue;
             reached.join(by);
             const uint8_t* from = line + (by.from * step - shift);
@@ -95,7 +96,9 @@ int Geometry::touched(const Change& change, uint8_t* mask, int32_t* list, Worksp
             else
                 for (int x = by.from; x < by.to; ++x, from += step) to[x] |= *from;
         }
-        if (!reached.empty()) found += kernels().rows->list(to + reached.from, reached.to - reached.from, y * out.width + reached.from, list + found);
+        if (!reached.empty())
+            found += kernels().rows->list(to + reached.from, reached.to - reached.from, y * out.width + reached.from,
+                                          list + found);
     }
     return found;
 }
@@ -155,16 +158,19 @@ int Stream::touched(const Node& node) {
         case Kind::cat_channels: return union_of(node.inputs);
         case Kind::cat_pixels:
             for (int p = 0; p < out.pixels(); ++p)
-                touch_[size_t(p)] = states_[size_t(node.inputs[size_t(node.owner[size_t(p)])])].change.mask[node.index[size_t(p)]];
+                touch_[size_t(p)] =
+                    states_[size_t(node.inputs[size_t(node.owner[size_t(p)])])].change.mask[node.index[size_t(p)]];
             return listed(out);
         case Kind::pad:
-            for (int p = 0; p < out.pixels(); ++p) touch_[size_t(p)] = node.index[size_t(p)] >= 0 && x.mask[node.index[size_t(p)]];
+            for (int p = 0; p < out.pixels(); ++p)
+                touch_[size_t(p)] = node.index[size_t(p)] >= 0 && x.mask[node.index[size_t(p)]];
             return listed(out);
         case Kind::gather:
             std::memset(touch_.data(), 0, size_t(out.pixels()));
             for (int i = 0; i < x.active_count; ++i) {
                 const size_t p = size_t(x.active[i]);
-                for (int32_t j = node.reach_start[p]; j < node.reach_start[p + 1]; ++j) touch_[size_t(node.reach[size_t(j)])] = 1;
+                for (int32_t j = node.reach_start[p]; j < node.reach_start[p + 1]; ++j)
+                    touch_[size_t(node.reach[size_t(j)])] = 1;
             }
             return listed(out);
         default: return touched_by_window(node);
@@ -193,7 +199,8 @@ int Stream::touched_by_window(const Node& node) {
         uint8_t* to = touch_.data() + size_t(r) * out.width;
         if (taps) {
             for (int c = 0; c < out.width; ++c)
-                for (int k = 0; k < node.column_taps; ++k) to[c] |= line[node.columns[size_t(c) * size_t(node.column_taps) + size_t(k)]];
+                for (int k = 0; k < node.column_taps; ++k)
+                    to[c] |= line[node.columns[size_t(c) * size_t(node.column_taps) + size_t(k)]];
             found += kernels().rows->list(to, out.width, r * out.width, list_.data() + found);
             continue;
         }
@@ -211,7 +218,9 @@ int Stream::touched_by_window(const Node& node) {
             else if (start >= low) to[c] = wide[start];
             reached.join({c, c + 1});
         }
-        if (!reached.empty()) found += kernels().rows->list(to + reached.from, reached.to - reached.from, r * out.width + reached.from, list_.data() + found);
+        if (!reached.empty())
+            found += kernels().rows->list(to + reached.from, reached.to - reached.from, r * out.width + reached.from,
+                                          list_.data() + found);
     }
     return found;
 }
