@@ -265,6 +265,15 @@ def test_unsparsify_shares_the_weights(model: SparseNetwork) -> None:
     assert back.get_parameter("gain").tolist() == [5.0] * 4
 
 
+def test_unsparsify_with_a_new_head(model: SparseNetwork) -> None:
+    model.head = nn.Linear(4, 7)
+    back = sparsetime.unsparsify(model)
+    sparsetime.enable(model, False)
+    torch.testing.assert_close(back(CLIP[:, 0]), model(CLIP[:, 0]))
+    assert [name for name, _ in back.named_children()] == ["conv", "norm", "head"]
+    assert [name for name, _ in model.named_children()] == ["conv", "norm", "head", "delta"]
+
+
 def test_unsparsify_of_something_else(net: Net) -> None:
     with pytest.raises(TypeError, match=r"expected what sparsetime.sparsify returned, got Net"):
         sparsetime.unsparsify(net)

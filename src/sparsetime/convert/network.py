@@ -186,7 +186,7 @@ def _accept_original_checkpoint(module: nn.Module, state_dict: dict[str, Any], p
 
 
 def unsparsify(model: nn.Module) -> nn.Module:
-    """The original module back, with the weights as they are now; it shares them with `model`.
+    """The original module back, with children and weights as they are now; it shares them with `model`.
 
     Raises:
         TypeError: the model does not come from `sparsify`.
@@ -194,10 +194,10 @@ def unsparsify(model: nn.Module) -> nn.Module:
     if not isinstance(model, SparseNetwork):
         raise TypeError(f"unsparsify: expected what sparsetime.sparsify returned, got {type(model).__name__}")
     original: nn.Module = model.__dict__["original"]
-    # Moving a model between devices replaces buffers, and those of the root are held twice.
-    for name in original._parameters:
-        original._parameters[name] = model._parameters[name]
-    for name in original._buffers:
-        original._buffers[name] = model._buffers[name]
+    # What the root holds is held twice: a new head, or a buffer moved to another device, is in `model` alone.
+    for kind in ("_modules", "_parameters", "_buffers"):
+        getattr(original, kind).clear()
+        getattr(original, kind).update(getattr(model, kind))
+    del original._modules[PREFIX]
     original.training = model.training
     return original
