@@ -1,9 +1,11 @@
 """A run that was stopped goes on as if it had not been."""
 
 import csv
+import io
 import re
 import shutil
 import signal
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,7 +119,16 @@ def test_overwrite_deletes_nothing_but_runs(clips: Path, tmp_path: Path) -> None
     assert (tmp_path / "precious.txt").read_text() == "kept"
 
 
-@pytest.mark.parametrize("damage", [lambda whole: whole[:1000], lambda whole: b"garbage", lambda whole: b""])
+def flip_a_bit_of_a_weight(whole: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+        place = whole.index(archive.read(largest)) + 2
+    return whole[:place] + bytes([whole[place] ^ 0x40]) + whole[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda whole: whole[:1000], lambda whole: b"garbage", lambda whole: b"", flip_a_bit_of_a_weight]
+)
 def test_a_damaged_checkpoint_is_an_error(
     clips: Path, killed_run: Path, tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:

@@ -9,6 +9,7 @@ import io
 import math
 import random
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -321,6 +322,9 @@ class Loop:
             CheckpointError: it is damaged or another model's.
         """
         try:
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():  # torch.load does not look at the checksums
+                    raise zipfile.BadZipFile(damaged)
             content = torch.load(path, map_location="cpu", weights_only=True)
         except OSError:
             raise
