@@ -71,11 +71,10 @@ def sparsetime_clips(count: int) -> tuple[Tensor, Tensor]:
 class PlainGradient(sparsetime.DeltaActivation):
     """The layer with the true gradient of the product instead of the negated one."""
 
-    def _plain(self, a: Tensor, frames: int) -> tuple[Tensor, None]:
+    def _plain(self, a: Tensor, frames: int) -> tuple[Tensor, None, Tensor]:
         q = self.step.abs().clamp_min(1e-8)
         value = sparsetime.grad.round_ste(a / q.detach()) * q
-        self.penalty = torch.diff(value.unflatten(0, (-1, frames)), dim=1).abs().mean() if self.training else None
-        return value, None
+        return value, None, torch.diff(value.unflatten(0, (-1, frames)), dim=1).abs().mean()
 
     def _fuses(self, x: Tensor) -> bool:
         return False

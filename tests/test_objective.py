@@ -159,6 +159,41 @@ def test_a_layer_that_was_switched_off_since_has_no_part(net: Net, clip: Tensor)
     torch.testing.assert_close(sparsetime.penalty(model), whole - relu.penalty * relu.weight / relu.scale)
 
 
+class Difference(nn.Module):
+    """One sparse network for two inputs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.network(x) - self.network(y)
+
+
+@pytest.mark.parametrize("options", [{}, {"rule": "lsq"}, {"codec": "hold"}, {"layer": "spatial_l1"}])
+def test_a_penalty_that_leaves_out_a_pass_of_the_loss_is_an_error(
+    options: dict[str, str], net: Net, clip: Tensor
+) -> None:
+    model = Difference(sparsetime.sparsify(net, clip[:, 0], **options)).train()
+    loss = model(clip, -clip).square().sum() + sparsetime.penalty(model)
+    with pytest.raises(ValueError, match=r"ran more than once in this loss.*after each pass.*torch.cat"):
+        loss.backward()
+
+
+def test_passes_that_are_in_no_loss_or_in_one_of_their_own(net: Net, clip: Tensor) -> None:
+    model = sparsetime.sparsify(net, clip[:, 0]).train()
+    kept = model(clip)  # in no loss
+    model(clip).sum().backward()  # without a penalty
+    first, one = model(clip), sparsetime.penalty(model)
+    second, other = model(-clip), sparsetime.penalty(model)
+    (first.sum() - second.sum() + one + other).backward()
+    (model(clip) - model(-clip)).sum().backward()
+    assert isinstance(kept.grad_fn, torch.autograd.graph.Node)
+    step = sparsetime.delta_layers(model)["relu"].step
+    assert step.grad is not None
+    assert step.grad.isfinite()
+
+
 @pytest.mark.parametrize("function", ["penalty", "enable", "calibrate"])
 def test_a_model_without_layers(function: str, net: Net, clip: Tensor) -> None:
     arguments = {"penalty": (), "enable": (True,), "calibrate": (clip,)}[function]

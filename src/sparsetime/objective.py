@@ -44,6 +44,9 @@ def _layers(model: nn.Module, caller: str) -> dict[str, Layer]:
 def penalty(model: nn.Module) -> Tensor:
     """The penalty of the last forward pass in training mode, equation in this module's docstring; a scalar.
 
+    A model that runs its layers several times for one loss (two views of a scene, a recurrence) adds up the penalties
+    after each time. Where one is left out, the loss's backward pass raises a ValueError.
+
     Raises:
         ValueError: no delta layers; no forward pass in training mode; or clips of one frame, in which nothing can
             change.
@@ -52,6 +55,7 @@ def penalty(model: nn.Module) -> Tensor:
     for layer in _layers(model, "penalty").values():
         if layer.penalty is None or not layer.enabled:
             continue
+        layer.asked()
         term = layer.penalty * (layer.weight / layer.scale)
         total = term if total is None else total + term
     if total is None:

@@ -138,16 +138,16 @@ class DeltaActivation(Penalised):
         if frames < 1 or x.shape[0] == 0 or x.shape[0] % frames:
             raise ValueError(f"DeltaActivation: {x.shape[0]} frames do not divide into clips of {frames}")
         x = self._add_bias(self._accumulate(x, frames))
-        sent = None
+        sent = penalty = None
         if self.enabled and self._fuses(x):
             low, high = ACTIVATIONS[self.activation]  # type: ignore[index]
             if self.codec == "hold":
                 value, penalty = clamp_hold(x, self._checked_step(), low, high, frames)
             else:
                 value, penalty = clamp_quantize(x, self._checked_step(), low, high, frames if self._penalised else 1)
-            self.penalty = penalty if self._penalised and frames > 1 else None
         else:
-            value, sent = self._plain(self._activate(x), frames)
+            value, sent, penalty = self._plain(self._activate(x), frames)
+        self._leave(penalty if self._penalised and frames > 1 else None, value)
         return value if self.output == "value" else self._deltas(value, sent, frames)
 
     def step_stream(self, x: Tensor, state: DeltaState | None) -> tuple[Tensor, DeltaState]:
@@ -234,14 +234,13 @@ class DeltaActivation(Penalised):
         q = floored(self.step.abs().to(a.dtype))
         return a.clamp(LSQ_NEG * q, LSQ_POS * q)
 
-    def _plain(self, a: Tensor, frames: int) -> tuple[Tensor, Tensor | None]:
+    def _plain(self, a: Tensor, frames: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Quantizer and codec one after the other: the meaning, and the path of all that is not fused.
 
-        Returns values and, where the codec makes its own, the deltas.
+        Returns values; where the codec makes its own, the deltas; and the penalty.
         """
-        self.penalty = None
         if not self.enabled:
-            return a, None
+            return a, None, None
         sent = None
         clip = a.unflatten(0, (-1, frames))
         if self.codec == "exact":
@@ -250,9 +249,8 @@ class DeltaActivation(Penalised):
         else:
             sent, value, _ = encode_clip(clip, None, self._checked_step(), self.codec)
             measured = value
-        if self._penalised and frames > 1:
-            self.penalty = torch.diff(measured, dim=1).abs().mean()
-        return value.flatten(0, 1), sent
+        penalty = torch.diff(measured, dim=1).abs().mean() if self._penalised and frames > 1 else None
+        return value.flatten(0, 1), sent, penalty
 
     def _deltas(self, value: Tensor, sent: Tensor | None, frames: int) -> Tensor:
         """What `encode` sends frame by frame, (N * T, ...)."""

@@ -21,10 +21,11 @@ class SpatialL1(Penalised):
 
     def forward(self, x: Tensor, frames: int | None = None) -> Tensor:
         """The input itself; `frames` is accepted so that the layer fits where a `DeltaActivation` fits."""
-        self.penalty = None
+        penalty = None
         if self.enabled and self._penalised:
             wide = torch.promote_types(x.dtype, torch.float32)  # a sum in float16 ends at 65504
-            self.penalty = (torch.linalg.vector_norm(x, 1, dtype=wide) / x.numel()).to(x.dtype)
+            penalty = (torch.linalg.vector_norm(x, 1, dtype=wide) / x.numel()).to(x.dtype)
+        self._leave(penalty, x)
         return x
 
     def calibrate(self, x: Tensor, percentile: float = 99.0, levels: int = 16, frames: int = 1) -> None:
