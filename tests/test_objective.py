@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import sparsetime
 from sparsetime import DeltaActivation, SpatialL1
@@ -178,6 +179,40 @@ def test_a_penalty_that_leaves_out_a_pass_of_the_loss_is_an_error(
     loss = model(clip, -clip).square().sum() + sparsetime.penalty(model)
     with pytest.raises(ValueError, match=r"ran more than once in this loss.*after each pass.*torch.cat"):
         loss.backward()
+
+
+class Checkpointed(nn.Module):
+    """A delta layer, and another one in a part that is computed again in the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.between, self.second = DeltaActivation(), nn.Linear(6, 8), DeltaActivation()
+
+    def forward(self, x: Tensor, reentrant: bool | None) -> Tensor:
+        x = self.first(x)
+        if reentrant is None:
+            return self.second(self.between(x))
+        return checkpoint(lambda x: self.second(self.between(x)), x, use_reentrant=reentrant)
+
+
+def test_a_checkpoint_within_which_penalties_are_lost_is_an_error() -> None:
+    torch.manual_seed(0)
+    model, x = Checkpointed().train(), torch.rand(2, 4, 6, requires_grad=True)
+    model(x, None)
+    whole = sparsetime.penalty(model).item()
+    y = model(x, False)
+    assert sparsetime.penalty(model).item() == whole
+    (y.sum() + sparsetime.penalty(model)).backward()
+    model(x, True).sum().backward()  # no penalty, none lost
+    y = model(x, True)
+    loss = y.sum() + sparsetime.penalty(model)
+    with pytest.raises(ValueError, match=r"again in the backward pass.*use_reentrant=False"):
+        loss.backward()
+    with torch.no_grad():  # a part that is not trained
+        model.second(model.first(x))
+    model.first(x)
+    assert sparsetime.penalty(model).item() > 0
+    (model(x, False).sum() + sparsetime.penalty(model)).backward()
 
 
 def test_passes_that_are_in_no_loss_or_in_one_of_their_own(net: Net, clip: Tensor) -> None:

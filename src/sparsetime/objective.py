@@ -48,20 +48,21 @@ def penalty(model: nn.Module) -> Tensor:
     after each time. Where one is left out, the loss's backward pass raises a ValueError.
 
     Raises:
-        ValueError: no delta layers; no forward pass in training mode; or clips of one frame, in which nothing can
-            change.
+        ValueError: no delta layers; no forward pass in training mode, or one without gradients, as within
+            torch.utils.checkpoint with use_reentrant=True; or clips of one frame, in which nothing can change.
     """
     total: Tensor | None = None
     for layer in _layers(model, "penalty").values():
+        layer.asked()
         if layer.penalty is None or not layer.enabled:
             continue
-        layer.asked()
         term = layer.penalty * (layer.weight / layer.scale)
         total = term if total is None else total + term
     if total is None:
         raise ValueError(
-            "penalty: no layer has one. It takes a forward pass in training mode (model.train()), with gradients, "
-            "layers enabled, and clips (N, T, C, H, W) of at least T = 2 frames."
+            "penalty: no layer has one. It takes a forward pass in training mode (model.train()), with gradients "
+            "(around delta layers, torch.utils.checkpoint needs use_reentrant=False), layers enabled, and clips "
+            "(N, T, C, H, W) of at least T = 2 frames."
         )
     return total
 

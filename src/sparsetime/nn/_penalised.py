@@ -17,6 +17,7 @@ class _Pass:
     """A forward pass of a layer in training: whether `sparsetime.penalty` was called after it, before the next."""
 
     asked: bool = False
+    gradients: bool = True
 
 
 class Penalised(nn.Module):
@@ -49,7 +50,16 @@ class Penalised(nn.Module):
     def _leave(self, penalty: Tensor | None, value: Tensor) -> None:
         """Keep the penalty of a pass that gives `value`."""
         self.penalty = penalty
-        if penalty is None or value.grad_fn is None or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return
+        if self.training and not torch.is_grad_enabled():
+            self._pass = _Pass(gradients=False)
+        elif self._pass.asked and not self._pass.gradients and torch._C._current_graph_task_id() != -1:
+            raise ValueError(
+                f"{type(self).__name__}: torch.utils.checkpoint ran the layer without gradients and runs it again in "
+                "the backward pass, so its penalty is in no loss. Call checkpoint with use_reentrant=False"
+            )
+        if penalty is None or value.grad_fn is None:
             return
         this = self._pass = _Pass()
         layer = weakref.ref(self)  # the graph lives in the penalty, so the layer would hold itself
