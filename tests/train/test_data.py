@@ -44,8 +44,8 @@ def test_fewer_clips_than_a_batch_make_one_batch() -> None:
         batches(1, 8, world_size=2)
 
 
-def clip(name: str, group: str) -> Clip:
-    return Clip(Path(name), name, "label", group, "train")
+def clip(name: str, group: str, label: str = "label") -> Clip:
+    return Clip(Path(name), name, label, group, "train")
 
 
 def test_hold_out_keeps_groups_together() -> None:
@@ -59,6 +59,17 @@ def test_hold_out_keeps_groups_together() -> None:
 def test_one_group_cannot_be_divided() -> None:
     with pytest.raises(TrainingError, match="1 groups cannot be divided"):
         hold_out([clip("a", "g"), clip("b", "g")], 0.5, seed=0)
+
+
+def test_a_class_that_is_held_out_whole_is_an_error() -> None:
+    clips = [clip("a", "g", "kick"), clip("b", "g", "point"), clip("c", "h", "hug")]
+    for seed in range(4):
+        with pytest.raises(TrainingError, match=f"seed {seed} every video of (kick, point|hug) is.*another seed"):
+            hold_out(clips, 0.5, seed)
+    clips += [clip("d", "i", "hug"), clip("e", "i", "kick"), clip("f", "i", "point")]
+    train, held_out = hold_out(clips, 0.3, seed=0)
+    assert {c.label for c in train} == {"kick", "point", "hug"}
+    assert held_out
 
 
 def test_no_folder() -> None:

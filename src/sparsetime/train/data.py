@@ -43,7 +43,7 @@ def hold_out(clips: Sequence[Clip], share: float, seed: int) -> tuple[list[Clip]
     """Divide clips into those to train on and those to watch, whole groups at a time.
 
     Raises:
-        TrainingError: too few groups to divide.
+        TrainingError: too few groups to divide, or nothing of a class is left to train on.
     """
     if not share:
         return list(clips), []
@@ -52,7 +52,13 @@ def hold_out(clips: Sequence[Clip], share: float, seed: int) -> tuple[list[Clip]
     if count >= len(groups):
         raise TrainingError(f"validate: {len(groups)} groups cannot be divided with a share of {share} held out")
     chosen = {groups[i] for i in np.random.default_rng(seed).permutation(len(groups))[:count]}
-    return [c for c in clips if c.group not in chosen], [c for c in clips if c.group in chosen]
+    train, held_out = [c for c in clips if c.group not in chosen], [c for c in clips if c.group in chosen]
+    if unseen := {c.label for c in held_out} - {c.label for c in train}:
+        raise TrainingError(
+            f"validate: with seed {seed} every video of {', '.join(sorted(unseen))} is held out, so that none is left "
+            f"to train on; give another seed, or a smaller share than {share}"
+        )
+    return train, held_out
 
 
 class EpochBatches(Sampler[list[int]]):
