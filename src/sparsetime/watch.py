@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -156,11 +158,25 @@ def _describe(
     return LinearCall(op, x, weight, output)
 
 
+def _running() -> Iterator[nn.Module]:
+    """The modules whose methods run, the innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if isinstance(module := frame.f_locals.get("self"), nn.Module):
+            yield module
+        frame = frame.f_back
+
+
 class OpNames:
-    """Names of the linear operations of a model: their weight's module, `module#2` for its second call in one pass."""
+    """Names of the linear operations of a model: their weight's module, `module#2` for its second call in one pass.
+
+    A weight that is no parameter, since pruning or a parametrisation computes it, is its module's all the same. Other
+    weights are named by kind and shape, `conv (8, 3, 3, 3)`.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._weights = {id(p): name for name, p in model.named_parameters(remove_duplicate=False)}
+        self._modules = {module: name for name, module in model.named_modules()}
         self._calls: dict[str, int] = {}
 
     def restart(self) -> None:
@@ -169,9 +185,18 @@ class OpNames:
 
     def __call__(self, call: LinearCall) -> str:
         """The name of this call; calls are named in the order in which they are made."""
-        name = self._weights.get(id(call.weight), f"{call.op.kind} {tuple(call.weight.shape)}").removesuffix(".weight")
+        known = self._weights.get(id(call.weight)) or self._computed(call.weight)
+        name = (known or f"{call.op.kind} {tuple(call.weight.shape)}").removesuffix(".weight")
         self._calls[name] = self._calls.get(name, 0) + 1
         return name if self._calls[name] == 1 else f"{name}#{self._calls[name]}"
+
+    def _computed(self, weight: Tensor) -> str | None:
+        """The name of the module that runs, if it makes this weight anew in each pass."""
+        module = next((module for module in _running() if module in self._modules), None)
+        if module is None:
+            return None
+        hooked = module.__dict__.get("weight") is weight  # by a forward hook, as pruning's
+        return self._modules[module] or "weight" if hooked or is_parametrized(module, "weight") else None
 
 
 class WatchLinear(TorchFunctionMode):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -693,6 +694,56 @@ def test_footprint_and_weights_that_are_zero() -> None:
     assert figures["ConnectionSparsity"] == 3 / 15  # the weights of `same` count once
     # Weights and biases; gain, shift, mean, variance; and one int64 counter of batches.
     assert figures["Footprint"] == (9 + 3 + 6) * 4 + 4 * 3 * 4 + 8
+
+
+def pruned(network: nn.Sequential) -> None:
+    """A tenth of the weights of one layer are zero, and nine tenths of those of another with the same shape."""
+    prune.l1_unstructured(network[2], "weight", amount=0.1)  # type: ignore[no-untyped-call]
+    prune.l1_unstructured(network[4], "weight", amount=0.9)  # type: ignore[no-untyped-call]
+
+
+def normalised(network: nn.Sequential) -> None:
+    for layer in (network[2], network[4]):
+        with torch.no_grad():
+            layer.weight[:2] = 0
+            nn.utils.parametrizations.weight_norm(layer, dim=None)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("change", [pruned, normalised])
+@pytest.mark.parametrize("is_sparse", [True, False])
+def test_weights_that_are_computed_anew_in_each_pass_are_those_of_their_modules(
+    change: Callable[[nn.Sequential], None], is_sparse: bool
+) -> None:
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(n, 4, 3, padding=1) for n in (2, 4, 4)]
+    network = nn.Sequential(*(part for conv in convolutions for part in (conv, nn.ReLU()))).eval()
+    change(network)
+    clip = moving()
+    model = sparsetime.sparsify(network, clip[:, 0], copy_model=False) if is_sparse else network
+    with torch.no_grad(), Meter(model) as meter:
+        for _ in range(2):
+            model(clip if is_sparse else clip.flatten(0, 1))
+    summary = meter.summary()
+    zero = sum(int((conv.weight == 0).sum()) for conv in convolutions)
+    assert summary["neurobench"]["ConnectionSparsity"] == zero / (4 * 9 * (2 + 4 + 4))
+    assert zero > 50
+    assert [layer["name"] for layer in summary["layers"]] == ["0", "2", "4"]
+    assert [layer["encoded"] for layer in summary["layers"]] == [True] * 3
+
+
+def test_weights_that_are_no_modules_are_others_each_time() -> None:
+    class Gains(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.tensor([0.0, 1.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(F.linear(x, torch.eye(3) * self.gain[0]), torch.ones(3, 3) * self.gain[1])
+
+    net = Gains()
+    with torch.no_grad(), Meter(net) as meter:
+        net(torch.ones(2, 3))
+    assert meter.summary()["neurobench"]["ConnectionSparsity"] == 9 / 18
 
 
 def test_synaptic_operations_are_per_sample() -> None:

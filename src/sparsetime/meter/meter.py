@@ -252,7 +252,8 @@ class Meter:
         )
         ops = self.counts.ops
         ops[name] = ops[name] + counts if name in ops else counts
-        self._count_weights(name.partition("#")[0], call.weight)
+        # A second call of a module has its weight; weights that are no module's may be others each time.
+        self._count_weights(name if f"{call.op.kind} (" in name else name.partition("#")[0], call.weight)
 
     def _named(self, call: LinearCall) -> tuple[str, bool]:
         """The name of an operation, and whether its input is encoded."""
