@@ -2,11 +2,12 @@
 
 import csv
 import io
+import json
 import re
 import shutil
 import signal
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,43 @@ def test_a_finished_run_is_refused_and_kept(clips: Path, whole_run: Path) -> Non
 def test_another_recipe_is_refused(clips: Path, killed_run: Path) -> None:
     with pytest.raises(RunError, match=r"unfinished run that differs in epochs, .*\blr;"):
         train(small_recipe(clips, epochs=7, lr=2e-3), killed_run, machine=MACHINE, quiet=True)
+
+
+@pytest.fixture
+def listed(clips: Path) -> Iterator[Path]:
+    """The list of the clips, which is put back."""
+    table = clips / "clips.csv"
+    before = table.read_bytes()
+    yield table
+    table.write_bytes(before)
+
+
+def test_other_clips_in_the_same_folder_are_refused(
+    clips: Path, killed_run: Path, listed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(killed_run, run)
+    head, *rows = listed.read_text().splitlines()
+    (one, a, *rest), (other, b, *more) = (row.split(",") for row in rows[:2])
+    assert a != b
+    swapped = [",".join((one, b, *rest)), ",".join((other, a, *more)), *rows[2:]]
+    for changed in (swapped, rows[1:], [rows[1], rows[0], *rows[2:]]):
+        listed.write_text("\n".join([head, *changed]))
+        with pytest.raises(RunError, match=r"unfinished run on other clips.*Put the list back.*--overwrite"):
+            train(small_recipe(clips), run, machine=MACHINE, quiet=True)
+    listed.write_text("\n".join([head, *rows[:-3]]))  # videos to test on
+    assert train(small_recipe(clips), run, machine=MACHINE, quiet=True)["resumed_from_epoch"] == 2
+
+
+def test_a_run_of_an_older_version_goes_on_without_a_word_on_its_clips(
+    clips: Path, killed_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(killed_run, run)
+    config = json.loads((run / "config.json").read_text())
+    del config["clips_sha256"]
+    (run / "config.json").write_text(json.dumps(config))
+    assert train(small_recipe(clips), run, machine=MACHINE, quiet=True)["resumed_from_epoch"] == 2
 
 
 def test_overwrite_starts_anew(clips: Path, killed_run: Path, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def train(
     recipe = resolve(recipe, trained=trained)
     spec = network.spec
     model = ClipClassifier(make_sparse(network, recipe), spec, per_frame=recipe.method == "dense")
-    config = runs.make_config(recipe, spec, tuple(clips.classes), " ".join(sys.argv))
+    config = runs.make_config(recipe, spec, clips, " ".join(sys.argv))
     config["left_dense"] = dict(getattr(model.model, "left_dense", {}))
     if fabric.is_global_zero:
         prepare(out, config, overwrite=overwrite)
@@ -161,7 +161,7 @@ def prepare(out: Path, config: dict[str, Any], *, overwrite: bool) -> None:
     """Make the run directory, or see that what is in it may be gone on with.
 
     Raises:
-        RunError: it is finished, another run's, or no run directory but not empty.
+        RunError: it is finished, another run's, one on other clips, or no run directory but not empty.
     """
     if overwrite and out.exists():
         if not runs.is_run(out) and any(out.iterdir()):
@@ -170,11 +170,18 @@ def prepare(out: Path, config: dict[str, Any], *, overwrite: bool) -> None:
     if runs.is_run(out):
         if runs.is_finished(out):
             raise RunError(f"out: {out} holds a finished run; give another --out, or --overwrite to delete it")
-        different = runs.same_run(runs.read_config(out), config)
+        stored = runs.read_config(out)
+        different = runs.same_run(stored, config)
         if different:
             raise RunError(
                 f"out: {out} holds an unfinished run that differs in {', '.join(different)}; give its own command to "
                 "go on with it, another --out, or --overwrite to delete it"
+            )
+        if stored.get(runs.CLIPS, config[runs.CLIPS]) != config[runs.CLIPS]:  # older runs have none
+            raise RunError(
+                f"out: {out} holds an unfinished run on other clips: since it began, training videos have come, gone, "
+                f"or changed label, group or order in {config['data']}. Put the list back as it was to go on with the "
+                "run, give another --out, or --overwrite to delete it"
             )
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -1,8 +1,10 @@
 """The run directory: what a training run leaves behind, written and read."""
 
 import dataclasses
+import hashlib
 import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +22,28 @@ from sparsetime.train import recipe as recipes
 from sparsetime.train.errors import RunError
 from sparsetime.train.model import ClipClassifier, make_sparse
 from sparsetime.train.recipe import Recipe
+from sparsetime.video import Clip, ClipList
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 METRICS = "metrics.csv"
 CHECKPOINT = Path("checkpoints", "last.ckpt")
+CLIPS = "clips_sha256"
+"""Key of config.json: a digest of the training clips, see `clips_digest`."""
 
 
-def make_config(recipe: Recipe, spec: NetworkSpec, classes: tuple[str, ...], command: str) -> dict[str, Any]:
+def clips_digest(clips: Sequence[Clip]) -> str:
+    """A digest of which videos these are, in their order, with label and group; not of what is in the files."""
+    said = json.dumps([(clip.name, clip.label, clip.group) for clip in clips])
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def make_config(recipe: Recipe, spec: NetworkSpec, clips: ClipList, command: str) -> dict[str, Any]:
     """The content of config.json: the resolved recipe and what it ran on."""
     return recipes.to_dict(recipe) | {
         "spec": dataclasses.asdict(spec),
-        "classes": list(classes),
+        "classes": list(clips.classes),
+        CLIPS: clips_digest([clip for clip in clips if clip.split == "train"]),
         "versions": {
             "sparsetime": sparsetime.__version__,
             "torch": torch.__version__,
@@ -49,9 +61,9 @@ def make_config(recipe: Recipe, spec: NetworkSpec, classes: tuple[str, ...], com
 
 
 def same_run(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """The keys in which two configurations differ, machine, versions and command aside."""
+    """The keys in which two configurations differ, clips, machine, versions and command aside."""
     a, b = json.loads(json.dumps(a)), json.loads(json.dumps(b))
-    ignored = {"versions", "machine", "command"}
+    ignored = {CLIPS, "versions", "machine", "command"}
     return sorted(key for key in (set(a) | set(b)) - ignored if a.get(key) != b.get(key))
 
 
