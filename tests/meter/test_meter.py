@@ -305,6 +305,16 @@ def test_frames_given_to_a_sparse_network_are_clips_of_one(net: Net) -> None:
     assert (meter.counts.clips, meter.counts.ops["stem"].frames_later) == (2, 0)
 
 
+def test_frames_for_a_sparse_network_that_is_fed_no_clips(net: Net) -> None:
+    model = sparse(net).eval()
+    x = moving().flatten(0, 1)
+    with Meter(model, frames=4) as meter, torch.no_grad():
+        with pytest.raises(ValueError, match=r"frames=4.*fed frames \(8, 2, 7, 7\).*x.unflatten\(0, \(-1, 4\)\)"):
+            model(x)
+        model(x.unflatten(0, (-1, 4)))
+    assert meter.summary()["clips"] == 2
+
+
 def test_a_sparse_network_inside_another_module(net: Net) -> None:
     class Around(nn.Module):
         def __init__(self, model: nn.Module) -> None:

@@ -84,8 +84,8 @@ class Meter:
         counts: what was counted so far; goes to another process or machine with `Counts.to_json`.
 
     Raises:
-        ValueError: frames below 1, or frames and clips; in a forward pass, frames that do not divide into clips, no
-            clip, or no tensor at all.
+        ValueError: frames below 1, or frames and clips; in a forward pass, frames that do not divide into clips,
+            frames for a sparse network that is to be fed clips, no clip, or no tensor at all.
     """
 
     def __init__(
@@ -166,6 +166,12 @@ class Meter:
             self._network = model
             self._networks[model][1].restart()
             frames, fed_clips = 1, x.dim() == model.frame_dims + 1
+            frames_given = self._given_frames or 1
+            if frames_given > 1 and not fed_clips:
+                raise ValueError(
+                    f"Meter: frames={frames_given}, but the sparse network was fed frames {tuple(x.shape)}, each of "
+                    f"which it takes for a clip of its own; give it clips: x.unflatten(0, (-1, {frames_given}))"
+                )
         if fed_clips:
             if x.dim() < 3:
                 raise ValueError(f"Meter: clips=True, but {type(model).__name__} was fed shape {tuple(x.shape)}")
