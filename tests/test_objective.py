@@ -320,7 +320,7 @@ def test_calibration_with_a_loader(net: Net, clip: Tensor) -> None:
     model = sparsetime.sparsify(net, clip[:, 0]).train()
     steps = [layer.step.item() for layer in sparsetime.delta_layers(model).values()]
     loader = torch.utils.data.DataLoader([(one, 0) for one in clip], batch_size=2)
-    words = r"expected clips as tensors, got a list. Of batches .*\(model, \(clip for clip, _ in loader\)\)"
+    words = r"expected clips as tensors, .* got a list. Of batches .*\(model, \(clip for clip, _ in loader\)\)"
     with pytest.raises(TypeError, match=words):
         sparsetime.calibrate(model, loader)
     assert [layer.step.item() for layer in sparsetime.delta_layers(model).values()] == steps
@@ -330,6 +330,22 @@ def test_calibration_with_a_loader(net: Net, clip: Tensor) -> None:
     sparsetime.calibrate(model, clip)
     assert [layer.step.item() for layer in sparsetime.delta_layers(model).values()] == found
     assert found != steps
+
+
+def test_calibration_with_several_inputs(clip: Tensor) -> None:
+    class Stereo(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Conv2d(2, 3, 1), nn.Conv2d(1, 3, 1)
+
+        def forward(self, left: Tensor, right: Tensor) -> Tensor:
+            return self.left(left) + self.right(right)
+
+    pair = (clip, 5 * clip[:, :, :1])
+    model = sparsetime.sparsify(Stereo(), [x[:, 0] for x in pair])
+    sparsetime.calibrate(model, [pair, pair], percentile=100, levels=8)
+    steps = [layer.step.item() for layer in sparsetime.delta_layers(model).values()]
+    assert steps == pytest.approx([x.abs().max().item() / 8 for x in pair])
 
 
 def test_calibration_restores_modes(net: Net, clip: Tensor) -> None:

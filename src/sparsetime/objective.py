@@ -9,7 +9,7 @@ the range of its activation found by `calibrate`: the weight in front then means
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -73,7 +73,12 @@ def enable(model: nn.Module, on: bool) -> None:
         layer.enabled = on
 
 
-def calibrate(model: nn.Module, clips: Tensor | Iterable[Tensor], percentile: float = 99.0, levels: int = 16) -> None:
+def calibrate(
+    model: nn.Module,
+    clips: Tensor | Iterable[Tensor | Sequence[Tensor]],
+    percentile: float = 99.0,
+    levels: int = 16,
+) -> None:
     """Set every layer's step (and scale) from data: percentile of its |activation| / levels.
 
     The network runs unquantised while its activations are looked at. Several clips are averaged; one in which a layer
@@ -81,14 +86,15 @@ def calibrate(model: nn.Module, clips: Tensor | Iterable[Tensor], percentile: fl
 
     Args:
         model: what `sparsify` returned.
-        clips: (N, T, C, H, W), as the model takes them, or several such tensors.
+        clips: (N, T, C, H, W), as the model takes them, or several such tensors. For a model of several inputs a
+            sequence of tuples, one tensor for each input: calibrate(model, [(left, right)]).
         percentile: of the values that are not zero.
         levels: steps in that range.
 
     Raises:
         ValueError: no delta layers, no clips, values that are not finite, a layer that the pass does not reach (named),
             or silence everywhere. The steps are then as they were.
-        TypeError: a clip is no tensor.
+        TypeError: a clip is neither a tensor nor a tuple of tensors for the same frames.
     """
     layers = _layers(model, "calibrate")
     if isinstance(clips, Tensor):
@@ -122,12 +128,14 @@ def calibrate(model: nn.Module, clips: Tensor | Iterable[Tensor], percentile: fl
         enable(model, False)
         with torch.no_grad():
             for clip in clips:
-                if not isinstance(clip, Tensor):  # a loader's batches have labels too
+                inputs = [clip] if isinstance(clip, Tensor) else clip
+                if not _are_inputs(inputs):  # a loader's batches have labels too
                     raise TypeError(
-                        f"calibrate: expected clips as tensors, got a {type(clip).__name__}. Of batches (clip, label): "
+                        "calibrate: expected clips as tensors, or as tuples with a clip for each input of the model, "
+                        f"got a {type(clip).__name__}. Of batches (clip, label): "
                         "calibrate(model, (clip for clip, _ in loader))"
                     )
-                model(clip)
+                model(*inputs)
                 count += 1
     finally:
         for handle in handles:
@@ -149,6 +157,12 @@ def calibrate(model: nn.Module, clips: Tensor | Iterable[Tensor], percentile: fl
             _set(layers[name], [torch.stack(parts).mean(0) for parts in zip(*values, strict=True)])
         else:
             warnings.warn(f"calibrate: layer {name!r} stayed silent (all zero) and keeps its step", stacklevel=2)
+
+
+def _are_inputs(values: Any) -> bool:
+    """Whether these are tensors for the same frames."""
+    tensors = isinstance(values, tuple | list) and all(isinstance(value, Tensor) for value in values)
+    return tensors and len({value.shape[:2] for value in values}) == 1
 
 
 def _measured(layer: Layer) -> list[Tensor]:
