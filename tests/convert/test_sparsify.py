@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 import sparsetime
 from sparsetime import DeltaActivation, SparsifyError, SpatialL1
@@ -1124,6 +1125,26 @@ def test_a_sparse_model_is_not_made_sparse_twice() -> None:
         sparsetime.sparsify(model, clip()[:, 0])
     with pytest.raises(SparsifyError, match="Sequential has delta layers already"):
         sparsetime.sparsify(nn.Sequential(nn.Conv2d(3, 4, 1), DeltaActivation()), clip()[:, 0])
+
+
+def test_a_model_that_cannot_be_copied_can_be_shared() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    prune.l1_unstructured(network[2], "weight", amount=0.5)  # type: ignore[no-untyped-call]
+    with pytest.raises(SparsifyError, match=r"Sequential cannot be copied: Only Tensors .*\nWith copy_model=False"):
+        sparsetime.sparsify(network, clip()[:, 0])
+    model = sparsetime.sparsify(network, clip()[:, 0], copy_model=False)
+    sparsetime.enable(model, False)
+    torch.testing.assert_close(model(clip()[:, 0]), network(clip()[:, 0]))
+
+
+def test_a_compiled_model_is_made_sparse_before_it_is_compiled() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
+    for compiled, name in (
+        (torch.compile(network), "the model"),
+        (nn.Sequential(network[0], torch.compile(network[1])), "1"),
+    ):
+        with pytest.raises(SparsifyError, match=rf"{name} was compiled.*compile the result: torch.compile\(sparsetime"):
+            sparsetime.sparsify(compiled, clip()[:, 0])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["delta", "frame_dims"])

@@ -61,9 +61,9 @@ def sparsify(
         a `SparseNetwork`. Its parameters have the names they had; `left_dense` says what is not encoded, and why.
 
     Raises:
-        SparsifyError: the model cannot be traced (naming the line), has delta layers already, has no linear operation,
-            behaves differently in training and evaluation, mixes the frames of a batch, a pattern fits nothing, or an
-            input of the example has another number of frames.
+        SparsifyError: the model cannot be copied or traced (naming the line), is compiled, has delta layers already,
+            has no linear operation, behaves differently in training and evaluation, mixes the frames of a batch, a
+            pattern fits nothing, or an input of the example has another number of frames.
     """
     if layer not in ("delta", "spatial_l1"):
         raise SparsifyError(f"sparsify: layer must be 'delta' or 'spatial_l1', got {layer!r}")
@@ -72,8 +72,19 @@ def sparsify(
             f"sparsify: {type(model).__name__} has delta layers already ({', '.join(delta_layers[:3])} ...). "
             "sparsetime.unsparsify(model) gives the network without them."
         )
+    if compiled := [name or "the model" for name, m in model.named_modules() if "_orig_mod" in m._modules]:
+        raise SparsifyError(
+            f"sparsify: {compiled[0]} was compiled by torch.compile, which hides what is in it. Sparsify the module "
+            "itself and compile the result: torch.compile(sparsetime.sparsify(model, example))"
+        )
     if copy_model:
-        model = copy.deepcopy(model)
+        try:
+            model = copy.deepcopy(model)
+        except Exception as error:  # tensors with a gradient's history, as pruning leaves them; locks; open files
+            raise SparsifyError(
+                f"sparsify: {type(model).__name__} cannot be copied: {error}\nWith copy_model=False it is not, and the "
+                "result shares its weights."
+            ) from error
     inputs = [example] if isinstance(example, Tensor) else list(example)
     graphs, modes = trace(model)
     _check_example(graphs[False], inputs)
