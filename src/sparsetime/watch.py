@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -162,8 +162,8 @@ def _running() -> Iterator[nn.Module]:
     """The modules whose methods run, the innermost first."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if isinstance(module := frame.f_locals.get("self"), nn.Module):
-            yield module
+        if frame.f_code.co_varnames[:1] == ("self",) and isinstance(frame.f_locals.get("self"), nn.Module):
+            yield frame.f_locals["self"]
         frame = frame.f_back
 
 
@@ -207,7 +207,8 @@ class WatchLinear(TorchFunctionMode):
 
     Args:
         on_linear: receives a `LinearCall`.
-        on_uncounted: receives the name of a function that multiplies but is not a `LinearOp`.
+        on_uncounted: receives the name of a function that multiplies but is not a `LinearOp`; not where a
+            parametrisation computes a weight, which is no operation on frames.
         on_output: receives every function and its output.
     """
 
@@ -243,7 +244,11 @@ class WatchLinear(TorchFunctionMode):
         call = _describe(func, args, kwargs, output, self._padded) if isinstance(output, Tensor) else None
         if call is not None:
             self._on_linear(call)
-        elif self._on_uncounted is not None and (name := _product(func)) is not None:
+        elif (
+            self._on_uncounted is not None
+            and (name := _product(func)) is not None
+            and not any(isinstance(module, ParametrizationList) for module in _running())
+        ):
             self._on_uncounted(name)
         if self._on_output is not None:
             self._on_output(func, output)

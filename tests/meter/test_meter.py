@@ -719,7 +719,24 @@ def normalised(network: nn.Sequential) -> None:
             nn.utils.parametrizations.weight_norm(layer, dim=None)  # type: ignore[no-untyped-call]
 
 
-@pytest.mark.parametrize("change", [pruned, normalised])
+class LowRank(nn.Module):
+    """Adds a product of two small matrices to a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(4, 1)), nn.Parameter(torch.randn(1, 4 * 9))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        wanted = (self.a @ self.b).view_as(weight)
+        wanted[:2] = -weight[:2]
+        return weight + wanted
+
+
+def adapted(network: nn.Sequential) -> None:
+    nn.utils.parametrize.register_parametrization(network[2], "weight", LowRank())
+
+
+@pytest.mark.parametrize("change", [pruned, normalised, adapted])
 @pytest.mark.parametrize("is_sparse", [True, False])
 def test_weights_that_are_computed_anew_in_each_pass_are_those_of_their_modules(
     change: Callable[[nn.Sequential], None], is_sparse: bool
@@ -737,6 +754,8 @@ def test_weights_that_are_computed_anew_in_each_pass_are_those_of_their_modules(
     zero = sum(int((conv.weight == 0).sum()) for conv in convolutions)
     assert summary["neurobench"]["ConnectionSparsity"] == zero / (4 * 9 * (2 + 4 + 4))
     assert zero > 50
+    assert summary["not_counted"] == []
+    assert not is_sparse or model.left_dense == {}
     assert [layer["name"] for layer in summary["layers"]] == ["0", "2", "4"]
     assert [layer["encoded"] for layer in summary["layers"]] == [True] * 3
 
