@@ -212,7 +212,8 @@ class ClipList(Sequence[Clip]):
         if absent and missing == "error":
             raise ListError(
                 f"{source}: {len(absent)} of {len(clips)} videos are not there: "
-                f"{_some([clip.name for clip in absent])}. Pass missing='skip' to go on without them."
+                f"{_some([clip.name for clip in absent])}. To go on without them, pass missing='skip' "
+                "(sparsetime train: --missing skip)."
             )
         return cls(there, absent)
 
@@ -259,7 +260,8 @@ class ClipList(Sequence[Clip]):
             alone = [f"{label} (in {next(iter(splits))})" for label, splits in of_class.items() if len(splits) == 1]
             if alone:
                 raise ListError(
-                    f"classes in one split only: {_some(alone)}. To go on all the same, allow 'class_in_one_split'."
+                    f"classes in one split only: {_some(alone)}. To go on all the same, allow 'class_in_one_split' "
+                    "(sparsetime train: --allow class_in_one_split)."
                 )
         if "group_in_splits" not in allow:
             mixed = [
@@ -267,7 +269,8 @@ class ClipList(Sequence[Clip]):
             ]
             if mixed:
                 raise ListError(
-                    f"groups in more than one split: {_some(mixed)}. To go on all the same, allow 'group_in_splits'."
+                    f"groups in more than one split: {_some(mixed)}. To go on all the same, allow 'group_in_splits' "
+                    "(sparsetime train: --allow group_in_splits)."
                 )
         return self
 
