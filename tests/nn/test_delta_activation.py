@@ -378,6 +378,24 @@ def test_wrong_options(options: dict[str, Any], words: str) -> None:
         DeltaActivation(**options)
 
 
+@pytest.mark.parametrize("activation", ["relu", torch.relu])
+def test_frames_that_steps_do_not_fit_are_refused(activation: Any) -> None:
+    module = layer(frame_shape=(2, 4, 4), granularity="neuron", activation=activation).eval()
+    clip = torch.rand(1, 3, 2, 5, 4)
+    words = r"steps by neuron, of shape \(2, 4, 4\), do not fit frames of shape \(2, 5, 4\).*granularity='layer' or"
+    for call in (
+        lambda: module(clip),
+        lambda: module.step_stream(clip[:, 0], None),
+        lambda: module.calibrate(clip.flatten(0, 1)),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+    module = layer(frame_shape=(2, 4, 4), granularity="channel", activation=activation).eval()
+    assert module(clip).shape == clip.shape
+    with pytest.raises(ValueError, match=r"steps by channel, of shape \(2, 1, 1\), do not fit .*\(1, 5, 4\)"):
+        module(clip[:, :, :1])
+
+
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 3, 4, 4), (1, 1, 1, 1, 1, 1)])
 def test_what_is_not_a_clip_is_refused(shape: tuple[int, ...]) -> None:
     """Images without `frames` would be taken for clips: their channels for frames."""

@@ -122,7 +122,8 @@ class DeltaActivation(Penalised):
         """Clip form; see the class.
 
         Raises:
-            ValueError: not the dimensions of a clip, an empty clip, or a first dimension that `frames` does not divide.
+            ValueError: not the dimensions of a clip, an empty clip, a first dimension that `frames` does not divide, or
+                frames that the steps do not fit.
             TypeError: a clip that is not floating point.
         """
         _check_floating_point(x)
@@ -142,9 +143,9 @@ class DeltaActivation(Penalised):
         if self.enabled and self._fuses(x):
             low, high = ACTIVATIONS[self.activation]  # type: ignore[index]
             if self.codec == "hold":
-                value, penalty = clamp_hold(x, self._checked_step(), low, high, frames)
+                value, penalty = clamp_hold(x, self._checked_step(x), low, high, frames)
             else:
-                value, penalty = clamp_quantize(x, self._checked_step(), low, high, frames if self._penalised else 1)
+                value, penalty = clamp_quantize(x, self._checked_step(x), low, high, frames if self._penalised else 1)
         else:
             value, sent, penalty = self._plain(self._activate(x), frames)
         self._leave(penalty if self._penalised and frames > 1 else None, value)
@@ -158,6 +159,7 @@ class DeltaActivation(Penalised):
         Raises:
             StateError: the state belongs to frames of another shape, dtype or device, or to a layer that accumulates
                 where this one does not, or the other way round.
+            ValueError: a frame that the steps do not fit.
             TypeError: a frame that is not floating point.
         """
         _check_floating_point(x)
@@ -177,7 +179,8 @@ class DeltaActivation(Penalised):
         a = self._activate(self._add_bias(x))
         before = None if state is None else state.codec
         if self.enabled:
-            delta, codec = encode(self._clip(a), before, self._checked_step(), self.codec)
+            step = self._checked_step(a)
+            delta, codec = encode(self._clip(a), before, step, self.codec)
         else:
             delta, codec = encode(a, before, torch.zeros_like(self.step), "hold")  # every change is sent
         if self.output == "delta_without_background" and state is None:
@@ -195,6 +198,7 @@ class DeltaActivation(Penalised):
         """
         with torch.no_grad():
             a = self._activate(self._add_bias(self._accumulate(x, frames)))
+            self._check_frames(a)
             self.step.copy_(step_from_data(a, self.granularity, percentile, levels))
             self.scale.copy_(
                 torch.tensor(float(levels)) if self.rule == "lsq" else step_from_data(a, "layer", percentile, 1)
@@ -208,7 +212,21 @@ class DeltaActivation(Penalised):
             self.codec == "hold" and self.output == "value" and native(x, self.step)
         )
 
-    def _checked_step(self) -> Tensor:
+    def _check_frames(self, a: Tensor) -> None:
+        """Refuse frames (M, ...) of another size than steps by channel or neuron are for."""
+        shape = self.step.shape
+        if shape and (
+            a.dim() - 1 != len(shape) or any(s not in (1, n) for s, n in zip(shape, a.shape[1:], strict=True))
+        ):
+            raise ValueError(
+                f"DeltaActivation: steps by {self.granularity}, of shape {tuple(shape)}, do not fit frames of shape "
+                f"{tuple(a.shape[1:])}. For frames of any size: granularity='layer'"
+                + (" or 'channel'" if self.granularity == "neuron" else "")
+                + ". For frames of this size: frame_shape, which sparsify takes from its example"
+            )
+
+    def _checked_step(self, a: Tensor) -> Tensor:
+        self._check_frames(a)
         if self.step.device.type == "cpu":  # elsewhere the check would wait for the device at every layer
             check_step(self.step.detach(), "DeltaActivation: step")
         return self.step
@@ -241,13 +259,13 @@ class DeltaActivation(Penalised):
         """
         if not self.enabled:
             return a, None, None
-        sent = None
+        sent, step = None, self._checked_step(a)
         clip = a.unflatten(0, (-1, frames))
         if self.codec == "exact":
-            value, code = quantize(clip, self._checked_step(), self.rule)
+            value, code = quantize(clip, step, self.rule)
             measured = code if self.rule == "lsq" else value
         else:
-            sent, value, _ = encode_clip(clip, None, self._checked_step(), self.codec)
+            sent, value, _ = encode_clip(clip, None, step, self.codec)
             measured = value
         penalty = torch.diff(measured, dim=1).abs().mean() if self._penalised and frames > 1 else None
         return value.flatten(0, 1), sent, penalty
