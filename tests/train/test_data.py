@@ -7,7 +7,7 @@ import pytest
 
 from sparsetime.train import TrainingError, schedule
 from sparsetime.train.data import EpochBatches, TrainingData, hold_out, open_clips
-from sparsetime.train.recipe import resolve
+from sparsetime.train.recipe import Phase, resolve
 from sparsetime.video import Clip, ListError, VideoError
 
 from .conftest import small_recipe
@@ -122,6 +122,17 @@ def test_held_out_videos_that_are_all_damaged_are_an_error(clips: Path, tmp_path
     held_out[0].path.write_bytes(b"not a video")
     with pytest.raises(TrainingError, match=f"validate: of the videos held out none of the 3 .*{held_out[0].name}"):
         TrainingData.decode(listed, recipe, (32, 32))
+
+
+def test_clips_longer_than_every_video_forth_and_back_are_an_error(clips: Path) -> None:
+    listed = open_clips(str(clips))  # videos of ten frames, five at this stride
+    recipe = small_recipe(clips, stride=2, clip_length=10)
+    data = TrainingData.decode(listed, recipe, (32, 32))
+    assert data.dataset(10)[0]["clip"].shape == (10, 3, 32, 32)
+    with pytest.raises(TrainingError, match=r"clips of 11 frames .* longest video has 5 frames at stride 2.*at most 5"):
+        TrainingData.decode(listed, recipe.replace(clip_length=11), (32, 32))
+    with pytest.raises(TrainingError, match="clips of 20 frames"):
+        TrainingData.decode(listed, recipe.replace(phases=(Phase("long", clip_length=2.0),)), (32, 32))
 
 
 def test_workers_see_the_epoch(clips: Path) -> None:

@@ -121,7 +121,8 @@ class TrainingData:
 
         Raises:
             ListError: no video to train on can be read.
-            TrainingError: videos are held out, and none of them can be read.
+            TrainingError: videos are held out, and none of them can be read; or clips would be longer than every video
+                played forth and back.
         """
         if "train" not in clips.splits:
             raise ListError(f"the data has no split 'train', only {', '.join(clips.splits)}")
@@ -135,6 +136,13 @@ class TrainingData:
             raise TrainingError(
                 f"validate: of the videos held out {error}. Repair them, or give another seed or validate = 0"
             ) from error
+        available = (max(trained.lengths) - 1) // recipe.stride + 1
+        length = round(recipe.clip_length * max([1.0, *(phase.clip_length for phase in recipe.phases)]))
+        if length > 2 * available:
+            raise TrainingError(
+                f"clip_length: clips of {length} frames would repeat what they show: the longest video has {available} "
+                f"frames at stride {recipe.stride}. Give a --clip-length of at most {available}"
+            )
         broken = [*trained.broken, *(watched.broken if watched else ())]
         return cls(list(trained.clips), watched, broken, tuple(clips.classes), recipe, size)
 
