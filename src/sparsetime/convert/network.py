@@ -24,6 +24,9 @@ class SparseNetwork(nn.Module):
     only the delta layers see the time. Frames (N, ...) are taken as clips of one frame each. Inputs may be given by
     name; further ones are clips, or frames, as the first is.
 
+    torch.export does not take it, since delta layers look at the values of their steps: `sparsetime.compile` makes a
+    plan of it, and `unsparsify` gives a module that torch.export takes.
+
     Attributes:
         delta: the delta layers by name.
         left_dense: linear operations whose input is not encoded, with the reason.

@@ -54,6 +54,9 @@ class DeltaActivation(Penalised):
     The first frame is in no penalty. With the `lsq` rule the change of the codes is penalised instead: with that
     gradient a penalty on values would let the step shrink to nothing. Steps are trained with the codec `exact` alone.
 
+    torch.func.grad and vmap are not supported (`torch.autograd.grad` is, and a batch of more clips), nor are gradients
+    of gradients, except where the activation is a function.
+
     Clips are (N, T, C, H, W) or (N, T, F); with `frames=T`, (N * T, ...) as per-frame networks have them.
 
     Args:
