@@ -405,3 +405,15 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     np.savez(tmp_path / "arrays.npz", a=np.zeros(3))
     with pytest.raises(WeightsError, match="graph_json"):
         create("small_cnn", weights=tmp_path / "arrays.npz")
+
+
+def test_a_flipped_bit_in_a_tensor_is_damage(tmp_path: Path) -> None:
+    """PyTorch itself loads such a file."""
+    file = tmp_path / "weights.pth"
+    torch.save({"weight": torch.zeros(4096)}, file)
+    content = bytearray(file.read_bytes())
+    content[content.index(bytes(4096)) + 2000] ^= 64
+    file.write_bytes(bytes(content))
+    assert torch.load(file, weights_only=True)["weight"].any()
+    with pytest.raises(WeightsError, match=r"damaged in weights/data/0"):
+        create("small_cnn", weights=file)

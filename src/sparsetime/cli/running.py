@@ -202,6 +202,8 @@ class Progress(StatusLine):
             density: share of the operations that were done.
         """
         self._frames += 1
+        if self._frames == 1:  # dense by nature
+            return
         self._unsaid += 1
         self._time_ns += time_ns
         self._dense_ns += dense_ns

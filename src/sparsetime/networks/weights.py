@@ -11,6 +11,7 @@ Four formats, told apart by extension and content:
 """
 
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,6 +155,10 @@ def _shortened(keys: list[str], limit: int = 6) -> str:
 
 def _read_torch(path: Path) -> Checkpoint:
     try:
+        if zipfile.is_zipfile(path):  # older files are none
+            with zipfile.ZipFile(path) as archive:
+                if entry := archive.testzip():  # torch.load does not look at the checksums
+                    raise zipfile.BadZipFile(f"the file is damaged in {entry}")
         content = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
         raise WeightsError(f"weights file {path}: not a plain PyTorch state dict ({_first_line(error)})") from error

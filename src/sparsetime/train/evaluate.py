@@ -56,7 +56,7 @@ def evaluate(
         progress: called with (windows done, windows in all).
 
     Returns:
-        What is in the JSON file.
+        What is in the JSON file; docs/train.md names its entries.
 
     Raises:
         RunError: not a finished run.
