@@ -11,6 +11,7 @@ from small_modules import Function, clip, error
 from torch import Tensor, nn
 
 from sparsetime.convert.compile import CompileError, compile
+from sparsetime.convert.sparsify import sparsify
 from sparsetime.engine import Plan
 
 
@@ -244,6 +245,30 @@ def test_sequences_and_vectors():
     assert kinds(check(windows)) == ["gather", "linear"]
     vector = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3), nn.BatchNorm1d(3))
     assert kinds(check(vector, clip((1, 7)))) == ["linear", "linear"]
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "taken"),
+    [
+        (Function(lambda m, x: m.b(m.a(x).relu()).mean(1), a=nn.Linear(6, 8), b=nn.Linear(8, 4)), (1, 7, 6), (1, 7, 6)),
+        (nn.Sequential(nn.Conv1d(7, 4, 3), nn.ReLU(), nn.Conv1d(4, 2, 3)), (1, 7, 9), (1, 7, 9)),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True)), (1, 7, 9), (1, 1, 7, 9)),
+        (nn.Sequential(nn.BatchNorm2d(1), nn.Upsample(scale_factor=2)), (1, 7, 9), (1, 1, 7, 9)),
+        (nn.Sequential(nn.Conv2d(5, 4, 3), nn.ReLU()), (5, 7, 9), (1, 5, 7, 9)),
+        (sparsify(nn.Sequential(nn.Linear(6, 8), nn.ReLU()), torch.rand(1, 7, 6)), (1, 7, 6), (1, 7, 6)),
+        (sparsify(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()), torch.rand(1, 1, 7, 9)), (1, 7, 9), (1, 1, 7, 9)),
+    ],
+)
+def test_an_example_of_three_dimensions_is_what_the_network_takes_it_for(network, shape, taken):
+    frames = [torch.rand(shape) for _ in range(3)]
+    plan = compile(network.eval(), frames[0])
+    assert plan.input_shape == taken
+    stream = plan.stream()
+    with torch.no_grad():
+        for frame in frames:
+            torch.testing.assert_close(stream(frame), network(frame.view(taken)), rtol=0, atol=0.2)  # codecs
+    with pytest.raises(CompileError, match=r"(?s)Conv1d.*got input of size.*As a sequence \(1, 5, 9\):.*7 channels"):
+        compile(nn.Conv1d(7, 4, 3), torch.rand(1, 5, 9))
 
 
 def test_a_norm_over_several_axes_or_without_eps_is_an_island():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sparsetime.convert.draft import CompileError, Draft, DraftOp
 from sparsetime.convert.export import export, remembers
 from sparsetime.convert.fold import fold
+from sparsetime.convert.frame import with_batch
 from sparsetime.convert.integers import quantised_plan
 from sparsetime.convert.learned import prepared
 from sparsetime.convert.lower import lower
@@ -54,7 +55,7 @@ def compile(
         model: any module that `torch.export` takes; left as it was. Its attribute `spec`, if it has one, says what
             uint8 frames become: (frame - spec.mean) / spec.std, a number per channel each, in units of 0 to 255, in the
             order of spec.color ("rgb", "bgr").
-        example_frame: (1, C, H, W), or (C, H, W).
+        example_frame: (1, C, H, W), or (C, H, W); (1, L, F) or (1, F) of networks that take those.
         steps: of a plain network: frames to calibrate on, (T, C, H, W) or an iterable of (C, H, W), prepared as the
             network wants them or uint8 if it has a `spec`; or one number for all; or a mapping from names of operations
             (`Plan.describe()`) to steps, the others calibrated on the example. None: calibrate on the example frame.
@@ -78,11 +79,7 @@ def compile(
     codec = codec or ("pixel" if precision == "int8" else "exact")
     _check_arguments(model, example_frame, codec, precision, levels)
     steps = _number_or_frames(steps)
-    frame = example_frame[None] if example_frame.dim() == 3 else example_frame
-    if frame.dim() < 2 or frame.shape[0] != 1:
-        raise ValueError(
-            f"compile: expected an example frame (1, C, H, W) or (C, H, W), got {tuple(example_frame.shape)}"
-        )
+    frame = with_batch(model, example_frame)
     kept: list[Any] | None = None
     if precision == "int8" and _are_frames(steps):
         steps = kept = list(steps)  # type: ignore[arg-type]  # they are looked at twice
