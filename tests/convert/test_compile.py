@@ -77,7 +77,7 @@ OPERATIONS = {
     "add_broadcast": (Function(lambda m, x: x + x.mean((2, 3), keepdim=True)), ["avg_pool2d", "gather", "add"]),
     "cat": (Function(lambda m, x: torch.cat([x, x[:, :2]], 1)), ["channels", "cat"]),
     "cat_rows": (Function(lambda m, x: torch.cat([x, x[:, :, :2]], 2)), ["gather", "cat"]),
-    "stack": (Function(lambda m, x: torch.stack([x, x], 2)), ["reshape", "cat"]),
+    "stack": (Function(lambda m, x: torch.stack([x, x], 2)), ["cat", "gather"]),
     "split": (Function(lambda m, x: x.split(4, 1)[1]), ["channels"]),
     "chunk": (Function(lambda m, x: x.chunk(2, 1)[1]), ["channels"]),
     "slice": (Function(lambda m, x: x[:, 1::2, 2:, ::3]), ["gather"]),
@@ -108,8 +108,22 @@ OPERATIONS = {
     "bicubic": (nn.Upsample(scale_factor=2, mode="bicubic"), ["resize2d"]),
     "mean_maps": (Function(lambda m, x: x.mean((2, 3))), ["avg_pool2d", "reshape"]),
     "mean_channels": (Function(lambda m, x: x.mean(1, keepdim=True)), ["conv2d"]),
-    "mean_rows": (Function(lambda m, x: x.mean(2)), ["gather", "avg_pool2d", "reshape"]),
-    "mean_all": (Function(lambda m, x: x.mean((1, 2, 3))), ["reshape", "avg_pool2d", "reshape"]),
+    "mean_rows": (Function(lambda m, x: x.mean(2)), ["avg_pool2d", "reshape"]),
+    "mean_all": (Function(lambda m, x: x.mean((1, 2, 3))), ["avg_pool2d", "reshape", "avg_pool2d", "reshape"]),
+    "sum_of_channels_and_rows": (Function(lambda m, x: x.sum((1, 2))), ["avg_pool2d", "conv2d", "reshape"]),
+    "sum_of_stacked": (Function(lambda m, x: torch.stack([x, 2 * x, -x], 1).sum(1)), ["affine", "affine", "add", "add"]),  # noqa: E501
+    "mean_of_stacked": (Function(lambda m, x: torch.stack([x, x.flip(1)]).mean(0)), ["channels", "add"]),
+    "stacked_windows": (Function(lambda m, x: torch.stack([x.view(3, 2, 9, 11)] * 2, 2)), ["reshape", "cat", "gather"]),
+    "stacked_and_taken_apart": (Function(lambda m, x: torch.stack([x * 2, x, -x], 2)[:, :, 0]), ["affine"]),
+    "mean_of_groups": (Function(lambda m, x: x.view(1, 2, 3, 9, 11).mean(2)), ["channels", "channels", "channels", "add", "add"]),  # noqa: E501
+    "sum_of_large_groups": (Function(lambda m, x: x.repeat(1, 4, 1, 1).view(1, 12, 2, 9, 11).sum(1)), ["channels", "conv2d"]),  # noqa: E501
+    "mean_of_windows": (Function(lambda m, x: x.view(1, 6, 3, 3, 11).mean(3)), ["reshape", "avg_pool2d", "reshape"]),
+    "mean_of_pixels": (Function(lambda m, x: x.movedim(1, -1).mean(-1, keepdim=True)), ["conv2d", "reshape"]),
+    "mean_of_tokens": (Function(lambda m, x: x.flatten(2).transpose(1, 2).mean(1)), ["reshape", "avg_pool2d", "reshape"]),  # noqa: E501
+    "sum_in_tokens": (Function(lambda m, x: x.flatten(2).transpose(1, 2).sum(2)), ["reshape", "conv2d", "reshape"]),
+    "products_of_pixels": (Function(lambda m, x: x.movedim(1, -1) * torch.sigmoid(2 * x).movedim(1, -1)), ["affine", "mul", "gather"]),  # noqa: E501
+    "gates_of_pixels": (Function(lambda m, x: x.movedim(1, -1) * torch.sigmoid(x.movedim(1, -1).mean((1, 2), keepdim=True))), ["avg_pool2d", "mul", "gather"]),  # noqa: E501
+    "selective_kernels": (Function(lambda m, x: (torch.stack([x, -x], 1) * torch.stack([x, x + 1], 1).mean((3, 4), keepdim=True)).sum(1)), ["affine", "cat", "affine", "cat", "avg_pool2d", "mul", "channels", "channels", "add"]),  # noqa: E501
     "sum_maps": (Function(lambda m, x: x.sum((2, 3), keepdim=True)), ["avg_pool2d"]),
     "relu": (nn.ReLU(), ["identity"]),
     "relu_inplace": (Function(lambda m, x: F.relu(x * 2, inplace=True)), ["affine"]),
@@ -137,6 +151,10 @@ OPERATIONS = {
     "conv1d": (Function(lambda m, x: torch.sigmoid(m.conv(x.mean((2, 3)).unsqueeze(1))), conv=nn.Conv1d(1, 1, 3, padding=1)), ["avg_pool2d", "reshape", "conv2d", "reshape"]),  # noqa: E501
     "conv1d_same": (Function(lambda m, x: m.conv(x.flatten(2)), conv=nn.Conv1d(6, 4, 4, padding="same", dilation=2, groups=2)), ["reshape", "conv2d", "reshape"]),  # noqa: E501
     "conv1d_strided": (Function(lambda m, x: m.conv(x.flatten(2)), conv=nn.Conv1d(6, 4, 3, stride=2)), ["reshape", "conv2d", "reshape"]),  # noqa: E501
+    "conv1d_residual": (Function(lambda m, x: m.b((x.flatten(2) + F.relu(m.a(x.flatten(2)))).relu()), a=nn.Conv1d(6, 6, 3, padding=1), b=nn.Conv1d(6, 2, 3)), ["reshape", "conv2d", "add", "conv2d", "reshape"]),  # noqa: E501
+    "conv1d_joined": (Function(lambda m, x: m.b(torch.cat([m.a(x.flatten(2))[:, :2].relu(), x.flatten(2)], 1)), a=nn.Conv1d(6, 6, 1), b=nn.Conv1d(8, 2, 3)), ["reshape", "conv2d", "channels", "cat", "conv2d", "reshape"]),  # noqa: E501
+    "conv1d_gate": (Function(lambda m, x: F.glu(m.a(x.flatten(2)), 1) * torch.sigmoid(m.a(x.flatten(2)).mean(2, keepdim=True)[:, :3]), a=nn.Conv1d(6, 6, 1)), ["reshape", "conv2d", "channels", "channels", "mul", "conv2d", "avg_pool2d", "channels", "mul", "reshape"]),  # noqa: E501
+    "glu": (nn.GLU(1), ["channels", "channels", "mul"]),
     "cat_of_one": (Function(lambda m, x: torch.cat([x], 1)), []),
 }  # fmt: skip
 

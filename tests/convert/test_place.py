@@ -10,6 +10,7 @@ from small_modules import Function, clip
 from torch import nn
 
 from sparsetime.convert.compile import compile
+from sparsetime.engine.shapes import channel_axis
 
 
 class Bottleneck(nn.Module):
@@ -44,6 +45,56 @@ def test_everything_that_feeds_weights():
     plan = compile(Bottleneck().eval(), clip()[0], placement="every")
     # besides: the mean in front of `squeeze`, and the sum in `project`'s accumulator, which reaches `head`
     assert coded(plan) == ["input", "expand", "depth", "mean", "squeeze", "excite", "mul", "project"]
+
+
+def stacked(m, x):
+    return m.o(torch.stack([F.relu(m.a(x)), F.relu(m.b(x))], 1).sum(1))
+
+
+def groups(m, x):
+    return m.c(F.relu(m.a(x)).view(1, 4, 2, *x.shape[2:]).mean(2))
+
+
+def rows(m, x):
+    y = m.d(x.flatten(2))
+    return m.g(F.relu(y + F.relu(m.f(y))))
+
+
+def joined_rows(m, x):
+    y = m.d(x.flatten(2))
+    return m.h(torch.cat([F.relu(m.f(y)), y[:, :4] * y[:, 4:].sigmoid()], 1))
+
+
+def rows_of_pixels(m, x):
+    y = F.relu(m.a(x)).permute(0, 2, 3, 1)
+    return m.q(y * y.mean(-1, keepdim=True)).mean(-1)
+
+
+@pytest.mark.parametrize("network", [stacked, groups, rows, joined_rows, rows_of_pixels])
+def test_channels_of_one_pixel_decide_together_and_no_others(network):
+    """A small thing moves: a codec that takes the whole map, or a whole channel, for a pixel does not see it."""
+    torch.manual_seed(0)
+    layers = {
+        "a": nn.Conv2d(3, 8, 3, padding=1),
+        "b": nn.Conv2d(3, 8, 1),
+        "o": nn.Conv2d(8, 2, 1),
+        "q": nn.Linear(8, 8),
+    }
+    layers |= {"c": nn.Conv2d(4, 2, 1), "d": nn.Conv1d(3, 8, 5, padding=2), "f": nn.Conv1d(8, 8, 5, padding=2)}
+    model = Function(network, **layers, g=nn.Conv1d(8, 2, 3), h=nn.Conv1d(12, 2, 3)).eval()
+    x = torch.randn(1, 3, 48, 48)
+    plan = compile(model, x, codec="pixel", steps=[x])
+    for op in plan.ops:
+        shape = plan.values[op.output]
+        if op.codec is not None:
+            assert shape[channel_axis(shape)] <= 12, op.name
+    stream = plan.stream()
+    with torch.no_grad():
+        stream(x)
+        for k in range(4):
+            y = x.clone()
+            y[:, :, 20:23, 10 + 3 * k : 13 + 3 * k] = 2.5
+            assert (stream(y) - model(y)).abs().max() < 0.1 * (model(x) - model(y)).abs().max()
 
 
 @pytest.mark.parametrize(("codec", "levels"), [("exact", 64), ("hold", 100), ("residual", 64)])

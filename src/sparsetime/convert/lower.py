@@ -24,6 +24,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgu
 from torch.utils import _pytree as pytree
 
 from sparsetime.convert.draft import CompileError, Draft, DraftCodec, DraftOp
+from sparsetime.convert.forms import GROUPS, MAP, TOKENS, Form, form_of
 from sparsetime.convert.poles import read_at_poles
 from sparsetime.convert.tables import adaptive_windows, pool_windows, resize_taps
 from sparsetime.engine.check import CONSTANTS, LEAST_STEP
@@ -180,11 +181,26 @@ class _Lowering:
             return x.value
         if not isinstance(x, _Moved):
             self.fail(f"expected a stream, got {type(x).__name__}")
+        x = self._part(x)
         index = x.index.to(torch.int64).contiguous().numpy().astype(np.int32)
         key = (x.value, index.tobytes(), index.shape)
         if key not in self._made:
             self._made[key] = self._move(x.value, index)
         return self._made[key]
+
+    def _part(self, x: _Moved) -> _Moved:
+        """x as made of one part of a concatenation, where it is: what joins and splits again moves nothing."""
+        op = self.draft.producer(x.value)
+        if op.kind != "cat" or op.attributes["axis"] != 1 or self.draft.shapes[x.value][0] != 1:
+            return x
+        first, last = (int(n) for n in x.index.aminmax())
+        start = 0
+        for value in op.inputs:
+            end = start + prod(self.draft.shapes[value])
+            if start <= first and last < end:
+                return self._part(_Moved(value, x.index - start))
+            start = end
+        return x
 
     def _move(self, value: int, index: Array) -> int:
         before, after = self.draft.shapes[value], index.shape
@@ -239,6 +255,10 @@ class _Lowering:
         output is permuted has its activation and its scale behind it, and permuting back costs nothing.
         """
         tensors = tensors or {}
+        form = self.form(x)
+        if isinstance(x, _Moved) and form is not None and not self._reordered(x):
+            made = _Wire(self.value(_Moved(x.value, form.there(x.index, self.shape(x)))))
+            x = _Moved(made.value, form.back(self.numbers(made), self.shape(x)))
         if isinstance(x, _Moved) and self._reordered(x):
             there = {role: self._constant_there(array, x) for role, array in tensors.items()}
             wire = self.emit(kind, [x.value], self.draft.shapes[x.value], {}, there, activation)
@@ -252,6 +272,35 @@ class _Lowering:
         if shape[0] != 1 or count != prod(shape):
             return False
         return bool((x.index.ravel().sort().values == torch.arange(count)).all())
+
+    def form(self, x: _Stream) -> Form | None:
+        """The form in which x is a map, where its channels stand elsewhere than a plan expects them."""
+        form = form_of(x.index, self.draft.shapes[x.value]) if isinstance(x, _Moved) else None
+        return None if form in (MAP, TOKENS) else form
+
+    def common_form(self, streams: list[_Stream]) -> Form | None:
+        """The form in which streams of one rank are maps, if they agree; values (1, C, H, W) are as they are."""
+        forms = set()
+        for x in streams:
+            shape = self.draft.shapes[x.value]
+            forms.add(form_of(x.index, shape) if isinstance(x, _Moved) else MAP if is_map(shape) else None)
+        forms -= {None}
+        form = forms.pop() if len(forms) == 1 else None
+        return None if form in (MAP, TOKENS) else form
+
+    def together(self, x: _Stream, y: _Stream, emit: Callable[[_Stream, _Stream, tuple[int, ...]], _Wire]) -> _Stream:
+        """What `emit` makes of two streams, computed on maps where that is what they are, and handed on in order."""
+        shape = _output_shape(self)
+        if isinstance(x, _Moved) and isinstance(y, _Moved) and torch.equal(x.index, y.index) and self._reordered(x):
+            made_of = self.draft.shapes[x.value]
+            if made_of == self.draft.shapes[y.value]:
+                return _Moved(emit(_Wire(x.value), _Wire(y.value), made_of).value, x.index)
+        form = self.common_form([s for s in (x, y) if self.shape(s) == shape])
+        if form is None:
+            return emit(x, y, shape)
+        first, second = (_Moved(s.value, form.there(self.numbers(s), shape)) for s in (x, y))
+        wire = emit(first, second, tuple(form.there(torch.empty(shape), shape).shape))
+        return _Moved(wire.value, form.back(self.numbers(wire), shape))
 
     def _constant_there(self, array: Array, x: _Moved) -> Array:
         """A constant that meets x, for the value that x is made of."""
@@ -608,10 +657,10 @@ def _product(at: _Lowering, x: _Stream, tensors: dict[str, Array]) -> _Stream:
     return _Moved(wire.value, at.numbers(wire).movedim(1, -1))
 
 
-def _by_pixel(at: _Lowering, x: _Stream, tensors: dict[str, Array]) -> _Wire:
-    """A convolution of single pixels of a map, with a weight (O, C)."""
+def _by_pixel(at: _Lowering, x: _Stream, tensors: dict[str, Array], groups: int = 1) -> _Wire:
+    """A convolution of single pixels of a map, with a weight (O, C / groups)."""
     weight = tensors["weight"]
-    attributes = {"stride": [1, 1], "padding": [0] * 4, "dilation": [1, 1], "groups": 1}
+    attributes = {"stride": [1, 1], "padding": [0] * 4, "dilation": [1, 1], "groups": groups}
     tensors = {**tensors, "weight": weight[:, :, None, None]}
     return at.emit("conv2d", [at.value(x)], (1, len(weight), *at.shape(x)[2:]), attributes, tensors)
 
@@ -685,9 +734,10 @@ def _layer_norm(at: _Lowering, a: _Arguments) -> _Stream | None:
 def _sum(at: _Lowering, x: Any, y: Any, first: float, second: float) -> _Stream | None:
     """first x + second y, where either may be a constant."""
     if isinstance(x, _Stream) and isinstance(y, _Stream):
-        shape = _output_shape(at)
         pair = {"coefficients": [float(first), float(second)]}
-        return at.emit("add", [at.broadcast(x, shape), at.broadcast(y, shape)], shape, pair)
+        return at.together(
+            x, y, lambda x, y, shape: at.emit("add", [at.broadcast(x, shape), at.broadcast(y, shape)], shape, pair)
+        )
     if not isinstance(x, _Stream):
         x, y, first, second = y, x, second, first
     if at.shape(x) != _output_shape(at):
@@ -723,17 +773,28 @@ def _neg(at: _Lowering, a: _Arguments) -> _Stream | None:
 def _mul(at: _Lowering, a: _Arguments) -> _Stream | None:
     x, y, shape = a["self"], a["other"], _output_shape(at)
     if isinstance(x, _Stream) and isinstance(y, _Stream):
-        gate = (1, shape[1], 1, 1) if is_map(shape) else shape
-        if at.shape(x) == gate and at.shape(y) == shape:
-            x, y = y, x
-        second = at.value(y) if at.shape(x) == shape and at.shape(y) == gate else at.broadcast(y, shape)
-        return at.emit("mul", [at.broadcast(x, shape), second], shape)
+        return at.together(x, y, partial(_product_of, at))
     if not isinstance(x, _Stream):
         x, y = y, x
     if at.shape(x) != shape:
         x = _Wire(at.broadcast(x, shape))
     scale = at.constant(y, shape)
     return None if scale is None else at.affine(x, scale, None)
+
+
+def _product_of(at: _Lowering, x: _Stream, y: _Stream, shape: tuple[int, ...]) -> _Wire:
+    """x y, of which one may be a gate: a number for each channel."""
+    gate = (1, shape[1], 1, 1) if is_map(shape) else shape
+    if at.shape(x) == gate and at.shape(y) == shape:
+        x, y = y, x
+    second = at.value(y) if at.shape(x) == shape and at.shape(y) == gate else at.broadcast(y, shape)
+    return at.emit("mul", [at.broadcast(x, shape), second], shape)
+
+
+@_handles("glu")
+def _glu(at: _Lowering, a: _Arguments) -> _Stream:
+    x, gate = (_Moved(a["self"].value, half) for half in at.numbers(a["self"]).chunk(2, a["dim"]))
+    return at.together(x, _activation(at, gate, {"kind": "sigmoid"}), partial(_product_of, at))
 
 
 @_handles("div")
@@ -805,17 +866,33 @@ def _cat(at: _Lowering, a: _Arguments) -> _Stream | None:
         return None
     if len(parts) == 1:
         return parts[0]  # type: ignore[no-any-return]
-    return at.emit("cat", [at.value(x) for x in parts], shape, {"axis": axis})
+    form = at.common_form(parts)
+    if form is None or form == GROUPS:
+        return at.emit("cat", [at.value(x) for x in parts], shape, {"axis": axis})
+    there = [_Moved(x.value, form.there(at.numbers(x), at.shape(x))) for x in parts]
+    out = tuple(form.there(torch.empty(shape), shape).shape)
+    wire = at.emit("cat", [at.value(x) for x in there], out, {"axis": form.axes[axis]})
+    return _Moved(wire.value, form.back(at.numbers(wire), shape))
 
 
 @_handles("stack")
-def _stack(at: _Lowering, a: _Arguments) -> _Wire | None:
-    parts, shape = list(a["tensors"]), _output_shape(at)
-    axis = int(a["dim"]) % len(shape)
-    if axis < 1 or len(parts) < 2 or not all(isinstance(x, _Stream) for x in parts):
+def _stack(at: _Lowering, a: _Arguments) -> _Moved | None:
+    """Joined along axis 1, which leaves maps what they are, and then in order."""
+    parts, axis = list(a["tensors"]), int(a["dim"]) % len(_output_shape(at))
+    if not all(isinstance(x, _Stream) for x in parts):
         return None
-    thick = (*shape[:axis], 1, *shape[axis + 1 :])
-    return at.emit("cat", [at.broadcast(_reshaped(at, x, thick), thick) for x in parts], shape, {"axis": axis})
+    if len(parts) == 1:
+        return _Moved(parts[0].value, at.numbers(parts[0]).unsqueeze(axis))
+    shape, form = at.shape(parts[0]), at.common_form(parts)
+    if form is not None:
+        parts = [_Moved(x.value, form.there(at.numbers(x), shape)) for x in parts]
+    elif len(shape) < 2 or shape[0] != 1:
+        parts = [_reshaped(at, x, (1, prod(shape[:1]), *shape[1:])) for x in parts]
+    _, channels, *places = at.shape(parts[0])
+    wire = at.emit("cat", [at.value(x) for x in parts], (1, len(parts) * channels, *places), {"axis": 1})
+    pieces = at.numbers(wire).chunk(len(parts), 1)
+    order = [piece.reshape(shape) if form is None else form.back(piece, shape) for piece in pieces]
+    return _Moved(wire.value, torch.stack(order, axis))
 
 
 def _reshaped(at: _Lowering, x: _Stream, shape: tuple[int, ...]) -> _Moved:
@@ -879,28 +956,61 @@ def _mean(at: _Lowering, a: _Arguments) -> Any:
     x = a["self"]
     shape = at.shape(x)
     axes = a.get("dim")
-    axes = sorted({int(k) % len(shape) for k in (axes if axes else range(len(shape)))})
-    if a.get("dtype") not in (None, torch.float32) or (0 in axes and shape[0] != 1):
+    axes = {int(k) % len(shape) for k in (axes if axes else range(len(shape)))}
+    if a.get("dtype") not in (None, torch.float32):
         return None
-    mean = "mean" in str(at.node.target)
-    axes = [k for k in axes if k > 0]
-    if is_map(shape) and axes == [1]:
-        entry = 1 / shape[1] if mean else 1.0
-        wire = _by_pixel(at, x, {"weight": np.full((1, shape[1]), entry, np.float32)})
-        return _reshaped(at, wire, _output_shape(at))
-    # Any other choice of axes: bring the ones that go to the end, as rows of a map, and pool over them.
-    if shape[0] != 1 or not axes:
-        return None
-    kept = [k for k in range(1, len(shape)) if k not in axes]
-    area = prod(shape[k] for k in axes)
-    if is_map(shape) and axes == [2, 3]:
-        pooled: _Stream = x
-    else:
-        pooled = _Moved(x.value, at.numbers(x).permute(0, *kept, *axes).reshape(1, -1, area, 1))
-    height, width = at.shape(pooled)[2:]
-    divisor = np.full((1, 1), area if mean else 1)
-    wire = _pool(at, pooled, np.asarray([[0, height]], np.int32), np.asarray([[0, width]], np.int32), divisor)
-    return _reshaped(at, wire, _output_shape(at))
+    mean, index = "mean" in str(at.node.target), at.numbers(x)
+    if shape and shape[0] != 1:
+        index, axes = index[None], {k + 1 for k in axes}
+    form = form_of(index, at.draft.shapes[x.value]) if isinstance(x, _Moved) else None
+    if form is None and isinstance(x, _Moved) and index.dim() > 3 and axes == {index.dim() - 1}:
+        index, axes = index.reshape(1, -1, index.shape[-1]), {2}
+    shape = tuple(index.shape)
+    axes = {k for k in axes if shape[k] > 1}
+    if not axes:
+        return _reshaped(at, x, _output_shape(at))
+    form = form or {2: MAP, 3: TOKENS, 4: MAP}.get(len(shape), GROUPS)
+    groups, places = form.split(shape, axes)
+    summed: _Stream = _Moved(x.value, form.there(index, shape))
+    if places:
+        summed = _sum_of_places(at, summed, places, mean)
+    if groups.shape[1] > 1:
+        summed = _sum_of_channels(at, summed, groups, mean)
+    kept = tuple(1 if k in axes else n for k, n in enumerate(shape))
+    return _Moved(summed.value, form.back(at.numbers(summed), kept).reshape(_output_shape(at)))
+
+
+def _sum_of_places(at: _Lowering, x: _Stream, axes: set[int], mean: bool) -> _Wire:
+    """Over rows, columns or both of a map."""
+    extents = at.shape(x)[2:]
+    rows, columns = (
+        np.asarray([[0, n]] if k in axes else [[i, i + 1] for i in range(n)], np.int32)
+        for k, n in zip((2, 3), extents, strict=True)
+    )
+    area = prod(n for k, n in zip((2, 3), extents, strict=True) if k in axes)
+    return _pool(at, x, rows, columns, np.full((len(rows), len(columns)), area if mean else 1))
+
+
+_FEW = 8
+"""Terms that are added one by one: a convolution has weights, in front of which codecs stand."""
+
+
+def _sum_of_channels(at: _Lowering, x: _Stream, groups: Tensor, mean: bool) -> _Stream:
+    """Over each group of the channels of a map, (groups, channels of each)."""
+    count, size = groups.shape
+    numbers, entry = at.numbers(x), 1 / size if mean else 1.0
+    if prod(numbers.shape[2:]) == 1:
+        row = _Moved(x.value, numbers[:, groups.ravel()].reshape(1, count, size, 1))
+        return _sum_of_places(at, row, {2}, mean)
+    if count > 1 and size <= _FEW:
+        terms = [at.value(_Moved(x.value, numbers[:, channels])) for channels in groups.T]
+        total = terms[0]
+        for k, term in enumerate(terms[1:]):
+            pair = {"coefficients": [1.0 if k else entry, entry]}
+            total = at.emit("add", [total, term], at.draft.shapes[total], pair).value
+        return _Wire(total)
+    tensors = {"weight": np.full((count, size), entry, np.float32)}
+    return _by_pixel(at, _Moved(x.value, numbers[:, groups.ravel()]), tensors, groups=count)
 
 
 @_handles("max_pool2d", "max_pool2d_with_indices")
