@@ -97,6 +97,16 @@ def test_channels_of_one_pixel_decide_together_and_no_others(network):
             assert (stream(y) - model(y)).abs().max() < 0.1 * (model(x) - model(y)).abs().max()
 
 
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_more_channels_than_a_pixel_bears_decide_one_by_one(precision):
+    x = torch.rand(1, 33026)
+    model = nn.Linear(33026, 2).eval()
+    plan = compile(model, x, codec="pixel", precision=precision)
+    assert plan.ops[0].codec["kind"] == ("hold" if precision == "float32" else "code")
+    assert "pixel" not in plan.ops[0].codec
+    torch.testing.assert_close(plan.stream()(x), model(x).detach(), rtol=0.05, atol=0.02)
+
+
 @pytest.mark.parametrize(("codec", "levels"), [("exact", 64), ("hold", 100), ("residual", 64)])
 def test_steps_are_shares_of_the_range(codec, levels):
     frames = torch.stack([torch.full((6, 9, 11), value) for value in (1.0, -4.0, 2.0)])

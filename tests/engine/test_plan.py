@@ -134,8 +134,10 @@ def test_what_does_not_fit_is_refused(parts, message):
 )
 def test_attributes_are_checked(key, value):
     attributes = {**tiny().ops[1].attributes, key: value}
-    with pytest.raises(PlanError, match=r"op 1 'conv' \(conv2d\)"):
+    with pytest.raises(PlanError, match=r"op 1 'conv' \(conv2d\): "):
         changed(attributes=attributes)
+    with pytest.raises(PlanError, match=r"op 1 'conv' \(conv2d, net.py:7\): "):
+        changed(attributes=attributes, source="net.py:7")
 
 
 def test_stated_shapes_are_checked():

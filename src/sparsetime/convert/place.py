@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from sparsetime.convert.draft import Draft, DraftCodec, DraftOp
+from sparsetime.engine.check import MOST_CHANNELS
 from sparsetime.engine.ops import MOVES, WEIGHTED
+from sparsetime.engine.shapes import channel_axis
 
 __all__ = ["Placement", "place"]
 
@@ -69,5 +71,8 @@ def place(draft: Draft, kind: str, placement: Placement = "nonlinear") -> list[D
                 chosen.extend(_sources(draft, op.inputs[0]))
     kept = [op for op in draft.ops if op in chosen and op.codec is None and op.kind != "island"]
     for op in kept:
-        op.codec = DraftCodec(kind)
+        shape = draft.shapes[op.output]
+        # So many channels, or none, are no pixel.
+        many = shape[channel_axis(shape)] > MOST_CHANNELS if shape else True
+        op.codec = DraftCodec("hold" if kind == "pixel" and many else kind)
     return kept

@@ -21,7 +21,7 @@ from sparsetime.engine.structure import entry_of, rebuilt
 if TYPE_CHECKING:
     from sparsetime.engine.plan import Plan
 
-__all__ = ["MAX_ELEMENTS", "MAX_RANK", "check_plan"]
+__all__ = ["MAX_ELEMENTS", "MAX_RANK", "MOST_CHANNELS", "check_plan"]
 
 MAX_ELEMENTS = 2**28
 MAX_RANK = 8
@@ -60,7 +60,7 @@ class _Context:
 
     def __init__(self, plan: Plan, number: int, op: Op, codings: Mapping[int, Coding]) -> None:
         self.plan, self.op = plan, op
-        self.where = f"op {number} '{op.name}' ({op.kind})"
+        self.where = f"op {number} '{op.name}' ({op.kind}{f', {op.source}' if op.source else ''})"
         self.seen: set[str] = set()
         self.codings = codings
 
@@ -585,7 +585,10 @@ def _check_code(c: _Context, codec: Mapping[str, Any], shape: Shape) -> None:
         channels = shape[channel_axis(shape)]
         c.expect(threshold.shape == (1,), f"a threshold by pixel is one for all channels, got {threshold.shape}")
         # So many channels' squares fit 32 bits.
-        c.expect(channels <= MOST_CHANNELS, f"'pixel' bears {MOST_CHANNELS} channels, got {channels}")
+        c.expect(
+            channels <= MOST_CHANNELS,
+            f"'pixel' bears {MOST_CHANNELS} channels, got {channels}; the codec 'hold' bears any number",
+        )
         c.expect(int(threshold[0]) >= 0, f"a threshold must be >= 0, got {int(threshold[0])}")
         return
     c.expect(
