@@ -294,6 +294,69 @@ def test_a_norm_over_several_axes_or_without_eps_is_an_island():
         assert [op.attributes["target"] for op in check(norm).islands] == ["aten.layer_norm.default"]
 
 
+def by_hand(m, x, axis=1):
+    u = x.mean(axis, keepdim=True)
+    s = (x - u).pow(2).mean(axis, keepdim=True)
+    return (x - u) / torch.sqrt(s + 1e-6)
+
+
+def by_hand_once(m, x):
+    d = x - x.mean(1, keepdim=True)
+    return d * torch.rsqrt((d * d).mean((1,), True) + 1e-3)
+
+
+NORMS = {
+    "convnext": lambda m, x: m.w[:, None, None] * by_hand(m, x) + m.w[:, None, None],
+    "pixels": lambda m, x: by_hand(m, x.permute(0, 2, 3, 1), -1) * m.w,
+    "sequence": lambda m, x: by_hand(m, x.flatten(2)),
+    "tokens": lambda m, x: by_hand(m, x.flatten(2).transpose(1, 2), 2),
+    "once": by_hand_once,
+    "square": lambda m, x: (x - x.mean(1, True)) / (1e-5 + (x - x.mean(1, True)).square().mean(1, True)) ** 0.5,
+    "power": lambda m, x: ((x - x.mean(-3, True)).square().mean(1, True) + 1e-5) ** -0.5 * (x - x.mean(1, True)),
+    "var": lambda m, x: (x - x.mean(1, True)) / torch.sqrt(x.var(1, keepdim=True, unbiased=False) + 1e-5),
+    "correction": lambda m, x: (x - x.mean(1, True)) * torch.rsqrt(x.var(1, correction=0, keepdim=True) + 1e-5),
+    "inplace": lambda m, x: (x - x.mean(1, True)).div_(torch.sqrt(x.var(1, False, True) + 1e-5)).mul_(2),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_norm_by_hand_is_an_operation(name):
+    module = Function(NORMS[name])
+    module.w = nn.Parameter(torch.arange(1.0, 7))
+    plan = check(module, strict=True)
+    assert "layer_norm" in kinds(plan)
+    assert not {"add", "avg_pool2d", "conv2d", "affine"} & set(kinds(plan))
+
+
+def test_a_norm_whose_value_is_read_twice_keeps_it():
+    twice = Function(lambda m, x: m.norm(x.flatten(2)) * 2 + m.norm(x.flatten(2)).flip(1), norm=affine_norm(99))
+    assert "affine" not in kinds(check(twice))
+    once = Function(lambda m, x: (y := m.norm(x)) * 2 - y, norm=affine_norm(11))
+    assert "affine" in kinds(check(once))
+
+
+@pytest.mark.parametrize(
+    "almost",
+    [
+        lambda m, x: (x - x.mean(1, True)) / torch.sqrt(x.var(1, keepdim=True) + 1e-5),
+        lambda m, x: (x - x.mean(1, True)) / torch.sqrt(x.var(2, unbiased=False, keepdim=True) + 1e-5),
+        lambda m, x: (x - x.mean(1, True)) / torch.sqrt((x - x.mean(1, True)).pow(2).mean((1, 2), True) + 1e-5),
+        lambda m, x: (x - x.mean(1, True)) / torch.sqrt((2 * x).var(1, unbiased=False, keepdim=True) + 1e-5),
+        lambda m, x: (x - 2 * x.mean(1, True)) / torch.sqrt(x.var(1, unbiased=False, keepdim=True) + 1e-5),
+        lambda m, x: torch.sqrt(x.var(1, unbiased=False, keepdim=True) + 1e-5) / (x - x.mean(1, True) + 30),
+        lambda m, x: (x - x.mean(1, True)) * torch.sqrt(x.var(1, unbiased=False, keepdim=True) + 1e-5),
+        lambda m, x: (x - x.mean(1, True)) / (x.std(1, unbiased=False, keepdim=True) + 1e-5),
+        lambda m, x: torch.sub(x, x.mean(1, True), alpha=2) / torch.sqrt(x.var(1, False, True) + 1e-5),
+        lambda m, x: (x - x.mean(1, True)) / torch.sqrt(x.var(1, False, True) + 1e-13),
+        lambda m, x: (
+            torch.div(x - x.mean(1, True), torch.sqrt(x.var(1, False, True) + 1e-5), rounding_mode="floor") * 0
+        ),
+    ],
+)
+def test_what_is_almost_a_norm_is_none(almost):
+    assert "layer_norm" not in kinds(check(Function(almost)))
+
+
 def in_blocks(m, x):
     y = m.a(x)
     with torch.enable_grad():

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from sparsetime.convert.draft import CompileError, Draft, DraftCodec, DraftOp
 from sparsetime.convert.forms import GROUPS, MAP, TOKENS, Form, form_of
+from sparsetime.convert.norms import affine_into_norms, join_norms
 from sparsetime.convert.poles import read_at_poles
 from sparsetime.convert.tables import adaptive_windows, pool_windows, resize_taps
 from sparsetime.engine.check import CONSTANTS, LEAST_STEP
@@ -1086,5 +1087,8 @@ def lower(program: ExportedProgram, name: str, strict: bool = False) -> Draft:
         CompileError: naming the operation and its source line.
     """
     draft = Draft(name)
+    join_norms(program)
     _Lowering(program, draft, strict).run()
+    draft.remove_dead()
+    affine_into_norms(draft)
     return draft
