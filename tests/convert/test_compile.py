@@ -50,6 +50,11 @@ def affine_norm(channels: int) -> nn.LayerNorm:
     return norm
 
 
+def sloped(activation: nn.PReLU) -> nn.PReLU:
+    nn.init.uniform_(activation.weight)
+    return activation
+
+
 OPERATIONS = {
     "conv": (nn.Conv2d(6, 4, 3, padding=1), ["conv2d"]),
     "conv_strided": (nn.Conv2d(6, 4, (3, 2), stride=(2, 3), padding=(0, 1), dilation=(2, 1), bias=False), ["conv2d"]),
@@ -129,6 +134,9 @@ OPERATIONS = {
     "relu_inplace": (Function(lambda m, x: F.relu(x * 2, inplace=True)), ["affine"]),
     "relu6": (nn.ReLU6(), ["identity"]),
     "leaky_relu": (nn.LeakyReLU(0.2), ["identity"]),
+    "prelu": (nn.PReLU(), ["identity"]),
+    "prelu_of_channels": (sloped(nn.PReLU(6)), ["identity", "identity", "affine", "add"]),
+    "prelu_of_sequences": (nn.Sequential(nn.Flatten(2), nn.Conv1d(6, 6, 3), sloped(nn.PReLU(6)), nn.Conv1d(6, 2, 1)), ["reshape", "conv2d", "identity", "identity", "affine", "add", "conv2d", "reshape"]),  # noqa: E501
     "hardswish": (nn.Hardswish(), ["identity"]),
     "hardswish_by_hand": (Function(lambda m, x: x * F.relu6(x + 3) / 6), ["identity"]),
     "hardswish_in_other_words": (Function(lambda m, x: x * (F.relu6(x + 3) / 6)), ["identity"]),
@@ -155,6 +163,18 @@ OPERATIONS = {
     "conv1d_joined": (Function(lambda m, x: m.b(torch.cat([m.a(x.flatten(2))[:, :2].relu(), x.flatten(2)], 1)), a=nn.Conv1d(6, 6, 1), b=nn.Conv1d(8, 2, 3)), ["reshape", "conv2d", "channels", "cat", "conv2d", "reshape"]),  # noqa: E501
     "conv1d_gate": (Function(lambda m, x: F.glu(m.a(x.flatten(2)), 1) * torch.sigmoid(m.a(x.flatten(2)).mean(2, keepdim=True)[:, :3]), a=nn.Conv1d(6, 6, 1)), ["reshape", "conv2d", "channels", "channels", "mul", "conv2d", "avg_pool2d", "channels", "mul", "reshape"]),  # noqa: E501
     "glu": (nn.GLU(1), ["channels", "channels", "mul"]),
+    "conv_transpose1d": (nn.Sequential(nn.Flatten(2), nn.ConvTranspose1d(6, 4, 3, stride=2, padding=1, output_padding=1, dilation=2, groups=2)), ["reshape", "conv_transpose2d", "reshape"]),  # noqa: E501
+    "max_pool1d": (nn.Sequential(nn.Flatten(2), nn.MaxPool1d(3, 2, 1, dilation=2, ceil_mode=True)), ["reshape", "max_pool2d", "reshape"]),  # noqa: E501
+    "avg_pool1d": (nn.Sequential(nn.Flatten(2), nn.AvgPool1d(3, padding=1, ceil_mode=True)), ["reshape", "avg_pool2d", "reshape"]),  # noqa: E501
+    "avg_pool1d_inside": (nn.Sequential(nn.Flatten(2), nn.AvgPool1d(4, 3, 1, count_include_pad=False)), ["reshape", "avg_pool2d", "reshape"]),  # noqa: E501
+    "adaptive_avg1d": (nn.Sequential(nn.Flatten(2), nn.AdaptiveAvgPool1d(7)), ["reshape", "avg_pool2d", "reshape"]),
+    "adaptive_max1d": (nn.Sequential(nn.Flatten(2), nn.AdaptiveMaxPool1d(7)), ["reshape", "max_pool2d", "reshape"]),
+    "nearest1d": (nn.Sequential(nn.Flatten(2), nn.Upsample(scale_factor=1.7)), ["reshape", "resize2d", "reshape"]),
+    "nearest1d_size": (nn.Sequential(nn.Flatten(2), nn.Upsample(size=130)), ["reshape", "resize2d", "reshape"]),
+    "nearest_exact1d": (nn.Sequential(nn.Flatten(2), nn.Upsample(size=61, mode="nearest-exact")), ["reshape", "resize2d", "reshape"]),  # noqa: E501
+    "linear1d": (nn.Sequential(nn.Flatten(2), nn.Upsample(scale_factor=2, mode="linear")), ["reshape", "resize2d", "reshape"]),  # noqa: E501
+    "linear1d_corners": (nn.Sequential(nn.Flatten(2), nn.Upsample(size=70, mode="linear", align_corners=True)), ["reshape", "resize2d", "reshape"]),  # noqa: E501
+    "unet1d": (nn.Sequential(nn.Flatten(2), nn.Conv1d(6, 4, 3), nn.MaxPool1d(2), nn.ReLU(), nn.ConvTranspose1d(4, 2, 2, 2)), ["reshape", "conv2d", "max_pool2d", "conv_transpose2d", "reshape"]),  # noqa: E501
     "cat_of_one": (Function(lambda m, x: torch.cat([x], 1)), []),
 }  # fmt: skip
 

@@ -119,6 +119,7 @@ class _Lowering:
         self.program, self.draft, self.strict = program, draft, strict
         self.env: dict[fx.Node, Any] = {}
         self.node: fx.Node = next(iter(program.graph.nodes))
+        self.in_a_row = False  # whether the current node, of one dimension, is computed as one of two
         self._made: dict[tuple[int, bytes, tuple[int, ...]], int] = {}
         self._arrays: dict[int, tuple[Tensor, Array]] = {}
         self._at_poles = set() if strict else read_at_poles(program, _MOVES)
@@ -589,7 +590,10 @@ def _weights(at: _Lowering, weight: Any, bias: Any) -> dict[str, Array] | None:
 
 
 def _output_shape(at: _Lowering) -> tuple[int, ...]:
-    return tuple(at.node.meta["val"].shape)
+    """Of the first output, as a map of one row where it is computed as one."""
+    found = at.node.meta["val"]
+    shape = tuple((found[0] if isinstance(found, tuple | list) else found).shape)
+    return _one_row(shape) if at.in_a_row else shape
 
 
 @_handles("conv2d", "convolution", "conv_transpose2d")
@@ -613,28 +617,6 @@ def _convolution(at: _Lowering, a: _Arguments) -> _Wire | None:
         attributes["output_padding"] = _pair(a["output_padding"])
     kind = "conv_transpose2d" if transposed else "conv2d"
     return at.emit(kind, [at.value(a["input"])], _output_shape(at), attributes, tensors)
-
-
-@_handles("conv1d")
-def _conv1d(at: _Lowering, a: _Arguments) -> _Stream | None:
-    """A convolution of maps of one row."""
-    x = a["input"]
-    tensors = _weights(at, a["weight"], a["bias"])
-    if tensors is None or not isinstance(x, _Stream) or len(at.shape(x)) != 3 or at.shape(x)[0] != 1:
-        return None
-    (stride,), (dilation,) = a["stride"], a["dilation"]
-    if a["padding"] == "valid":
-        before = after = 0
-    elif a["padding"] == "same":
-        total = dilation * (a["weight"].shape[2] - 1)
-        before, after = total // 2, total - total // 2
-    else:
-        (before,) = (after,) = a["padding"]
-    row, out = _reshaped(at, x, _one_row(at.shape(x))), _output_shape(at)
-    attributes = {"stride": [1, stride], "padding": [0, 0, before, after], "dilation": [1, dilation]}
-    tensors["weight"] = tensors["weight"][:, :, None, :]
-    wire = at.emit("conv2d", [at.value(row)], _one_row(out), {**attributes, "groups": int(a["groups"])}, tensors)
-    return _reshaped(at, wire, out)
 
 
 def _one_row(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -829,6 +811,22 @@ def _leaky_relu(at: _Lowering, a: _Arguments) -> _Stream:
     return _activation(at, a["self"], {"kind": "leaky_relu", "slope": float(a["negative_slope"])})
 
 
+@_handles("prelu")
+def _prelu(at: _Lowering, a: _Arguments) -> _Stream | None:
+    x = a["self"]
+    if not isinstance(x, _Stream) or not isinstance(a["weight"], Tensor):
+        return None
+    slopes = a["weight"].detach()
+    if (slopes == slopes.flatten()[0]).all():
+        return _activation(at, x, {"kind": "leaky_relu", "slope": float(slopes.flatten()[0])})
+    shape = at.shape(x)
+    scale = at.constant(slopes.reshape(-1, *(1,) * (len(shape) - 2)), shape)
+    if scale is None:
+        return None
+    negative = _activation(at, x, {"kind": "clamp", "min": None, "max": 0.0})
+    return _sum(at, _activation(at, x, {"kind": "relu"}), at.affine(negative, scale, None), 1, 1)
+
+
 @_handles("relu6")
 def _relu6(at: _Lowering, a: _Arguments) -> _Stream:
     return _activation(at, a["self"], {"kind": "clamp", "min": 0.0, "max": 6.0})
@@ -934,7 +932,7 @@ def _avg_pool2d(at: _Lowering, a: _Arguments) -> _Wire | None:
     stride = _pair(a["stride"]) if a["stride"] else kernel
     axes = [pool_windows(shape[2 + k], kernel[k], stride[k], padding[k], 1, a["ceil_mode"]) for k in (0, 1)]
     (rows, row_places), (columns, column_places) = axes
-    if a["divisor_override"]:
+    if a.get("divisor_override"):
         divisor = np.full((len(rows), len(columns)), a["divisor_override"])
     elif a["count_include_pad"]:
         divisor = row_places[:, None] * column_places
@@ -1036,7 +1034,7 @@ def _adaptive_max_pool2d(at: _Lowering, a: _Arguments) -> Any:
     shape = at.shape(a["self"])
     if not is_map(shape) or _uses_indices(at.node):
         return None
-    out = tuple(at.node.meta["val"][0].shape)
+    out = _output_shape(at)
     rows, columns = (adaptive_windows(shape[2 + k], out[2 + k]) for k in (0, 1))
     wire = at.emit("max_pool2d", [at.value(a["self"])], out, {"dilation": [1, 1]}, {"rows": rows, "columns": columns})
     return [wire, None]
@@ -1061,13 +1059,50 @@ def _resize(at: _Lowering, a: _Arguments) -> _Wire | None:
         return None
     out = _output_shape(at)
     factors = a.get("scale_factors") or [a.get("scales_h"), a.get("scales_w")]
-    name = str(at.node.target).split(".")[1]
+    name = str(at.node.target).split(".")[1].replace("linear1d", "bilinear2d").replace("1d", "2d")
     corners = [a["align_corners"]] if "align_corners" in a else []
     tensors = {}
     for k, (places, weights) in enumerate((("rows", "row_weights"), ("columns", "column_weights"))):
         along = partial(_resized, name, [out[2 + k], 1], corners, factors[k])
         tensors[places], tensors[weights] = resize_taps(along, shape[2 + k])
     return at.emit("resize2d", [at.value(x)], out, {}, tensors)
+
+
+_IN_A_ROW = {"kernel_size": 1, "stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "output_size": 1}
+"""Arguments of one dimension, and what they are in the other one of a map of one row."""
+
+
+def _in_a_row(at: _Lowering, a: _Arguments, handler: _Handler) -> Any:
+    """An operation of one dimension, as the one of two on a map of one row."""
+    name, x = next(iter(a.items()))
+    if not isinstance(x, _Stream) or len(at.shape(x)) != 3 or at.shape(x)[0] != 1:
+        return None
+    row = {**a, name: _reshaped(at, x, _one_row(at.shape(x)))}
+    for key in _IN_A_ROW.keys() & a.keys():
+        if a[key] and not isinstance(a[key], str):
+            row[key] = [_IN_A_ROW[key], _pair(a[key])[1]]
+    if isinstance(a.get("weight"), Tensor):
+        row["weight"] = a["weight"].unsqueeze(2)
+    if a.get("scale_factors"):
+        row["scale_factors"] = [1.0, *a["scale_factors"]]
+    row["scales_w"] = a.get("scales")
+    at.in_a_row = True
+    made = handler(at, row)
+    at.in_a_row = False
+    if isinstance(made, list):
+        return [_reshaped(at, made[0], _output_shape(at)), *made[1:]]
+    return None if made is None else _reshaped(at, made, _output_shape(at))
+
+
+for _kind, _as_in_two in {
+    **dict.fromkeys(("conv1d", "conv_transpose1d"), _convolution),
+    "avg_pool1d": _avg_pool2d,
+    "adaptive_avg_pool1d": _adaptive_avg_pool2d,
+    **dict.fromkeys(("max_pool1d", "max_pool1d_with_indices"), _max_pool2d),
+    "adaptive_max_pool1d": _adaptive_max_pool2d,
+    **dict.fromkeys(("upsample_nearest1d", "_upsample_nearest_exact1d", "upsample_linear1d"), _resize),
+}.items():
+    _HANDLERS[_kind] = partial(_in_a_row, handler=_as_in_two)
 
 
 @_handles("to", "_to_copy", "type_as")
