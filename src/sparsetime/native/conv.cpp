@@ -56,6 +56,17 @@ void sent_whole(FinishArgs& sink, const int32_t* pixel, int n) {
     sink.events += int64_t(n) * sink.channels;
 }
 
+// The numbers of n ascending pixels, row by row, those whose columns leave the same rest of `stride` together.
+void apart(const int32_t* pixel, int n, int stride, int width, int32_t* order) {
+    for (int from = 0, to; from < n; from = to) {
+        const int start = pixel[from] / width * width;
+        for (to = from; to < n && pixel[to] < start + width;) ++to;
+        for (int rest = 0; rest < stride; ++rest)
+            for (int i = from; i < to; ++i)
+                if ((pixel[i] - start) % stride == rest) *order++ = i;
+    }
+}
+
 int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
 }  // namespace
@@ -321,7 +332,7 @@ int Conv::look_up(const float* value, const int32_t* pixel, int m, Walk& walk, f
 // Sums of n pixels, `row` floats from one to the next, in the channels of panels [first, last): a panel of weights at a time over groups
 // of pixels that fill the register tile.
 void Conv::sums(const float* value, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws,
-                const FinishArgs* sink, float* far) const {
+                const FinishArgs* sink, float* far, const int32_t* place) const {
     const Kernels& k = *kernels_;
     const bool at_once = sink && (far || writes(*sink));
     const int taps = rows_.taps * columns_.taps, C = in.channels, limit = k.tile_pixels;
@@ -331,7 +342,6 @@ void Conv::sums(const float* value, const int32_t* pixel, int n, int first, int 
     int32_t* segments = sized(ws.segments, size_t(max_groups) * (taps + 2));
     const float** weights = sized(ws.weights, size_t(taps));
     int32_t at[MAX_TILE];
-    for (int i = 0; i < MAX_TILE; ++i) at[i] = i * row;
     // Few channels: a row of the kernel is one segment, since its pixels lie side by side; where some lie outside, of a copy.
     const bool patches = C <= NARROW && taps > 1;
     float* patched = patches ? sized(ws.patches, size_t(n) * taps * C) : nullptr;
@@ -368,8 +378,9 @@ void Conv::sums(const float* value, const int32_t* pixel, int n, int first, int 
                     for (; e < found && tap[e] < t + tap_step; ++e)
                         weights[e - s] = &tile_[panel.w + (size_t(tap[e]) * channels + c) * wide];
                     if (e == s && accumulate && !complete) continue;
+                    for (int i = 0; i < m; ++i) at[i] = (place ? place[from + i] : from + i) * row;
                     TileArgs args{e - s, pointers + size_t(g) * taps * limit + size_t(s) * m, weights, depth,
-                                  sum + size_t(from) * row + column, at, panel.in.first + c, accumulate, nullptr};
+                                  sum + column, at, panel.in.first + c, accumulate, nullptr};
                     WriteArgs to;
                     if (complete) {
                         to = far ? compare_of(*sink, pixel + from, column, far + from)
@@ -473,7 +484,7 @@ void Conv::finish(const int32_t* pixel, int n, float* sum, FinishArgs& sink, Wor
 // Whether register tiles may write values themselves: in a first frame, if nothing has to be looked up for them.
 bool Conv::writes(const FinishArgs& sink) const {
     const bool bounded = sink.act == Act::clamp, padded = sink.channels < sink.stride;
-    return sink.flush && (sink.encode == Encode::change || sink.encode == Encode::linear) && (bounded || sink.act == Act::none) &&
+    return columns_.num == 1 && sink.flush && (sink.encode == Encode::change || sink.encode == Encode::linear) && (bounded || sink.act == Act::none) &&
            sink.stride % LANE == 0 && !(bounded && padded && (sink.act_a > 0.0f || sink.act_b < 0.0f));  // padding stays zero
 }
 
@@ -488,11 +499,24 @@ void Conv::gather(const float* value, const int32_t* list, int count, FinishArgs
     const int step = chunk();
     const bool written = writes(sink), compared = compares(sink);
     float* sum = sized(ws.sum, size_t(step) * round_up(out.channels, LANE));
-    float* far = compared ? sized(ws.far, size_t(step)) : nullptr;
+    float* far = compared ? sized(ws.far, 2 * size_t(step)) : nullptr;
+    // Transposed: neighbours in a row read other taps, those a stride apart the same ones.
+    const bool transposed = columns_.num > 1;
+    int32_t* place = transposed ? sized(ws.list, 2 * size_t(step)) : nullptr;
     for (int start = 0; start < count; start += step) {
         const int n = std::min(step, count - start);
         if (compared) std::fill(far, far + n, 0.0f);
-        sums(value, list + start, n, 0, int(panels_.size()), sum, ws, &sink, far);
+        if (transposed) {
+            int32_t* const pixel = place + step;
+            apart(list + start, n, columns_.num, out.width, place);
+            for (int i = 0; i < n; ++i) pixel[i] = list[start + place[i]];
+            float* const found = compared ? far + step : nullptr;
+            if (compared) std::fill(found, found + n, 0.0f);
+            sums(value, pixel, n, 0, panels(), sum, ws, &sink, found, place);
+            for (int i = 0; compared && i < n; ++i) far[place[i]] = found[i];
+        } else {
+            sums(value, list + start, n, 0, panels(), sum, ws, &sink, far);
+        }
         if (written) sent_whole(sink, list + start, n);
         else finish(list + start, n, sum, sink, ws, far);
     }

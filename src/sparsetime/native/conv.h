@@ -165,10 +165,11 @@ class Conv : public Geometry {
     void dense(const float* value, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
     // The dense path in two parts, so that threads can share the output channels of a few pixels: sums of panels [first, last) of
     // weights, round_up(out.channels, LANE) floats a pixel, and what follows them. With a sink its state is asked for, and
-    // values that need no more than their sums are written at once; with `far` they are compared at once (WriteArgs).
+    // values that need no more than their sums are written at once; with `far` they are compared at once (WriteArgs). `pixel` may be
+    // in any order, where `place` has the numbers of their sums.
     int panels() const { return int(panels_.size()); }
     void sums(const float* value, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws,
-              const FinishArgs* sink = nullptr, float* far = nullptr) const;
+              const FinishArgs* sink = nullptr, float* far = nullptr, const int32_t* place = nullptr) const;
     // The same of the pixels path: sums of changes. `pixel` has all outputs between its first and its last that are touched.
     void sums_of_changes(const Change& in, const int32_t* pixel, int n, int first, int last, float* sum,
                          Workspace& ws) const;
