@@ -309,6 +309,15 @@ def test_an_example_of_three_dimensions_is_what_the_network_takes_it_for(network
         compile(nn.Conv1d(7, 4, 3), torch.rand(1, 5, 9))
 
 
+def test_a_number_is_scaled():
+    plan = check(Function(lambda m, x: x.sum() * 0.1))
+    assert kinds(plan) == ["avg_pool2d", "reshape", "avg_pool2d", "affine", "reshape"]
+
+
+def test_a_list_of_numbers_is_scaled():
+    check(Function(lambda m, x: torch.cat([x.sum((0, 1, 2, 3)).view(1), x[0, 0, 0, :3]]) * torch.arange(4.0)))
+
+
 def test_a_norm_over_several_axes_or_without_eps_is_an_island():
     for norm in (nn.LayerNorm((9, 11)), nn.LayerNorm(11, eps=0)):
         assert [op.attributes["target"] for op in check(norm).islands] == ["aten.layer_norm.default"]

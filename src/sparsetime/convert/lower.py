@@ -234,7 +234,7 @@ class _Lowering:
         array = _array(x)
         if array.size == 1:
             return array.reshape(1)
-        if np.broadcast_shapes(array.shape, shape) != shape or not shape:
+        if np.broadcast_shapes(array.shape, shape) != shape or len(shape) < 2:
             return None
         axis = channel_axis(shape)
         full = array.reshape((1,) * (len(shape) - array.ndim) + array.shape)

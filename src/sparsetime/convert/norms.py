@@ -27,13 +27,13 @@ aten = torch.ops.aten
 def affine_into_norms(draft: Draft) -> None:
     """Give layer norms the scales and shifts behind them: s' = s scale, t' = t scale + shift."""
     for op in list(draft.ops):
-        if op.kind != "affine":
+        norm = draft.producer(op.inputs[0]) if op.kind == "affine" else op
+        if norm.kind != "layer_norm" or draft.only_consumer(norm.output) is not op:
             continue
-        norm = draft.producer(op.inputs[0])
         shape = draft.shapes[op.output]
         entries = {role: op.tensors.get(role) for role in ("scale", "shift")}
         fit = all(x is None or x.shape in ((1,), (shape[channel_axis(shape)],)) for x in entries.values())
-        if norm.kind != "layer_norm" or not fit or draft.only_consumer(norm.output) is not op:
+        if not fit:
             continue
         ones = np.ones(shape[channel_axis(shape)])
         scale, shift = (d if (x := entries[role]) is None else x * ones for role, d in (("scale", ones), ("shift", 0)))
