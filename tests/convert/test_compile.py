@@ -137,6 +137,11 @@ OPERATIONS = {
     "prelu": (nn.PReLU(), ["identity"]),
     "prelu_of_channels": (sloped(nn.PReLU(6)), ["identity", "identity", "affine", "add"]),
     "prelu_of_sequences": (nn.Sequential(nn.Flatten(2), nn.Conv1d(6, 6, 3), sloped(nn.PReLU(6)), nn.Conv1d(6, 2, 1)), ["reshape", "conv2d", "identity", "identity", "affine", "add", "conv2d", "reshape"]),  # noqa: E501
+    "elu": (nn.ELU(0.7), ["identity"]),
+    "selu": (nn.SELU(), ["identity", "affine"]),
+    "celu": (nn.CELU(), ["identity"]),
+    "celu_of_another_slope": (nn.CELU(0.5), ["affine", "affine"]),
+    "mish": (nn.Mish(inplace=True), ["identity"]),
     "hardswish": (nn.Hardswish(), ["identity"]),
     "hardswish_by_hand": (Function(lambda m, x: x * F.relu6(x + 3) / 6), ["identity"]),
     "hardswish_in_other_words": (Function(lambda m, x: x * (F.relu6(x + 3) / 6)), ["identity"]),

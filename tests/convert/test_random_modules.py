@@ -68,7 +68,7 @@ OPERATIONS = {
     "reshape": _reshaped,
     "linear": lambda x, n: F.linear(x, _weight(x, n, 1 + n % 7, x.shape[-1]), _weight(x, n, 1 + n % 7)),
     "matmul": lambda x, n: x @ _weight(x, n, x.shape[-1], 1 + n % 7),
-    "activation": lambda x, n: [F.relu, F.gelu, F.silu, torch.sigmoid, F.hardswish, F.relu6][n % 6](x),
+    "activation": lambda x, n: [F.relu, F.gelu, F.mish, F.silu, F.elu, torch.sigmoid, F.hardswish, F.relu6][n % 8](x),
     "scale": lambda x, n: x * _along(x, n),
     "shift": lambda x, n: _along(x, n) - x,
     "batch_norm": _normed,

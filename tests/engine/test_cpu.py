@@ -167,6 +167,16 @@ def test_layer_norm_over_more_and_less_than_vectors(isa, channels):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("activation", [{"kind": "elu", "alpha": 0.7}, {"kind": "mish"}])
+def test_activations_from_the_least_numbers_to_the_largest(isa, activation):
+    x = np.concatenate([[0], np.logspace(-30, 1.9, 500), [88, 90, 1e4, 1e19, 3e38]]).astype(np.float32)
+    x = np.concatenate([x, -x])[None]
+    ops = (Op("input", "input", (), (0,)), Op("identity", "activation", (0,), (1,), activation=activation))
+    plan = Plan("activation", (x.shape,) * 2, ops, (1,), {"output": 0}, {})
+    (got,), (expected,) = Native(plan).run(x), Reference(plan, dtype=torch.float64).run(x)
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-34)
+
+
 @pytest.mark.parametrize("channels", [3, 8, 40])
 def test_channels_of_zeros_are_zeros_in_a_frame_that_leaves_no_state(isa, channels):
     index = np.full(2 * channels, -1, np.int32)

@@ -102,6 +102,7 @@ def test_arrays_that_a_plan_is_made_from_stay_the_callers():
         ({"activation": {"kind": "swish"}}, "unknown activation 'swish'"),
         ({"activation": {"kind": "clamp", "min": 2.0, "max": 1.0}}, "clamp needs min <= max"),
         ({"activation": {"kind": "leaky_relu", "slope": float("nan")}}, "finite slope"),
+        ({"activation": {"kind": "elu", "alpha": None}}, "elu needs a finite alpha, got None"),
         ({"codec": {"kind": "exact", "tensor": "weight"}}, "must have one of the shapes"),
         ({"codec": {"kind": "exact", "tensor": "step", "low": 3, "high": 3}}, "low < high"),
         ({"codec": {"kind": "sometimes", "tensor": "step"}}, "unknown codec"),

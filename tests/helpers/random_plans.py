@@ -34,6 +34,8 @@ ACTIVATIONS: list[dict[str, Any] | None] = [
     {"kind": "hardswish"},
     {"kind": "hardsigmoid"},
     {"kind": "silu"},
+    {"kind": "elu", "alpha": 0.75},
+    {"kind": "mish"},
     {"kind": "gelu", "approximate": "none"},
     {"kind": "gelu", "approximate": "tanh"},
     {"kind": "sigmoid"},

@@ -797,13 +797,27 @@ def _activation(at: _Lowering, x: Any, activation: Mapping[str, Any]) -> _Stream
     return at.elementwise("identity", x, activation=activation)
 
 
-for _plain in ("relu", "hardswish", "hardsigmoid", "silu", "sigmoid", "tanh"):
+for _plain in ("relu", "hardswish", "hardsigmoid", "silu", "mish", "sigmoid", "tanh"):
     _HANDLERS[_plain] = lambda at, a, kind=_plain: _activation(at, a["self"], {"kind": kind})  # type: ignore[misc]
 
 
 @_handles("gelu")
 def _gelu(at: _Lowering, a: _Arguments) -> _Stream:
     return _activation(at, a["self"], {"kind": "gelu", "approximate": a["approximate"]})
+
+
+@_handles("elu", "selu", "celu")
+def _elu(at: _Lowering, a: _Arguments) -> _Stream | None:
+    """scale (x > 0 ? x : alpha (e^(steepness x) - 1)) as scale / steepness elu(steepness x) of alpha steepness."""
+    x, name = a["self"], str(at.node.target).split(".")[1]
+    alpha, scale = (1.6732632423543772, 1.0507009873554805) if name == "selu" else (a["alpha"], a.get("scale", 1))
+    steepness = 1 / alpha if name == "celu" else a.get("input_scale", 1)
+    if not 0 < steepness < math.inf or not math.isfinite(alpha * steepness) or not math.isfinite(scale / steepness):
+        return None
+    if steepness != 1:
+        x = at.affine(x, np.asarray([steepness], np.float32), None)
+    y = _activation(at, x, {"kind": "elu", "alpha": float(alpha * steepness)})
+    return y if scale == steepness else at.affine(y, np.asarray([scale / steepness], np.float32), None)
 
 
 @_handles("leaky_relu")

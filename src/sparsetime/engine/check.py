@@ -501,6 +501,8 @@ _ACTIVATIONS: dict[str, frozenset[str]] = {
     "hardswish": frozenset(),
     "hardsigmoid": frozenset(),
     "silu": frozenset(),
+    "elu": frozenset(["alpha"]),
+    "mish": frozenset(),
     "gelu": frozenset(["approximate"]),
     "sigmoid": frozenset(),
     "tanh": frozenset(),
@@ -523,6 +525,8 @@ def _check_activation(c: _Context) -> None:
         c.expect(ok, f"clamp needs min <= max, numbers or null, got {_short(bounds)}")
     if kind == "leaky_relu":
         c.expect(_is_number(a["slope"]), f"leaky_relu needs a finite slope, got {_short(a['slope'])}")
+    if kind == "elu":
+        c.expect(_is_number(a["alpha"]), f"elu needs a finite alpha, got {_short(a['alpha'])}")
     if kind == "gelu":
         c.expect(
             a["approximate"] in ("none", "tanh"), f"gelu: approximate is 'none' or 'tanh', got {a['approximate']!r}"

@@ -39,6 +39,8 @@ def _activation(activation: Mapping[str, Any] | None) -> tuple[str, float, float
         return "clamp", -_INFINITY if low is None else low, _INFINITY if high is None else high
     if kind == "leaky_relu":
         return kind, activation["slope"], 0.0
+    if kind == "elu":
+        return kind, activation["alpha"], 0.0
     if kind == "gelu":
         return "gelu_tanh" if activation["approximate"] == "tanh" else "gelu", 0.0, 0.0
     return kind, 0.0, 0.0

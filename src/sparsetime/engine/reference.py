@@ -52,6 +52,10 @@ def activate(z: Tensor, activation: Mapping[str, Any] | None) -> Tensor:
             return F.hardsigmoid(z)
         case "silu":
             return F.silu(z)
+        case "elu":
+            return F.elu(z, activation["alpha"])
+        case "mish":
+            return F.mish(z)
         case "gelu":
             return F.gelu(z, approximate=activation["approximate"])
         case "sigmoid":

@@ -40,8 +40,12 @@ inline Vec truncate(Vec x) {
     return absolute(r) > absolute(x) ? r - with_sign(splat(1.0f), x) : r;
 }
 
-// e^x, relative error below 2e-7 (Cody-Waite reduction, degree 6); saturates outside [-87, 88].
-inline Vec exp(Vec x) {
+// e^x = (q + 1) p, with p a power of two and q near 0 (Cody-Waite reduction, degree 6); saturates outside [-87, 88].
+struct Exponential {
+    Vec q, p;
+};
+
+inline Exponential exponential(Vec x) {
     x = min(max(x, splat(-87.0f)), splat(88.0f));
     const Vec n = round_even(x * 1.44269504088896341f);
     Vec r = x - n * 0.693145751953125f;
@@ -51,9 +55,19 @@ inline Vec exp(Vec x) {
     p = p * r + 4.1666667908e-2f;
     p = p * r + 1.6666667163e-1f;
     p = p * r + 5.0000000000e-1f;
-    p = p * r * r + r + 1.0f;
-    const Int exponent = (__builtin_convertvector(n, Int) + 127) << 23;
-    return p * bits(exponent);
+    return {p * r * r + r, bits((__builtin_convertvector(n, Int) + 127) << 23)};
+}
+
+// e^x, relative error below 2e-7.
+inline Vec exp(Vec x) {
+    const Exponential e = exponential(x);
+    return (e.q + 1.0f) * e.p;
+}
+
+// e^x - 1, which near 0 must not be the difference of numbers near 1.
+inline Vec expm1(Vec x) {
+    const Exponential e = exponential(x);
+    return e.q * e.p + (e.p - 1.0f);
 }
 
 inline Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp(-x)); }
@@ -93,6 +107,12 @@ inline Vec erf(Vec x) {
 
 inline Vec erf_gelu(Vec x) { return 0.5f * x * (1.0f + erf(x * 0.70710678118654752f)); }
 
+// x tanh(log(1 + e^x)): in float32 x from 20 on, and below -88 next to 0. What is no number stays none.
+inline Vec mish(Vec x) {
+    const Vec e = exp(min(x, splat(20.0f))), n = e * (e + 2.0f);
+    return max(splat(-88.0f), x) * (n / (n + 2.0f));
+}
+
 template <Act A>
 inline Vec activate(Vec x, Act act, float a, float b) {
     if constexpr (A == Act::none) return x;
@@ -109,6 +129,8 @@ inline Vec activate(Vec x, Act act, float a, float b) {
         case Act::gelu_tanh: return 0.5f * x * (1.0f + tanh(0.79788456080286536f * (x + 0.044715f * x * x * x)));
         case Act::sigmoid: return sigmoid(x);
         case Act::tanh: return tanh(x);
+        case Act::elu: return x > 0.0f ? x : a * expm1(x);
+        case Act::mish: return mish(x);
         default: return x;
     }
 }

@@ -18,7 +18,7 @@ constexpr int NARROW = 4;  // maps of at most this many channels are stored with
 constexpr int MAX_SLOTS = 16;
 constexpr int MAX_TILE = 6;  // most pixels in a register tile
 
-enum class Act : int { none, clamp, leaky_relu, hardswish, hardsigmoid, silu, gelu, gelu_tanh, sigmoid, tanh };
+enum class Act : int { none, clamp, leaky_relu, hardswish, hardsigmoid, silu, gelu, gelu_tanh, sigmoid, tanh, elu, mish };
 
 // What happens between the accumulator and the value; docs/plan.md, "Encoding".
 //   linear: value += delta and the delta itself is sent;  change: send y - v where not 0;  exact, hold, residual, pixel: as named.

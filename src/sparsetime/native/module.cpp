@@ -44,7 +44,7 @@ Enum named(const std::string& name, const char* what, std::initializer_list<cons
 Act act_of(const std::string& name) {
     return named<Act>(
         name, "activation",
-        {"none", "clamp", "leaky_relu", "hardswish", "hardsigmoid", "silu", "gelu", "gelu_tanh", "sigmoid", "tanh"});
+        {"none", "clamp", "leaky_relu", "hardswish", "hardsigmoid", "silu", "gelu", "gelu_tanh", "sigmoid", "tanh", "elu", "mish"});
 }
 Encode encode_of(const std::string& name) {
     return named<Encode>(name, "codec", {"linear", "change", "exact", "hold", "residual", "pixel"});

@@ -344,6 +344,10 @@ class _Writer:
                 return self.node("HardSigmoid", [z], alpha=1 / 6, beta=0.5)
             case "silu":
                 return self.node("Mul", [z, self.node("Sigmoid", [z])])
+            case "elu":
+                return self.node("Elu", [z], alpha=a["alpha"])
+            case "mish":
+                return self.node("Mish", [z])
             case "gelu":
                 return self.node("Gelu", [z], approximate=a["approximate"])
             case "sigmoid":
