@@ -255,6 +255,10 @@ FOLDED = {
         Function(lambda m, x: m.a(x) + m.b(torch.sigmoid(x)), a=nn.Conv2d(6, 4, 1), b=nn.Conv2d(6, 4, 1)),
         ["conv2d", "identity", "conv2d"],
     ),
+    "a_branch_with_an_activation": (
+        Function(lambda m, x: F.relu(m.a(x)) + m.b(x), a=nn.Conv2d(6, 4, 1), b=nn.Conv2d(6, 4, 1)),
+        ["conv2d", "conv2d"],
+    ),
     "a_branch_that_is_read": (
         Function(lambda m, x: (lambda y: F.relu(m.a(x) + y) * y)(m.b(x)), a=nn.Conv2d(6, 4, 1), b=nn.Conv2d(6, 4, 1)),
         ["conv2d", "conv2d", "mul"],
@@ -394,7 +398,7 @@ def test_what_is_almost_a_norm_is_none(almost):
 def in_blocks(m, x):
     y = m.a(x)
     with torch.enable_grad():
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=False):
             z = y * 2
         w = z.sin()
     with torch.autocast("cuda", enabled=False):
