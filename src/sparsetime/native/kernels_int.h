@@ -33,7 +33,7 @@ struct Settle {
     int stride;                 // bytes from pixel to pixel
     float inverse;              // 1 / step
     int zero;
-    const uint8_t* threshold;   // [channels rounded up to BYTE_BLOCK]
+    const uint8_t* threshold;   // [channels], and BYTE_BLOCK more may be read
     bool all;                   // the first frame: everything is sent
     float* values;              // or null
     int value_stride;

@@ -504,7 +504,7 @@ void Program::add(const OpSpec& spec) {
         for (int input : spec.inputs)
             if (n.moves_codes && !values[size_t(input)].coded) refuse(spec, "codes are moved from codes alone");
         if (t.integers && t.size() != 1 && t.size() != v.map.channels) refuse(spec, "the thresholds do not fit");
-        n.threshold.assign(size_t(round_up(v.map.channels, BYTE_BLOCK)), 0);
+        n.threshold.assign(size_t(round_up(v.map.channels, BYTE_BLOCK)) + BYTE_BLOCK, 0);  // blocks begin anywhere
         if (spec.by_pixel) {
             if (!t.integers || t.size() != 1 || t.integers[0] < 0) refuse(spec, "a pixel has one threshold");
             n.limit = t.integers[0];
