@@ -18,6 +18,7 @@ constexpr int STRIP_FLOATS = 80 * 1024;      // scratch of one strip of rows, ke
 constexpr double MOST_SCRATCH = 16 << 20;    // floats: of a strip of one row, if that takes so much
 constexpr int PANEL_FLOATS = 48 * 1024;      // weights that one sweep over a chunk of pixels keeps in the second cache
 
+constexpr int MOST_APART = 8;                // stride of a transposed convolution whose outputs are put in order
 constexpr int LATER = 24;  // pixels between one whose sums are computed and one whose memory is asked for
 
 // Asks for channels [from, to) of a pixel's state, which comes from afar, before its sums are computed. Inlined always: calls of a
@@ -501,7 +502,7 @@ void Conv::gather(const float* value, const int32_t* list, int count, FinishArgs
     float* sum = sized(ws.sum, size_t(step) * round_up(out.channels, LANE));
     float* far = compared ? sized(ws.far, 2 * size_t(step)) : nullptr;
     // Transposed: neighbours in a row read other taps, those a stride apart the same ones.
-    const bool transposed = columns_.num > 1;
+    const bool transposed = columns_.num > 1 && columns_.num <= MOST_APART;
     int32_t* place = transposed ? sized(ws.list, 2 * size_t(step)) : nullptr;
     for (int start = 0; start < count; start += step) {
         const int n = std::min(step, count - start);
