@@ -5,11 +5,12 @@ import io
 import itertools
 import json
 import os
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["TargetError", "part_of", "ready", "settle", "write_csv", "write_json", "write_whole"]
+__all__ = ["TargetError", "check_archive", "part_of", "ready", "settle", "write_csv", "write_json", "write_whole"]
 
 _number = itertools.count()
 
@@ -32,6 +33,17 @@ def ready(path: str | Path) -> Path:
     except OSError as error:
         raise TargetError(f"{path}: its folder cannot be made: {error.strerror}; name a file elsewhere") from error
     return path
+
+
+def check_archive(path: Path) -> None:
+    """Compare a zip file with its checksums, which `torch.load` does not look at.
+
+    Raises:
+        zipfile.BadZipFile: it is no zip file, or names the entry that is damaged.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if entry := archive.testzip():
+            raise zipfile.BadZipFile(f"the file is damaged in {entry}")
 
 
 def part_of(path: Path) -> Path:

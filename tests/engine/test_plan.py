@@ -428,3 +428,13 @@ def test_a_stream_that_nobody_holds_is_gone(backend):
     del stream
     gc.collect()
     assert gone() is None
+
+
+def test_a_norm_of_a_single_number_is_refused_by_its_name():
+    ops = (
+        Op("input", "input", (), (0,)),
+        Op("reshape", "number", (0,), (1,)),
+        Op("layer_norm", "norm", (1,), (2,), {"eps": 1e-5}),
+    )
+    with pytest.raises(PlanError, match=r"op 2 'norm' \(layer_norm\): layer_norm needs a value with channels"):
+        Plan("number", ((1, 1), (), ()), ops, (2,), {"output": 0}, {})

@@ -386,7 +386,7 @@ def _avg_pool2d(c: _Context) -> Shape:
 def _layer_norm(c: _Context) -> Shape:
     c.inputs(1, 1)
     shape = c.shape(0)
-    _needs_channels(c, shape)
+    _needs_channels(c, shape, "layer_norm")
     eps = c.number("eps")
     c.expect(eps >= LEAST_STEP, f"attribute 'eps' must be at least {LEAST_STEP:g}, got {eps:g}")
     for role in ("scale", "shift"):
@@ -533,8 +533,8 @@ def _check_activation(c: _Context) -> None:
         )
 
 
-def _needs_channels(c: _Context, shape: Shape) -> None:
-    c.expect(len(shape) >= 1, "'pixel' needs a value with channels, and this one is a single number")
+def _needs_channels(c: _Context, shape: Shape, what: str) -> None:
+    c.expect(len(shape) >= 1, f"{what} needs a value with channels, and this one is a single number")
 
 
 def _check_codec(c: _Context, shape: Shape) -> None:
@@ -551,7 +551,7 @@ def _check_codec(c: _Context, shape: Shape) -> None:
     extra = set(codec) - allowed
     c.expect(not extra and "tensor" in codec, f"codec '{kind}' has entries {sorted(map(str, codec))}")
     if kind == "pixel":
-        _needs_channels(c, shape)
+        _needs_channels(c, shape, "'pixel'")
     step = c.per_channel(codec["tensor"], shape, "codec")
     least = float(step.min())
     if kind in ("hold", "pixel"):
@@ -585,7 +585,7 @@ def _check_code(c: _Context, codec: Mapping[str, Any], shape: Shape) -> None:
         f"tensor 'threshold' must have one of the shapes {allowed}, got {threshold.shape}",
     )
     if pixel:
-        _needs_channels(c, shape)
+        _needs_channels(c, shape, "'pixel'")
         channels = shape[channel_axis(shape)]
         c.expect(threshold.shape == (1,), f"a threshold by pixel is one for all channels, got {threshold.shape}")
         # So many channels' squares fit 32 bits.

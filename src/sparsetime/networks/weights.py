@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sparsetime.files import check_archive
 from sparsetime.networks.spec import Network
 
 
@@ -156,9 +157,7 @@ def _shortened(keys: list[str], limit: int = 6) -> str:
 def _read_torch(path: Path) -> Checkpoint:
     try:
         if zipfile.is_zipfile(path):  # older files are none
-            with zipfile.ZipFile(path) as archive:
-                if entry := archive.testzip():  # torch.load does not look at the checksums
-                    raise zipfile.BadZipFile(f"the file is damaged in {entry}")
+            check_archive(path)
         content = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
         raise WeightsError(f"weights file {path}: not a plain PyTorch state dict ({_first_line(error)})") from error

@@ -9,7 +9,6 @@ import io
 import math
 import random
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsetime
-from sparsetime.files import write_whole
+from sparsetime.files import check_archive, write_whole
 from sparsetime.meter import Meter
 from sparsetime.objective import step_rate
 from sparsetime.train.data import PhaseLoader, TrainingData
@@ -322,9 +321,7 @@ class Loop:
             CheckpointError: it is damaged or another model's.
         """
         try:
-            with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():  # torch.load does not look at the checksums
-                    raise zipfile.BadZipFile(damaged)
+            check_archive(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
         except OSError:
             raise
