@@ -40,6 +40,14 @@ inline Vec truncate(Vec x) {
     return absolute(r) > absolute(x) ? r - with_sign(splat(1.0f), x) : r;
 }
 
+// A polynomial by Horner's rule, the coefficient of the highest power first.
+template <int N>
+[[gnu::always_inline]] inline Vec polynomial(Vec x, const float (&coefficient)[N]) {
+    Vec p = splat(coefficient[0]);
+    for (int i = 1; i < N; ++i) p = p * x + coefficient[i];
+    return p;
+}
+
 // e^x = (q + 1) p, with p a power of two and q near 0 (Cody-Waite reduction, degree 6); saturates outside [-87, 88].
 struct Exponential {
     Vec q, p;
@@ -50,11 +58,7 @@ inline Exponential exponential(Vec x) {
     const Vec n = round_even(x * 1.44269504088896341f);
     Vec r = x - n * 0.693145751953125f;
     r = r - n * 1.42860682030941723212e-6f;
-    Vec p = splat(1.3888949086377719040e-3f);
-    p = p * r + 8.3333337679505980e-3f;
-    p = p * r + 4.1666667908e-2f;
-    p = p * r + 1.6666667163e-1f;
-    p = p * r + 5.0000000000e-1f;
+    const Vec p = polynomial(r, {1.3888949086377719040e-3f, 8.3333337679505980e-3f, 4.1666667908e-2f, 1.6666667163e-1f, 0.5f});
     return {p * r * r + r, bits((__builtin_convertvector(n, Int) + 127) << 23)};
 }
 
@@ -77,11 +81,8 @@ inline Vec tanh(Vec x) {
     const Vec magnitude = absolute(x);
     const Vec large = with_sign(1.0f - 2.0f / (exp(2.0f * magnitude) + 1.0f), x);
     const Vec s = x * x;
-    Vec p = splat(-5.70498872745e-3f);
-    p = p * s + 2.06390887954e-2f;
-    p = p * s - 5.37397155531e-2f;
-    p = p * s + 1.33314422036e-1f;
-    p = p * s - 3.33332819422e-1f;
+    const Vec p = polynomial(
+        s, {-5.70498872745e-3f, 2.06390887954e-2f, -5.37397155531e-2f, 1.33314422036e-1f, -3.33332819422e-1f});
     const Vec small = x + x * s * p;
     return magnitude < 0.625f ? small : large;
 }
@@ -90,18 +91,10 @@ inline Vec tanh(Vec x) {
 // error is least (2e-8 before rounding).
 inline Vec erf(Vec x) {
     const Vec s = x * x;
-    Vec p = splat(2.0346667497506132e-6f);
-    p = p * s + 2.8746051248162985e-4f;
-    p = p * s + 3.867941442877054e-3f;
-    p = p * s + 5.305929481983185e-2f;
-    p = p * s + 1.9275648891925812e-1f;
-    p = p * s + 1.128378987312317f;
-    Vec q = splat(3.806893073488027e-5f);
-    q = q * s + 1.1880015954375267e-3f;
-    q = q * s + 1.5171544626355171e-2f;
-    q = q * s + 1.150813177227974e-1f;
-    q = q * s + 5.041576623916626e-1f;
-    q = q * s + 1.0f;
+    const Vec p = polynomial(s, {2.0346667497506132e-6f, 2.8746051248162985e-4f, 3.867941442877054e-3f,
+                                 5.305929481983185e-2f, 1.9275648891925812e-1f, 1.128378987312317f});
+    const Vec q = polynomial(s, {3.806893073488027e-5f, 1.1880015954375267e-3f, 1.5171544626355171e-2f,
+                                 1.150813177227974e-1f, 5.041576623916626e-1f, 1.0f});
     return absolute(x) < 3.92f ? x * p / q : with_sign(splat(1.0f), x);
 }
 
