@@ -12,6 +12,7 @@ namespace sparsetime {
 namespace {
 
 constexpr size_t FUSED_FLOATS = 128 * 1024;  // weights of a 1x1 convolution that every pixel may pass through
+constexpr int SHALLOW_FLOATS = 4 * 1024;     // weights of a panel that stay in the first cache beside its inputs
 constexpr int MAX_DEPTH = 768;               // rows of weights that a register tile passes in one go
 constexpr int CHANGED_FLOATS = 128 * 1024;   // sums of changes, kept in the second cache
 constexpr int STRIP_FLOATS = 80 * 1024;      // scratch of one strip of rows, kept in the second cache
@@ -219,8 +220,9 @@ void Conv::pack(const float* weight, bool transposed) {
 void Conv::lay_panels() {
     const Kernels& k = *kernels_;
     const int blocks = (out.channels + width_ - 1) / width_, half = width_ / 2;
-    const int grouped = groups_ > 1 ? vectors_together(groups_, in, out, k.tile_vectors, width_) : 0;
-    const int panels = (blocks + k.tile_vectors - 1) / k.tile_vectors;  // of nearly one size: thin ones waste registers
+    const int most = terms() * k.tile_vectors * width_ <= SHALLOW_FLOATS ? k.tile_vectors : k.deep_vectors;
+    const int grouped = groups_ > 1 ? vectors_together(groups_, in, out, most, width_) : 0;
+    const int panels = (blocks + most - 1) / most;  // of nearly one size: thin ones waste registers
     for (int b = 0; b < blocks;) {
         const int from = b * width_;
         b = grouped ? std::min(blocks, b + grouped) : blocks * (int(panels_.size()) + 1) / panels;
@@ -380,7 +382,7 @@ void Conv::sums(const float* value, const int32_t* pixel, int n, int first, int 
                         weights[e - s] = &tile_[panel.w + (size_t(tap[e]) * channels + c) * wide];
                     if (e == s && accumulate && !complete) continue;
                     for (int i = 0; i < m; ++i) at[i] = (place ? place[from + i] : from + i) * row;
-                    TileArgs args{e - s, pointers + size_t(g) * taps * limit + size_t(s) * m, weights, depth,
+                    TileArgs args{e - s, pointers + size_t(g) * taps * limit + size_t(s) * m, m, weights, depth,
                                   sum + column, at, panel.in.first + c, accumulate, nullptr};
                     WriteArgs to;
                     if (complete) {
@@ -451,7 +453,7 @@ void Conv::sums_of_changes(const Change& change, const int32_t* pixel, int n, in
                 for (int g = 0; g < groups; ++g) {
                     const size_t at = size_t(found[t]) * g / groups, end = size_t(found[t]) * (g + 1) / groups;
                     k.tile(int(end - at), wide,
-                           {1, from + t * most + at, &w, std::min(depth_chunk, channels - c), sum + panel.column,
+                           {1, from + t * most + at, 0, &w, std::min(depth_chunk, channels - c), sum + panel.column,
                             to + t * most + at, panel.in.first + c, true, nullptr});
                 }
             }

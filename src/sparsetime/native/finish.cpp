@@ -31,13 +31,11 @@ template <int B>
 [[gnu::always_inline]] inline int append_group(uint64_t lanes, const Vec* d, uint32_t first, uint32_t* places,
                                                float* changes) {
     const int total = __builtin_popcountll(lanes);
-#if defined(__AVX512F__)
-    if (total > FEW) {
+    if (COMPRESSES && total > FEW) {
         for (int b = 0, n = 0; b < B; ++b, first += VL, lanes >>= VL)
-            n += append(unsigned(lanes) & 0xffff, first, d[b], places + n, changes + n);
+            n += append(unsigned(lanes) & ((1u << VL) - 1), first, d[b], places + n, changes + n);
         return total;
     }
-#endif
     float lane[B * VL];
     for (int b = 0; b < B; ++b) store(lane + b * VL, d[b]);
     const auto write = [&](int n) {

@@ -9,42 +9,43 @@ namespace {
 
 using namespace sparsetime;
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 // What VL pixels change, all at once: which pixels, how many channels of each, and the changes themselves. All that is written behind the
 // last one lies where pixels to come have their place.
 struct Group {
     uint64_t stride = 0;  // bit 0 of every pixel
-    __m512i place[NARROW] = {};
+    Int place[NARROW] = {};
     Group(int channels, int shift) {
         for (int p = 0; p < VL; ++p) stride |= uint64_t(1) << (p * channels);
-        alignas(64) int32_t lanes[NARROW * VL] = {};
         for (int p = 0, e = 0; p < VL; ++p)
-            for (int c = 0; c < channels; ++c) lanes[e++] = p << shift | c;
-        for (int k = 0; k < channels; ++k) place[k] = _mm512_load_si512(lanes + k * VL);
+            for (int c = 0; c < channels; ++c, ++e) place[e / VL][e % VL] = p << shift | c;
     }
     void emit(FrameArgs& f, int32_t pixel, uint64_t lanes, const float* change) const {
         const int C = f.channels;
-        __mmask16 any = 0;
-        __m512i tally = _mm512_setzero_si512();
+        unsigned any = 0;
+        Int tally{};
         for (int c = 0; c < C; ++c) {
-            const __mmask16 here = __mmask16(_pext_u64(lanes, stride << c));
+            const unsigned here = unsigned(_pext_u64(lanes, stride << c));
             any |= here;
-            tally = _mm512_mask_add_epi32(tally, here, tally, _mm512_set1_epi32(1));
+            tally += ones(here);
         }
-        const __m512i pixels = _mm512_add_epi32(reinterpret_cast<__m512i>(iota()), _mm512_set1_epi32(pixel));
-        _mm512_storeu_si512(f.active + f.active_count, _mm512_maskz_compress_epi32(any, pixels));
-        _mm512_storeu_si512(f.tally + f.active_count, _mm512_maskz_compress_epi32(any, tally));
+        const Int order = order_of(any);
+        store(f.active + f.active_count, order + pixel);
+        store(f.tally + f.active_count, permuted(tally, order));
         f.active_count += __builtin_popcount(any);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(f.mask + pixel), _mm_maskz_set1_epi8(any, 1));
+        for (int p = 0; p < VL; p += 8) {
+            const uint64_t marks = _pdep_u64(any >> p, 0x0101010101010101);
+            __builtin_memcpy(f.mask + pixel + p, &marks, sizeof marks);
+        }
         if (f.rows)
             for (int k = 0; k < C; ++k) store(f.rows + ptrdiff_t(pixel) * C + k * VL, load(change + k * VL));
         if (f.place) {
             int64_t to = f.events;
             for (int k = 0; k < C; ++k) {
-                const __mmask16 here = __mmask16(lanes >> (k * VL));
-                const __m512i first = _mm512_set1_epi32(int(uint32_t(pixel) << f.shift));
-                _mm512_storeu_si512(f.place + to, _mm512_maskz_compress_epi32(here, _mm512_add_epi32(first, place[k])));
-                store(f.change + to, _mm512_maskz_compress_ps(here, load(change + k * VL)));
+                const unsigned here = unsigned(lanes >> (k * VL)) & ((1u << VL) - 1);
+                const Int events = order_of(here);
+                store(f.place + to, permuted(place[k], events) + int32_t(uint32_t(pixel) << f.shift));
+                store(f.change + to, permuted(load(change + k * VL), events));
                 to += __builtin_popcount(here);
             }
         }
@@ -59,7 +60,7 @@ void compare_of(FrameArgs& all) {
     FrameArgs f = all;  // a copy that no store can alias
     const int C = f.channels;
     const uint64_t whole = (uint64_t(1) << C) - 1;
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
     const Group group(C, f.shift);
 #else
     const uint64_t all_lanes = ~uint64_t(0) >> (64 - VL * C);
@@ -98,7 +99,7 @@ void compare_of(FrameArgs& all) {
             if (elements < 64) lanes &= (uint64_t(1) << elements) - 1;
             for (int l = 0; l < elements; ++l) f.value[ptrdiff_t(i) * C + l] = v_pad[l];
         }
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
         if (pixels == VL) {
             if (lanes) group.emit(f, f.first + i, lanes, change);
             continue;
@@ -142,6 +143,14 @@ inline Vec neighbours(const float* p, int c) {
         case 2: return reinterpret_cast<Vec>(_mm512_alignr_epi32(high, low, 2));
         default: return reinterpret_cast<Vec>(_mm512_alignr_epi32(high, low, 3));
     }
+#elif defined(__AVX2__)
+    const __m256i low = reinterpret_cast<__m256i>(load(p)), high = reinterpret_cast<__m256i>(load(p + VL));
+    const __m256i middle = _mm256_permute2x128_si256(low, high, 0x21);
+    switch (c) {
+        case 1: return reinterpret_cast<Vec>(_mm256_alignr_epi8(middle, low, 4));
+        case 2: return reinterpret_cast<Vec>(_mm256_alignr_epi8(middle, low, 8));
+        default: return reinterpret_cast<Vec>(_mm256_alignr_epi8(middle, low, 12));
+    }
 #else
     return load(p + c);
 #endif
@@ -153,7 +162,7 @@ void compare_pixels(FrameArgs& all) {
     FrameArgs f = all;  // a copy that no store can alias
     uint64_t starts = 0;
     for (int p = 0; p < VL; ++p) starts |= uint64_t(1) << (p * C);
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
     const Group group(C, f.shift);
 #endif
     for (int i = 0; i < f.pixels; i += VL) {
@@ -177,17 +186,16 @@ void compare_pixels(FrameArgs& all) {
             lanes |= uint64_t(differing(max(far - float(C), Vec{}), Vec{})) << (k * VL);
         }
         lanes &= starts;
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
         if (pixels == VL) {
             if (!lanes) continue;
             const uint64_t sent = lanes * ((uint64_t(1) << C) - 1);  // all channels of those pixels
             float change[NARROW * VL];
             uint64_t changed = 0;
             for (int k = 0; k < C; ++k) {
-                const __mmask16 here = __mmask16(sent >> (k * VL));
-                const Vec to = load(y + k * VL);
-                const Vec d = _mm512_maskz_sub_ps(here, to, load(v + k * VL));
-                _mm512_mask_storeu_ps(v + k * VL, here, to);
+                const Mask here = mask_of(unsigned(sent >> (k * VL)));
+                const Vec before = load(v + k * VL), to = choose(here, load(y + k * VL), before), d = to - before;
+                store(v + k * VL, to);
                 store(change + k * VL, d);
                 changed |= uint64_t(differing(d, Vec{})) << (k * VL);
             }

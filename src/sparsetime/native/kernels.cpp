@@ -61,8 +61,9 @@ void tile(const TileArgs& t) {
     };
     if (t.write && !t.write->far) {  // values come from afar: ask for those of later pixels now
         const WriteArgs& w = *t.write;
-        all([&](auto i, int c, auto&)
-                __attribute__((always_inline)) { __builtin_prefetch(w.value + (i + AHEAD) * w.stride + c, 1); });
+        all([&](auto i, int c, auto&) __attribute__((always_inline)) {
+            if (c % LANE == 0) __builtin_prefetch(w.value + (i + AHEAD) * w.stride + c, 1);
+        });
     }
     if (t.accumulate)
         all([&](auto i, int c, auto& sum)
@@ -71,7 +72,7 @@ void tile(const TileArgs& t) {
         all([&](auto, int, auto& sum) __attribute__((always_inline)) { sum = std::decay_t<decltype(sum)>{}; });
     for (int s = 0; s < t.segments; ++s) {
         const float* a[M];
-        for (int i = 0; i < M; ++i) a[i] = t.a[s * M + i] + t.offset;
+        for (int i = 0; i < M; ++i) a[i] = t.a[ptrdiff_t(s) * t.apart + i] + t.offset;
         const float* w = t.w[s];
         const int depth = t.depth;
         for (int k = 0; k < depth; ++k, w += WIDE) {
@@ -128,17 +129,54 @@ void tile(const TileArgs& t) {
     if constexpr (HALF) pixels([&](auto i) __attribute__((always_inline)) { store(t.out + t.at[i] + WIDE, Half{}); });
 }
 
+#if defined(__x86_64__) && !defined(__AVX512F__)
+constexpr int REGISTERS = 16;
+#else
+constexpr int REGISTERS = 32;
+#endif
+
+// The pixels of a tile from some on.
+struct Rest {
+    TileArgs tile;
+    WriteArgs write;
+    Rest(const TileArgs& t, int first) : tile(t) {
+        tile.a += first;
+        tile.at += first;
+        if (!t.write) return;
+        write = *t.write;
+        tile.write = &write;
+        if (write.far) {
+            write.far += first;
+            write.pixel += first;
+            return;
+        }
+        write.value += first * write.stride;
+        if (write.z) write.z += first * write.stride;
+        if (write.extra) write.extra += first * write.stride;
+    }
+};
+
 template <int V, bool HALF = false>
 void tile_of(int pixels, const TileArgs& t) {
+    // As many as have their sums, a row of weights and an input in registers.
+    constexpr int MOST = (REGISTERS - 1) / V - 1;
+    if constexpr (MOST < MAX_TILE)
+        if (pixels > MOST) {
+            const int first = pixels / 2;
+            tile_of<V, HALF>(first, t);
+            return tile_of<V, HALF>(pixels - first, Rest(t, first).tile);
+        }
     switch (pixels) {
         case 1: return tile<1, V, HALF>(t);
         case 2: return tile<2, V, HALF>(t);
         case 3: return tile<3, V, HALF>(t);
         case 4: return tile<4, V, HALF>(t);
-#if !defined(__x86_64__) || defined(__AVX2__)
-        case 5: return tile<5, V, HALF>(t);
-        case 6: return tile<6, V, HALF>(t);
-#endif
+        case 5:
+            if constexpr (MOST >= 5) return tile<5, V, HALF>(t);
+            return;
+        case 6:
+            if constexpr (MOST >= 6) return tile<6, V, HALF>(t);
+            return;
         default: return;
     }
 }
@@ -147,8 +185,10 @@ void tile_any(int pixels, int wide, const TileArgs& t) {
     switch (2 * wide / VL) {
         case 2: return tile_of<1>(pixels, t);
         case 4: return tile_of<2>(pixels, t);
-#if defined(__AVX512F__) || defined(__aarch64__)
+#if !defined(__x86_64__) || defined(__AVX2__)
         case 6: return tile_of<3>(pixels, t);
+#endif
+#if defined(__AVX512F__) || defined(__aarch64__)
         case 8: return tile_of<4>(pixels, t);
 #endif
 #if defined(__AVX512F__)
@@ -446,7 +486,7 @@ extern const FrameKernels SPARSETIME_FRAMES;
 extern const RowKernels SPARSETIME_ROWS;
 extern const IntKernels SPARSETIME_INTEGERS;
 extern const Kernels SPARSETIME_TABLE;
-const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, HALVES, GROUP,
+const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, DEEP_V, HALVES, GROUP,
                                   tile_any, runs, slide, depthwise, depthwise_row,
                                   &SPARSETIME_ENCODERS, &SPARSETIME_FRAMES, &SPARSETIME_ROWS, &SPARSETIME_INTEGERS};
 

@@ -76,7 +76,8 @@ struct WriteArgs {
 // out[i][:] = (accumulate ? out[i][:] : 0) + sum_s sum_k a[s][i][k] w[s][k][:].
 struct TileArgs {
     int segments;
-    const float* const* a;     // [segments][pixels]: input rows, `depth` floats each
+    const float* const* a;     // [segments][apart], of which the first `pixels` count: input rows, `depth` floats each
+    int apart;
     const float* const* w;     // [segments]: weights (depth, channels)
     int depth;
     float* out;
@@ -215,12 +216,13 @@ struct Encoders {
                               uint32_t* place, float* change);
 };
 
-// Where up to LANE channels next to each other come from: one of several rows. Where they lie within two vectors, `span` is the first's start, else below 0: both vectors
-// may then be read, also behind the row.
+// Where up to LANE channels next to each other come from: one of several rows. Where those of a vector lie within two vectors, its `span` is
+// the first's start, else below 0: both vectors may then be read, also behind the row.
 struct Pick {
-    int32_t source, span;
+    int32_t source;
     bool last;  // of those of the same channels
-    int32_t index[LANE];
+    int32_t span[LANE / 4];  // by vector
+    int32_t index[LANE];     // -1: none
 };
 
 // Where the value of a pixel is, and where its changes go: as a row, unless null, and appended as events, unless null.
@@ -269,6 +271,7 @@ struct Kernels {
     int width;         // floats in a vector
     int tile_pixels;   // register tile: pixels ...
     int tile_vectors;  // ... by vectors
+    int deep_vectors;  // ... where their weights do not fit the first cache
     bool halves;       // whether the last of them may be half a one
     int group;         // most vectors in a group of `finish_events`
     void (*tile)(int pixels, int channels, const TileArgs&);

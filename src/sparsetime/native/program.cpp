@@ -149,26 +149,30 @@ void Program::spare() {
                 consumers.insert(std::lower_bound(consumers.begin(), consumers.end(), int(i)), int(i));
             }
         }
+        const size_t width = size_t(kernels().width);
         for (size_t first = 0; first < n.index.size(); first += LANE) {
             const size_t before = n.picks.size();
             int32_t start = 0;  // of the source among the channels that are joined
             for (size_t k = 0; k < n.inputs.size(); ++k) {
                 const int32_t channels = values[size_t(n.inputs[k])].map.channels;
-                Pick pick{int32_t(k), -1, false, {}};
-                int32_t low = channels, high = -1;
-                for (size_t l = 0; l < size_t(LANE); ++l) {
-                    const int32_t j = first + l < n.index.size() ? n.index[first + l] - start : -1;
-                    const bool here = j >= 0 && j < channels;
-                    pick.index[l] = here ? j : -1;
-                    if (here) low = std::min(low, j), high = std::max(high, j);
+                Pick pick{int32_t(k), false, {}, {}};
+                bool any = false;
+                for (size_t v = 0; v < LANE / width; ++v) {
+                    int32_t low = channels, high = -1;
+                    for (size_t l = v * width; l < (v + 1) * width; ++l) {
+                        const int32_t j = first + l < n.index.size() ? n.index[first + l] - start : -1;
+                        const bool here = j >= 0 && j < channels;
+                        pick.index[l] = here ? j : -1;
+                        if (here) low = std::min(low, j), high = std::max(high, j);
+                    }
+                    any = any || high >= 0;
+                    pick.span[v] = high - low < 2 * int32_t(width) ? low : -1;
                 }
                 start += channels;
-                if (high < 0) continue;
-                if (high - low < 2 * LANE) pick.span = low;
-                n.picks.push_back(pick);
+                if (any) n.picks.push_back(pick);
             }
             if (n.picks.size() == before) {  // zeros
-                n.picks.push_back({0, -1, false, {}});
+                n.picks.push_back({0, false, {}, {}});
                 std::fill(std::begin(n.picks.back().index), std::end(n.picks.back().index), -1);
             }
             n.picks.back().last = true;

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "activate.h"
 #include "kernels.h"
 #include "vec.h"
 
@@ -68,6 +69,8 @@ inline float sum_in_parts(int n, const Number& number) {
 inline Vec load_first(const float* p, int n) {
 #if defined(__AVX512F__)
     return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+#elif defined(__AVX2__)
+    return _mm256_maskload_ps(p, reinterpret_cast<__m256i>(first_lanes(n)));
 #else
     Vec v{};
     for (int i = 0; i < n; ++i) v[i] = p[i];
@@ -151,6 +154,16 @@ void maximum(const Window& w, float* out, int n) {
     }
 }
 
+// Up to VL channels from i on, `then` until now: what changes is appended behind `changed` others. Returns how many do.
+[[gnu::always_inline]] inline int settle(Vec now, Vec then, int i, int some, const Sent& to, int changed) {
+    const bool whole = some >= VL;
+    const unsigned lanes = differing(now, then);
+    whole ? store(to.value + i, now) : store_first(to.value + i, now, some);
+    if (to.row) whole ? store(to.row + i, now - then) : store_first(to.row + i, now - then, some);
+    if (to.place) append(lanes, to.first + uint32_t(i), now - then, to.place + changed, to.change + changed);
+    return __builtin_popcount(lanes);
+}
+
 int replace(const float* x, int n, const Sent& to) {
     int changed = 0;
     for (int i = 0; i < n; i += VL) {
@@ -158,62 +171,51 @@ int replace(const float* x, int n, const Sent& to) {
         const bool whole = some >= VL;
         const Vec now = whole ? load(x + i) : load_first(x + i, some),
                   then = whole ? load(to.value + i) : load_first(to.value + i, some);
-        const unsigned lanes = differing(now, then);
-        whole ? store(to.value + i, now) : store_first(to.value + i, now, some);
-        if (to.row) whole ? store(to.row + i, now - then) : store_first(to.row + i, now - then, some);
-        if (to.place) append(lanes, to.first + uint32_t(i), now - then, to.place + changed, to.change + changed);
-        changed += __builtin_popcount(lanes);
+        changed += settle(now, then, i, some, to, changed);
     }
     return changed;
 }
 
+// Lanes of `otherwise`, where `index` is not below 0 x[index]; see Pick. Permuting two vectors is several times faster than gathering.
+inline Vec picked(const float* x, const int32_t* index, int32_t span, Vec otherwise) {
+#if defined(__AVX512F__)
+    const __m512i at = _mm512_loadu_si512(index);
+    const __mmask16 wanted = _mm512_cmpge_epi32_mask(at, _mm512_setzero_si512());
+    if (span < 0) return _mm512_mask_i32gather_ps(otherwise, wanted, at, x, 4);
+    const __m512i place = _mm512_sub_epi32(at, _mm512_set1_epi32(span));
+    return _mm512_mask_mov_ps(otherwise, wanted, _mm512_permutex2var_ps(load(x + span), place, load(x + span + VL)));
+#elif defined(__AVX2__)
+    const Int at = *reinterpret_cast<const IntAt*>(index);
+    const Vec none = bits(at);  // where the sign is set
+    if (span < 0) return _mm256_mask_i32gather_ps(otherwise, x, reinterpret_cast<__m256i>(at), bits(~at), 4);
+    const Int place = at - span;
+    const Vec low = permuted(load(x + span), place), high = permuted(load(x + span + VL), place);
+    return _mm256_blendv_ps(_mm256_blendv_ps(low, high, bits(place << 28)), otherwise, none);
+#else
+    (void)span;
+    for (int l = 0; l < VL; ++l)
+        if (index[l] >= 0) otherwise[l] = x[index[l]];
+    return otherwise;
+#endif
+}
+
 int pick(const float* const* x, const Pick* picks, int n, const Sent& to) {
     int changed = 0;
-#if defined(__AVX512F__)
-    for (int i = 0; i < n; i += LANE) {
-        const bool whole = n - i >= LANE;
-        const Vec then = whole ? load(to.value + i) : load_first(to.value + i, n - i);
-        Vec now = then;
-        for (bool last = false; !last; ++picks) {
-            last = picks->last;
-            const float* from = x[picks->source];
-            if (!from) continue;
-            const __m512i at = _mm512_loadu_si512(picks->index);
-            const __mmask16 wanted = _mm512_cmpge_epi32_mask(at, _mm512_setzero_si512());
-            if (picks->span >= 0) {  // permuting two vectors is several times faster than gathering
-                from += picks->span;
-                const __m512i place = _mm512_sub_epi32(at, _mm512_set1_epi32(picks->span));
-                now = _mm512_mask_mov_ps(now, wanted, _mm512_permutex2var_ps(load(from), place, load(from + VL)));
-            } else {
-                now = _mm512_mask_i32gather_ps(now, wanted, at, from, 4);
-            }
-        }
-        const unsigned lanes = differing(now, then);
-        whole ? store(to.value + i, now) : store_first(to.value + i, now, n - i);
-        if (to.row) whole ? store(to.row + i, now - then) : store_first(to.row + i, now - then, n - i);
-        if (to.place) append(lanes, to.first + uint32_t(i), now - then, to.place + changed, to.change + changed);
-        changed += __builtin_popcount(lanes);
-    }
-#else
-    Sent block = to;
     for (int b = 0; b < n; b += LANE) {
-        const int some = n - b < LANE ? n - b : LANE;
-        float now[LANE];
-        for (int i = 0; i < some; ++i) now[i] = block.value[i];
-        for (bool last = false; !last; ++picks) {
-            last = picks->last;
-            const float* from = x[picks->source];
-            for (int i = 0; from && i < some; ++i)
-                if (picks->index[i] >= 0) now[i] = from[picks->index[i]];
+        const Pick* first = picks;
+        for (int v = 0, i = b; i < n && v < LANE / VL; ++v, i += VL) {
+            const int some = n - i;
+            const Vec then = some >= VL ? load(to.value + i) : load_first(to.value + i, some);
+            Vec now = then;
+            const Pick* p = first;
+            for (bool last = false; !last; ++p) {
+                last = p->last;
+                if (const float* from = x[p->source]) now = picked(from, p->index + v * VL, p->span[v], now);
+            }
+            picks = p;
+            changed += settle(now, then, i, some, to, changed);
         }
-        const int here = replace(now, some, block);
-        changed += here;
-        block.value += LANE;
-        block.first += LANE;
-        if (block.row) block.row += LANE;
-        if (block.place) block.place += here, block.change += here;
     }
-#endif
     return changed;
 }
 
@@ -275,8 +277,7 @@ int list(const uint8_t* mark, int n, int32_t first, int32_t* list) {
         const __mmask16 some = n - i < LANE ? __mmask16((1u << (n - i)) - 1) : __mmask16(0xffff);
         const __m128i bytes = _mm_maskz_loadu_epi8(some, mark + i);
         const __mmask16 set = _mm_test_epi8_mask(bytes, bytes);
-        const __m512i places = _mm512_add_epi32(reinterpret_cast<__m512i>(iota()), _mm512_set1_epi32(first + i));
-        _mm512_storeu_si512(list + found, _mm512_maskz_compress_epi32(set, places));
+        store(list + found, order_of(set) + (first + i));
         found += __builtin_popcount(set);
     }
 #else
@@ -286,8 +287,14 @@ int list(const uint8_t* mark, int n, int32_t first, int32_t* list) {
     };
     for (uint64_t word; i + 8 <= n; i += 8) {
         __builtin_memcpy(&word, mark + i, sizeof word);
-        if (word)
-            for (int k = i; k < i + 8; ++k) one(k);
+        if (!word) continue;
+#if defined(__AVX2__)
+        const unsigned set = unsigned(_pext_u64(word, 0x0101010101010101));
+        store(list + found, order_of(set) + (first + i));
+        found += __builtin_popcount(set);
+#else
+        for (int k = i; k < i + 8; ++k) one(k);
+#endif
     }
     for (; i < n; ++i) one(i);
 #endif

@@ -17,13 +17,13 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int VL = 16, TILE_M = 6, TILE_V = 4, GROUP = 4;
+constexpr int VL = 16, TILE_M = 6, TILE_V = 4, DEEP_V = 4, GROUP = 4;
 #elif defined(__AVX2__)
-constexpr int VL = 8, TILE_M = 6, TILE_V = 2, GROUP = 4;
+constexpr int VL = 8, TILE_M = 6, TILE_V = 3, DEEP_V = 2, GROUP = 4;
 #elif defined(__aarch64__)
-constexpr int VL = 4, TILE_M = 6, TILE_V = 4, GROUP = 4;
+constexpr int VL = 4, TILE_M = 6, TILE_V = 4, DEEP_V = 4, GROUP = 4;
 #else
-constexpr int VL = 4, TILE_M = 4, TILE_V = 2, GROUP = 4;
+constexpr int VL = 4, TILE_M = 4, TILE_V = 2, DEEP_V = 2, GROUP = 4;
 #endif
 
 typedef float Vec __attribute__((vector_size(VL * 4)));
@@ -80,6 +80,10 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 inline float sum(Vec v) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps(v);
+#elif defined(__AVX2__)
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 #else
     float total = 0.0f;
     for (int i = 0; i < VL; ++i) total += v[i];
@@ -107,6 +111,10 @@ inline Mask differ(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ);
 inline Mask first_lanes(int n) { return Mask((1u << n) - 1); }
 inline Mask both(Mask a, Mask b) { return a & b; }
 inline unsigned lanes(Mask m) { return m; }
+// From bits.
+inline Mask mask_of(unsigned set) { return Mask(set); }
+// 1 in the lanes whose bits are set, else 0.
+inline Int ones(unsigned set) { return reinterpret_cast<Int>(_mm512_maskz_set1_epi32(Mask(set), 1)); }
 #else
 using Mask = Int;
 inline Vec choose(Mask m, Vec a, Vec b) { return m ? a : b; }
@@ -123,20 +131,61 @@ inline unsigned lanes(Mask m) {
     return bits;
 #endif
 }
+inline Mask mask_of(unsigned set) { return (int32_t(set) & (1 << iota())) != 0; }
+inline Int ones(unsigned set) { return -mask_of(set); }
 #endif
 
 // Lanes of a and b that differ, as bits.
 inline unsigned differing(Vec a, Vec b) { return lanes(differ(a, b)); }
 
+// The numbers of the lanes that are set, one after the other, and lanes of v by their numbers: what is wanted comes to the front. Where a
+// machine can do so without asking for each lane.
+#if defined(__AVX512F__)
+constexpr bool COMPRESSES = true;
+inline Int order_of(unsigned set) {
+    return reinterpret_cast<Int>(_mm512_maskz_compress_epi32(__mmask16(set), reinterpret_cast<__m512i>(iota())));
+}
+inline Vec permuted(Vec v, Int order) { return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(order), v); }
+inline Int permuted(Int v, Int order) {
+    return reinterpret_cast<Int>(_mm512_permutexvar_epi32(reinterpret_cast<__m512i>(order), reinterpret_cast<__m512i>(v)));
+}
+#elif defined(__AVX2__)
+constexpr bool COMPRESSES = true;
+struct Orders {
+    uint64_t of[256] = {};  // byte k: the number of the k-th lane that is set
+    constexpr Orders() {
+        for (int set = 0; set < 256; ++set)
+            for (int lane = 0, k = 0; lane < 8; ++lane)
+                if (set >> lane & 1) of[set] |= uint64_t(lane) << (8 * k++);
+    }
+};
+constexpr Orders ORDERS;
+inline Int order_of(unsigned set) {
+    return reinterpret_cast<Int>(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(int64_t(ORDERS.of[set]))));
+}
+inline Vec permuted(Vec v, Int order) { return _mm256_permutevar8x32_ps(v, reinterpret_cast<__m256i>(order)); }
+inline Int permuted(Int v, Int order) {
+    return reinterpret_cast<Int>(_mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(v), reinterpret_cast<__m256i>(order)));
+}
+#else
+constexpr bool COMPRESSES = false;
+inline Int order_of(unsigned) { return Int{}; }
+inline Vec permuted(Vec v, Int) { return v; }
+inline Int permuted(Int v, Int) { return v; }
+#endif
+typedef int32_t IntAt __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+inline void store(int32_t* p, Int v) { *reinterpret_cast<IntAt*>(p) = v; }
+inline void store(uint32_t* p, Int v) { *reinterpret_cast<IntAt*>(p) = v; }
+
 // Appends the events of a vector of changes, those of `lanes`. What is written behind the last is written over by the next. Returns how many.
 inline int append(unsigned lanes, uint32_t first, Vec d, uint32_t* places, float* changes) {
-#if defined(__AVX512F__)
-    // Compressing into a register and storing whole vectors: compressing stores are microcoded on some machines.
-    const __m512i lane = _mm512_maskz_compress_epi32(__mmask16(lanes), reinterpret_cast<__m512i>(iota()));
-    _mm512_storeu_si512(places, _mm512_add_epi32(lane, _mm512_set1_epi32(int(first))));
-    _mm512_storeu_ps(changes, _mm512_permutexvar_ps(lane, d));
-    return __builtin_popcount(lanes);
-#else
+    if constexpr (COMPRESSES) {
+        // Into a register and whole vectors from there: compressing stores are microcoded on some machines.
+        const Int order = order_of(lanes);
+        store(places, order + int32_t(first));
+        store(changes, permuted(d, order));
+        return __builtin_popcount(lanes);
+    }
     int n = 0;
     for (; lanes; lanes &= lanes - 1, ++n) {
         const int i = __builtin_ctz(lanes);
@@ -144,7 +193,6 @@ inline int append(unsigned lanes, uint32_t first, Vec d, uint32_t* places, float
         changes[n] = d[i];
     }
     return n;
-#endif
 }
 
 }  // namespace
