@@ -12,7 +12,7 @@ namespace sparsetime {
 namespace {
 
 constexpr size_t FUSED_FLOATS = 128 * 1024;  // weights of a 1x1 convolution that every pixel may pass through
-constexpr int SHALLOW_FLOATS = 4 * 1024;     // weights of a panel that stay in the first cache beside its inputs
+constexpr int FLAT_FLOATS = 4 * 1024;        // weights of a panel that stay in the first cache beside its inputs
 constexpr int MAX_DEPTH = 768;               // rows of weights that a register tile passes in one go
 constexpr int CHANGED_FLOATS = 128 * 1024;   // sums of changes, kept in the second cache
 constexpr int STRIP_FLOATS = 80 * 1024;      // scratch of one strip of rows, kept in the second cache
@@ -220,9 +220,11 @@ void Conv::pack(const float* weight, bool transposed) {
 void Conv::lay_panels() {
     const Kernels& k = *kernels_;
     const int blocks = (out.channels + width_ - 1) / width_, half = width_ / 2;
-    const int most = terms() * k.tile_vectors * width_ <= SHALLOW_FLOATS ? k.tile_vectors : k.deep_vectors;
-    const int grouped = groups_ > 1 ? vectors_together(groups_, in, out, most, width_) : 0;
-    const int panels = (blocks + most - 1) / most;  // of nearly one size: thin ones waste registers
+    const bool flat = terms() * k.flat.vectors * width_ <= FLAT_FLOATS && blocks % k.flat.vectors == 0;
+    const auto [pixels, vectors] = flat ? k.flat : k.most;
+    tile_pixels_ = pixels;
+    const int grouped = groups_ > 1 ? vectors_together(groups_, in, out, vectors, width_) : 0;
+    const int panels = (blocks + vectors - 1) / vectors;  // of nearly one size: thin ones waste registers
     for (int b = 0; b < blocks;) {
         const int from = b * width_;
         b = grouped ? std::min(blocks, b + grouped) : blocks * (int(panels_.size()) + 1) / panels;
@@ -338,7 +340,7 @@ void Conv::sums(const float* value, const int32_t* pixel, int n, int first, int 
                 const FinishArgs* sink, float* far, const int32_t* place) const {
     const Kernels& k = *kernels_;
     const bool at_once = sink && (far || writes(*sink));
-    const int taps = rows_.taps * columns_.taps, C = in.channels, limit = k.tile_pixels;
+    const int taps = rows_.taps * columns_.taps, C = in.channels, limit = tile_pixels_;
     const int row = round_up(out.channels, LANE);
     const int max_groups = n / limit + 1;
     const float** pointers = sized(ws.pointers, size_t(max_groups) * taps * limit);
@@ -382,7 +384,7 @@ void Conv::sums(const float* value, const int32_t* pixel, int n, int first, int 
                         weights[e - s] = &tile_[panel.w + (size_t(tap[e]) * channels + c) * wide];
                     if (e == s && accumulate && !complete) continue;
                     for (int i = 0; i < m; ++i) at[i] = (place ? place[from + i] : from + i) * row;
-                    TileArgs args{e - s, pointers + size_t(g) * taps * limit + size_t(s) * m, m, weights, depth,
+                    TileArgs args{e - s, pointers + size_t(g) * taps * limit + size_t(s) * m, weights, depth,
                                   sum + column, at, panel.in.first + c, accumulate, nullptr};
                     WriteArgs to;
                     if (complete) {
@@ -447,13 +449,13 @@ void Conv::sums_of_changes(const Change& change, const int32_t* pixel, int n, in
         for (int i = 0; i < n; ++i)
             std::memset(sum + size_t(i) * row + panel.column, 0, size_t(round_up(wide, width_)) * sizeof(float));
         for (int t = 0; t < taps; ++t) {
-            const int groups = (found[t] + k.tile_pixels - 1) / k.tile_pixels;
+            const int groups = (found[t] + tile_pixels_ - 1) / tile_pixels_;
             for (int c = 0; c < channels; c += depth_chunk) {
                 const float* w = &tile_[panel.w + (size_t(t) * channels + c) * wide];
                 for (int g = 0; g < groups; ++g) {
                     const size_t at = size_t(found[t]) * g / groups, end = size_t(found[t]) * (g + 1) / groups;
                     k.tile(int(end - at), wide,
-                           {1, from + t * most + at, 0, &w, std::min(depth_chunk, channels - c), sum + panel.column,
+                           {1, from + t * most + at, &w, std::min(depth_chunk, channels - c), sum + panel.column,
                             to + t * most + at, panel.in.first + c, true, nullptr});
                 }
             }
@@ -464,7 +466,7 @@ void Conv::sums_of_changes(const Change& change, const int32_t* pixel, int n, in
 int Conv::chunk() const {
     // Large weights pass by once a chunk: the larger they are, the longer the chunk.
     // Where all fit the first cache, sums should too.
-    const int row = round_up(out.channels, LANE), limit = kernels_->tile_pixels;
+    const int row = round_up(out.channels, LANE), limit = tile_pixels_;
     const size_t bytes = tile_.size() * sizeof(float);
     const int wanted = bytes <= 512 * 1024 ? 16 * limit : 64 * limit;
     return std::max(limit, std::min(wanted, (bytes <= 24 * 1024 ? 5 : 128) * 1024 / row / limit * limit));
@@ -528,7 +530,7 @@ void Conv::gather(const float* value, const int32_t* list, int count, FinishArgs
 void Conv::gather_depthwise(const float* rows, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
     const Kernels& k = *kernels_;
     const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw, stride = in.stride();
-    const int chunk = std::max(4, std::min(64, 8 * 1024 / stride));
+    const int wide = round_up(in.channels, width_), chunk = std::max(4, std::min(64, 8 * 1024 / stride));
     float* sum = sized(ws.sum, size_t(chunk) * stride);
     const float** pointers = sized(ws.pointers, size_t(chunk) * taps);
     const float* zeros = zeros_.data();
@@ -570,7 +572,7 @@ void Conv::gather_depthwise(const float* rows, const int32_t* list, int count, F
             outs[loose++] = sum + size_t(i) * stride;
             if (!written && !compared) return;
             const WriteArgs to = compared ? compare_of(sink, list + start + i, 0, far + i) : write_of(sink, p, 0);
-            k.depthwise({1, taps, pointers, tile_.data(), stride, outs, &to});
+            k.depthwise({1, taps, pointers, tile_.data(), stride, wide, outs, &to});
             loose = 0;
         };
         for (int i = 0; i < n;) {
@@ -591,7 +593,7 @@ void Conv::gather_depthwise(const float* rows, const int32_t* list, int count, F
             }
             for (; !written && asked < std::min(count, start + i + length + LATER); ++asked) ask(list[asked]);
             k.depthwise_row({kh, kw, length, step, dilation, (p - walk.start) * step - columns_.shift[0], in.width,
-                             lines, advance, tile_.data(), stride, sum + size_t(i) * stride,
+                             lines, advance, tile_.data(), stride, wide, sum + size_t(i) * stride,
                              written || compared ? &to : nullptr});
             i += length;
         }
@@ -599,7 +601,7 @@ void Conv::gather_depthwise(const float* rows, const int32_t* list, int count, F
             sent_whole(sink, list + start, n);
             continue;
         }
-        if (loose) k.depthwise({loose, taps, pointers, tile_.data(), stride, outs, nullptr});
+        if (loose) k.depthwise({loose, taps, pointers, tile_.data(), stride, wide, outs, nullptr});
         finish(list + start, n, sum, sink, ws, far);
     }
 }
@@ -611,7 +613,7 @@ void Conv::dense(const float* value, const int32_t* list, int count, FinishArgs&
 
 void Conv::pixels(const Change& change, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
     if (depthwise_) throw std::logic_error("a depthwise convolution is computed from values");
-    const int row = round_up(out.channels, LANE), step = std::max(kernels_->tile_pixels, CHANGED_FLOATS / row);
+    const int row = round_up(out.channels, LANE), step = std::max(tile_pixels_, CHANGED_FLOATS / row);
     float* sum = sized(ws.sum, size_t(std::min(step, count)) * row);
     for (int start = 0; start < count; start += step) {
         const int n = std::min(step, count - start);

@@ -241,6 +241,7 @@ class Conv : public Geometry {
     int width_;                  // vector width that the weights are packed for
     Floats tile_;    // by panel; of depthwise convolutions [tap][channel]
     std::vector<Panel> panels_;
+    int tile_pixels_ = 1;        // most that share a register tile
     double share_ = 1;           // of all inputs times all outputs: what panels multiply
     Floats scatter_;
     Floats fused_;   // [group of vectors][channel][vectors], 1x1 only and then instead of scatter_

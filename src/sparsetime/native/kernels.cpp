@@ -40,6 +40,15 @@ template <int... I, class Body>
     (body(std::integral_constant<int, I>{}), ...);
 }
 
+// Sums, a row of weights and an input fill the registers.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr TileShape TILE{6, 4}, FLAT_TILE = TILE;
+#elif defined(__AVX2__)
+constexpr TileShape TILE{6, 2}, FLAT_TILE{4, 3};
+#else
+constexpr TileShape TILE{4, 2}, FLAT_TILE = TILE;
+#endif
+
 constexpr int AHEAD = 12;  // pixels between one that is written and one whose memory is asked for
 
 // M pixels by V vectors, the last of them half a one with HALF.
@@ -72,7 +81,7 @@ void tile(const TileArgs& t) {
         all([&](auto, int, auto& sum) __attribute__((always_inline)) { sum = std::decay_t<decltype(sum)>{}; });
     for (int s = 0; s < t.segments; ++s) {
         const float* a[M];
-        for (int i = 0; i < M; ++i) a[i] = t.a[ptrdiff_t(s) * t.apart + i] + t.offset;
+        for (int i = 0; i < M; ++i) a[i] = t.a[s * M + i] + t.offset;
         const float* w = t.w[s];
         const int depth = t.depth;
         for (int k = 0; k < depth; ++k, w += WIDE) {
@@ -129,43 +138,9 @@ void tile(const TileArgs& t) {
     if constexpr (HALF) pixels([&](auto i) __attribute__((always_inline)) { store(t.out + t.at[i] + WIDE, Half{}); });
 }
 
-#if defined(__x86_64__) && !defined(__AVX512F__)
-constexpr int REGISTERS = 16;
-#else
-constexpr int REGISTERS = 32;
-#endif
-
-// The pixels of a tile from some on.
-struct Rest {
-    TileArgs tile;
-    WriteArgs write;
-    Rest(const TileArgs& t, int first) : tile(t) {
-        tile.a += first;
-        tile.at += first;
-        if (!t.write) return;
-        write = *t.write;
-        tile.write = &write;
-        if (write.far) {
-            write.far += first;
-            write.pixel += first;
-            return;
-        }
-        write.value += first * write.stride;
-        if (write.z) write.z += first * write.stride;
-        if (write.extra) write.extra += first * write.stride;
-    }
-};
-
 template <int V, bool HALF = false>
 void tile_of(int pixels, const TileArgs& t) {
-    // As many as have their sums, a row of weights and an input in registers.
-    constexpr int MOST = (REGISTERS - 1) / V - 1;
-    if constexpr (MOST < MAX_TILE)
-        if (pixels > MOST) {
-            const int first = pixels / 2;
-            tile_of<V, HALF>(first, t);
-            return tile_of<V, HALF>(pixels - first, Rest(t, first).tile);
-        }
+    constexpr int MOST = V <= TILE.vectors ? TILE.pixels : FLAT_TILE.pixels;
     switch (pixels) {
         case 1: return tile<1, V, HALF>(t);
         case 2: return tile<2, V, HALF>(t);
@@ -322,9 +297,9 @@ void depthwise(const DepthwiseArgs& d) {
         const float* const* a = d.a + ptrdiff_t(i) * d.segments;
         int c = 0;
         Vec far{};
-        for (; c + V * VL <= d.stride; c += V * VL) depthwise_of<V>(d, a, d.out[i], c, far);
-        for (; c + 2 * VL <= d.stride; c += 2 * VL) depthwise_of<2>(d, a, d.out[i], c, far);
-        for (; c < d.stride; c += VL) depthwise_of<1>(d, a, d.out[i], c, far);
+        for (; c + V * VL <= d.wide; c += V * VL) depthwise_of<V>(d, a, d.out[i], c, far);
+        for (; c + 2 * VL <= d.wide; c += 2 * VL) depthwise_of<2>(d, a, d.out[i], c, far);
+        for (; c < d.wide; c += VL) depthwise_of<1>(d, a, d.out[i], c, far);
         if (d.write && d.write->far) *d.write->far += ::sum(far);
     }
 }
@@ -340,7 +315,7 @@ template <int K, int S, int D, int P, int V, bool EDGE, class Out>
     const int low = EDGE ? -column : 0, high = EDGE ? d.width - column : COLUMNS;
     const float* row[K];
     for (int y = 0; y < K; ++y) row[y] = d.rows[y] + column * ptrdiff_t(d.advance[y]);
-    for (; c + V * VL <= stride; c += V * VL) {
+    for (; c + V * VL <= d.wide; c += V * VL) {
         Vec sum[V][P] = {};
         const float* w = d.w + c;
 #pragma GCC unroll 3
@@ -367,7 +342,7 @@ template <int P, int V, class Out>
                                                       ptrdiff_t& c, const Out& out) {
     const ptrdiff_t stride = d.stride, step = d.step * stride, apart = d.dilation * stride;
     const ptrdiff_t start = (d.column + ptrdiff_t(first) * d.step + ptrdiff_t(low) * d.dilation) * stride;
-    for (; c + V * VL <= stride; c += V * VL) {
+    for (; c + V * VL <= d.wide; c += V * VL) {
         Vec sum[V][P] = {};
         for (int y = 0; y < d.lines; ++y) {
             if (d.advance[y] == 0) continue;
@@ -393,20 +368,37 @@ template <int P, class All>
         });
     const WriteArgs w = *d.write;  // a copy that no store can alias
     const ptrdiff_t from = first * stride;
+    // One choice for all pixels instead of one for each.
+    const auto settled = [&](ptrdiff_t c, const Vec (&sum)[P], Vec (&y)[P], const float* extra, float* z)
+        __attribute__((always_inline)) {
+        const Vec bias = load(w.bias + c);
+        for (int i = 0; i < P; ++i) y[i] = bias + (extra ? sum[i] + load(extra + i * stride + c) : sum[i]);
+        if (z)
+            for (int i = 0; i < P; ++i) store(z + i * stride + c, y[i]);
+        if (w.clamp)
+            for (int i = 0; i < P; ++i) y[i] = min(max(y[i], splat(w.low)), splat(w.high));
+    };
     if (w.far) {
         const ptrdiff_t sent = (*w.pixel + first) * stride;
         Vec far[P] = {};
         all([&](ptrdiff_t c, const Vec (&sum)[P]) __attribute__((always_inline)) {
-            const Vec bias = load(w.bias + c), inverse = load(w.inverse + c);
-            for (int i = 0; i < P; ++i)
-                far[i] += compare(w, sent + i * stride + c, bias, inverse, sum[i], to + i * stride + c);
+            Vec y[P];
+            settled(c, sum, y, w.extra ? w.extra + sent : nullptr, nullptr);
+            const Vec inverse = load(w.inverse + c);
+            for (int i = 0; i < P; ++i) {
+                store(to + i * stride + c, y[i]);
+                far[i] += distance(y[i], load(w.value + sent + i * stride + c), inverse);
+            }
         });
         for (int i = 0; i < P; ++i) w.far[first + i] += ::sum(far[i]);
         return;
     }
     all([&](ptrdiff_t c, const Vec (&sum)[P]) __attribute__((always_inline)) {
-        for (int i = 0; i < P; ++i) __builtin_prefetch(w.value + from + (i + AHEAD) * stride + c, 1);
-        for (int i = 0; i < P; ++i) write(w, from + i * stride, c, sum[i]);
+        if (c % LANE == 0)
+            for (int i = 0; i < P; ++i) __builtin_prefetch(w.value + from + (i + AHEAD) * stride + c, 1);
+        Vec y[P];
+        settled(c, sum, y, w.extra ? w.extra + from : nullptr, w.z ? w.z + from : nullptr);
+        for (int i = 0; i < P; ++i) store(w.value + from + i * stride + c, y[i]);
     });
 }
 
@@ -486,7 +478,7 @@ extern const FrameKernels SPARSETIME_FRAMES;
 extern const RowKernels SPARSETIME_ROWS;
 extern const IntKernels SPARSETIME_INTEGERS;
 extern const Kernels SPARSETIME_TABLE;
-const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE_M, TILE_V, DEEP_V, HALVES, GROUP,
+const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE, FLAT_TILE, HALVES, GROUP,
                                   tile_any, runs, slide, depthwise, depthwise_row,
                                   &SPARSETIME_ENCODERS, &SPARSETIME_FRAMES, &SPARSETIME_ROWS, &SPARSETIME_INTEGERS};
 

@@ -55,6 +55,11 @@ struct Deltas : ActivePixels {
     float* change;
 };
 
+// Pixels by vectors of output channels.
+struct TileShape {
+    int pixels, vectors;
+};
+
 // What becomes of complete sums in the first frame of a stream, where nothing that was before counts: z = bias + (sum + extra),
 // value = z, or z within [low, high]. For pixels next to each other, `stride` floats apart; pointers are to the first one's first sum.
 struct WriteArgs {
@@ -76,8 +81,7 @@ struct WriteArgs {
 // out[i][:] = (accumulate ? out[i][:] : 0) + sum_s sum_k a[s][i][k] w[s][k][:].
 struct TileArgs {
     int segments;
-    const float* const* a;     // [segments][apart], of which the first `pixels` count: input rows, `depth` floats each
-    int apart;
+    const float* const* a;     // [segments][pixels]: input rows, `depth` floats each
     const float* const* w;     // [segments]: weights (depth, channels)
     int depth;
     float* out;
@@ -119,13 +123,13 @@ struct SlideArgs {
     ptrdiff_t row;         // floats from one row of sums to the next
 };
 
-// Depthwise sums of one pixel row of `stride` channels: out = sum_s a[s] * w[s].
+// Depthwise sums of pixels: out = sum_s a[s] * w[s].
 struct DepthwiseArgs {
     int pixels;
     int segments;
     const float* const* a;  // [pixels][segments]
     const float* w;         // [segments][stride]
-    int stride;
+    int stride, wide;       // floats from row to row, and those that are computed: whole vectors
     float* const* out;      // [pixels]
     const WriteArgs* write; // or null, as in TileArgs; of one pixel alone
 };
@@ -140,7 +144,7 @@ struct DepthwiseRowArgs {
     const float* const* rows;  // [lines]: rows of inputs; one outside the map is one pixel of zeros
     const int32_t* advance;    // [lines]: floats from pixel to pixel: stride, or 0 for a row outside the map
     const float* w;            // [lines][taps][stride]
-    int stride;
+    int stride, wide;          // as in DepthwiseArgs
     float* out;                // [pixels][stride]
     const WriteArgs* write;    // or null, as in TileArgs
 };
@@ -269,9 +273,8 @@ struct IntKernels;
 struct Kernels {
     const char* name;
     int width;         // floats in a vector
-    int tile_pixels;   // register tile: pixels ...
-    int tile_vectors;  // ... by vectors
-    int deep_vectors;  // ... where their weights do not fit the first cache
+    TileShape most;       // the largest register tile ...
+    TileShape flat;       // ... and where its weights stay in the first cache
     bool halves;       // whether the last of them may be half a one
     int group;         // most vectors in a group of `finish_events`
     void (*tile)(int pixels, int channels, const TileArgs&);

@@ -27,7 +27,7 @@ void Stream::move(const Node& node) {
         if (dense) return s.value.data() + size_t(p) * stride;
         return s.change.mask[p] ? s.change.rows + size_t(p) * stride : nullptr;
     };
-    const int C = out.channels, N = C <= NARROW ? C : round_up(C, LANE);  // with the padding: whole vectors
+    const int C = out.channels, N = C <= NARROW ? C : round_up(C, kernels().width);  // whole vectors
     const RowKernels& kernel = *kernels().rows;
     switch (node.kind) {
         case Kind::affine:
@@ -164,7 +164,7 @@ void Stream::recompute(const Node& node) {
     const int n = dense_ ? out.pixels() : touched(node);
     const int32_t* list = dense_ ? all_.data() : list_.data();
     if (n == 0) return clear(y);
-    const int C = out.channels, N = C <= NARROW ? C : round_up(C, LANE);  // with the padding: whole vectors
+    const int C = out.channels, N = C <= NARROW ? C : round_up(C, kernels().width);  // whole vectors
     const RowKernels& kernel = *kernels().rows;
     const float* a = states_[size_t(node.inputs[0])].value.data();
     const Shape& in = program_->values[size_t(node.inputs[0])].map;
@@ -218,7 +218,7 @@ void Stream::carry(const Node& node) {
     const int32_t* list = dense_ ? all_.data() : list_.data();
     if (n == 0) return clear(y);
     const RowKernels& kernel = *kernels().rows;
-    const int C = out.channels, N = C <= NARROW ? C : round_up(C, LANE);  // with the padding: whole vectors
+    const int C = out.channels, N = C <= NARROW ? C : round_up(C, kernels().width);  // whole vectors
     const auto row = [&](size_t k, int p) {
         const State& s = states_[size_t(node.inputs[k])];
         return s.value.data() + size_t(p) * size_t(s.change.shape.stride());

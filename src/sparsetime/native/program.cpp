@@ -166,7 +166,7 @@ void Program::spare() {
                         if (here) low = std::min(low, j), high = std::max(high, j);
                     }
                     any = any || high >= 0;
-                    pick.span[v] = high - low < 2 * int32_t(width) ? low : -1;
+                    pick.span[v] = high < 0 ? 0 : high - low < 2 * int32_t(width) ? low : -1;
                 }
                 start += channels;
                 if (any) n.picks.push_back(pick);

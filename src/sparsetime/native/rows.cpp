@@ -200,21 +200,20 @@ inline Vec picked(const float* x, const int32_t* index, int32_t span, Vec otherw
 }
 
 int pick(const float* const* x, const Pick* picks, int n, const Sent& to) {
+    constexpr int V = LANE / VL;
     int changed = 0;
     for (int b = 0; b < n; b += LANE) {
-        const Pick* first = picks;
-        for (int v = 0, i = b; i < n && v < LANE / VL; ++v, i += VL) {
-            const int some = n - i;
-            const Vec then = some >= VL ? load(to.value + i) : load_first(to.value + i, some);
-            Vec now = then;
-            const Pick* p = first;
-            for (bool last = false; !last; ++p) {
-                last = p->last;
-                if (const float* from = x[p->source]) now = picked(from, p->index + v * VL, p->span[v], now);
-            }
-            picks = p;
-            changed += settle(now, then, i, some, to, changed);
+        Vec then[V], now[V];
+        for (int v = 0; v < V; ++v) {
+            const int i = b + v * VL, some = n - i;
+            now[v] = then[v] = some >= VL ? load(to.value + i) : some > 0 ? load_first(to.value + i, some) : Vec{};
         }
+        for (bool last = false; !last; ++picks) {
+            last = picks->last;
+            if (const float* from = x[picks->source])
+                for (int v = 0; v < V; ++v) now[v] = picked(from, picks->index + v * VL, picks->span[v], now[v]);
+        }
+        for (int v = 0, i = b; v < V && i < n; ++v, i += VL) changed += settle(now[v], then[v], i, n - i, to, changed);
     }
     return changed;
 }

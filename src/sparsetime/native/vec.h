@@ -17,13 +17,13 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int VL = 16, TILE_M = 6, TILE_V = 4, DEEP_V = 4, GROUP = 4;
+constexpr int VL = 16, GROUP = 4;
 #elif defined(__AVX2__)
-constexpr int VL = 8, TILE_M = 6, TILE_V = 3, DEEP_V = 2, GROUP = 4;
+constexpr int VL = 8, GROUP = 4;
 #elif defined(__aarch64__)
-constexpr int VL = 4, TILE_M = 6, TILE_V = 4, DEEP_V = 4, GROUP = 4;
+constexpr int VL = 4, GROUP = 4;
 #else
-constexpr int VL = 4, TILE_M = 4, TILE_V = 2, DEEP_V = 2, GROUP = 4;
+constexpr int VL = 4, GROUP = 4;
 #endif
 
 typedef float Vec __attribute__((vector_size(VL * 4)));
