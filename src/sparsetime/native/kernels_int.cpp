@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "activate.h"
+#include "codes.h"
 #include "kernels.h"
 #include "vec.h"
 
@@ -28,34 +29,52 @@ inline Int rounded(Vec x) {
     return reinterpret_cast<Int>(_mm512_cvtps_epi32(x));
 #elif defined(__AVX2__)
     return reinterpret_cast<Int>(_mm256_cvtps_epi32(x));
+#elif defined(__SSE2__)
+    return reinterpret_cast<Int>(_mm_cvtps_epi32(x));
 #else
     return __builtin_convertvector(round_even(x), Int);
 #endif
 }
 
-// acc + sum of four products in each lane: bytes of x without sign, of w with.
-inline Int dot(Int acc, Int x, Int w) {
+// Four bytes in each lane as a factor: inputs without sign, weights with. Where products of neighbours cannot be added in 16 bits
+// (two of them leave 16 bits), they are multiplied apart, as words: bytes 0 and 2 of each lane, and bytes 1 and 3.
+#if defined(__SSE2__) && !defined(__AVX512VNNI__)
+#if defined(__AVX512BW__)
+#define PER_WIDTH(name) _mm512_##name
+#elif defined(__AVX2__)
+#define PER_WIDTH(name) _mm256_##name
+#else
+#define PER_WIDTH(name) _mm_##name
+#endif
+struct Factor {
+    Int even, odd;
+};
+inline Factor input(Int four) {
+    return {four & 0x00ff00ff, reinterpret_cast<Int>(PER_WIDTH(srli_epi16)(reinterpret_cast<Raw>(four), 8))};
+}
+inline Factor weights(Int four) {
+    const Raw w = reinterpret_cast<Raw>(four);
+    return {reinterpret_cast<Int>(PER_WIDTH(srai_epi16)(PER_WIDTH(slli_epi16)(w, 8), 8)),
+            reinterpret_cast<Int>(PER_WIDTH(srai_epi16)(w, 8))};
+}
+// acc + sum of two products of words in each lane.
+inline Int dot_words(Int acc, Int x, Int w) {
+    return acc + reinterpret_cast<Int>(PER_WIDTH(madd_epi16)(reinterpret_cast<Raw>(x), reinterpret_cast<Raw>(w)));
+}
+#undef PER_WIDTH
+// acc + sum of four products in each lane.
+inline Int dot(Int acc, Factor x, Factor w) { return dot_words(dot_words(acc, x.even, w.even), x.odd, w.odd); }
+#else
+struct Factor {
+    Int four;
+};
+inline Factor input(Int four) { return {four}; }
+inline Factor weights(Int four) { return {four}; }
+inline Int dot(Int acc, Factor input, Factor weights) {
+    const Int x = input.four, w = weights.four;
 #if defined(__AVX512VNNI__)
     return reinterpret_cast<Int>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc), reinterpret_cast<__m512i>(x),
                                                      reinterpret_cast<__m512i>(w)));
-#elif defined(__AVX512BW__)
-    // Products of neighbours apart, since their sums leave 16 bits.
-    const __m512i a = reinterpret_cast<__m512i>(x), b = reinterpret_cast<__m512i>(w);
-    const __m512i even =
-        _mm512_madd_epi16(_mm512_and_si512(a, _mm512_set1_epi16(255)), _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8));
-    const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(a, 8), _mm512_srai_epi16(b, 8));
-    return acc + reinterpret_cast<Int>(even) + reinterpret_cast<Int>(odd);
-#elif defined(__AVX2__)
-    const __m256i a = reinterpret_cast<__m256i>(x), b = reinterpret_cast<__m256i>(w);
-    const __m256i even =
-        _mm256_madd_epi16(_mm256_and_si256(a, _mm256_set1_epi16(255)), _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));
-    const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(a, 8), _mm256_srai_epi16(b, 8));
-    return acc + reinterpret_cast<Int>(even) + reinterpret_cast<Int>(odd);
-#elif defined(__SSE2__)
-    const __m128i a = reinterpret_cast<__m128i>(x), b = reinterpret_cast<__m128i>(w);
-    const __m128i even = _mm_madd_epi16(_mm_and_si128(a, _mm_set1_epi16(255)), _mm_srai_epi16(_mm_slli_epi16(b, 8), 8));
-    const __m128i odd = _mm_madd_epi16(_mm_srli_epi16(a, 8), _mm_srai_epi16(b, 8));
-    return acc + reinterpret_cast<Int>(even) + reinterpret_cast<Int>(odd);
 #elif defined(__ARM_FEATURE_DOTPROD)
     // Both with sign: x - 128, and what that takes away given back.
     const int8x16_t b = reinterpret_cast<int8x16_t>(w);
@@ -68,6 +87,7 @@ inline Int dot(Int acc, Int x, Int w) {
     return acc + low * ((w << 24) >> 24) + second * ((w << 16) >> 24) + third * ((w << 8) >> 24) + fourth * (w >> 24);
 #endif
 }
+#endif
 
 // ---- from numbers to codes ----------------------------------------------------------------------------------------------
 
@@ -81,45 +101,17 @@ struct Scale {
     Int code(Vec y) const { return rounded(min(max(y * inverse, low), high)) + zero; }
 };
 
-// Codes of a pixel from channel c on against those held; returns how many were sent.
-inline int send(const uint8_t* code, const Settle& s, ptrdiff_t pixel, int c, int count) {
+// Codes of a pixel from channel c on against those held; returns how many were sent. Stored without asking, since whether something
+// changed cannot be foreseen.
+[[gnu::always_inline]] inline int send(Codes code, const Settle& s, ptrdiff_t pixel, int c, int count) {
     uint8_t* held = s.codes + pixel * s.stride + c;
-    const uint8_t* threshold = s.threshold + c;
-    int sent = 0;
-    for (int i = 0; i < count; ++i) {
-        const uint8_t n = code[i], h = held[i], far = n > h ? uint8_t(n - h) : uint8_t(h - n);
-        const bool go = s.all || far > threshold[i];
-        held[i] = go ? n : h;
-        sent += go;
-    }
-    return sent;
+    const int part = part_of_row(count, s.stride);  // no more: what lies behind a row may be another thread's
+    const CodeMask valid = first_codes(count);
+    const Codes h = load_part(held, part);
+    const CodeMask go = s.all ? valid : valid & above(distance(code, h), load_codes(s.threshold + c));
+    store_part(held, choose(go, code, h), part);
+    return how_many(go);
 }
-
-#if defined(__AVX512BW__)
-[[gnu::always_inline]] inline int send(__m512i code, const Settle& s, ptrdiff_t pixel, int c, int count) {
-    uint8_t* held = s.codes + pixel * s.stride + c;
-    const __mmask64 valid = count >= 64 ? ~__mmask64(0) : (__mmask64(1) << count) - 1;
-    // The row of this pixel alone: what lies behind it may be another thread's.
-    const __mmask64 row =
-        s.stride < BYTE_LANE ? valid : ~__mmask64(0) >> (64 - (count + BYTE_LANE - 1) / BYTE_LANE * BYTE_LANE);
-    const __m512i h = _mm512_maskz_loadu_epi8(row, held);
-    const __m512i far = _mm512_or_si512(_mm512_subs_epu8(code, h), _mm512_subs_epu8(h, code));
-    const __mmask64 go = s.all ? valid : _mm512_mask_cmpgt_epu8_mask(valid, far, _mm512_loadu_si512(s.threshold + c));
-    // Stored without asking, since whether something changed cannot be foreseen; and in whole parts of a row, since stores under a
-    // mask of bytes are slow on some machines.
-    const __m512i now = _mm512_mask_blend_epi8(go, h, code);
-    if (s.stride < BYTE_LANE) {
-        _mm_mask_storeu_epi8(held, __mmask16(go), _mm512_castsi512_si128(now));
-    } else if (count > 48) {
-        _mm512_storeu_si512(held, now);
-    } else {
-        if (count > 16) _mm256_storeu_si256(reinterpret_cast<__m256i*>(held), _mm512_castsi512_si256(now));
-        if (count <= 16) _mm_storeu_si128(reinterpret_cast<__m128i*>(held), _mm512_castsi512_si128(now));
-        else if (count > 32) _mm_storeu_si128(reinterpret_cast<__m128i*>(held + 32), _mm512_extracti32x4_epi32(now, 2));
-    }
-    return int(__builtin_popcountll(go));
-}
-#endif
 
 template <Act A>
 int settle_of(const float* z, ptrdiff_t pixel, int c, int count, const Settle& s) {
@@ -145,21 +137,12 @@ int settle_of(const float* z, ptrdiff_t pixel, int c, int count, const Settle& s
     }
     const Scale scale(s);
     int sent = 0;
-    for (int first = 0; first < count; first += BYTE_BLOCK) {
-        const int n = count - first < BYTE_BLOCK ? count - first : BYTE_BLOCK;
-        const auto codes = [&](int i) { return scale.code(activate<A>(load(z + first + i), s.act, s.act_a, s.act_b)); };
-#if defined(__AVX512BW__)
-        const auto bytes = [&](int i) { return i < n ? _mm512_cvtepi32_epi8(__m512i(codes(i))) : _mm_setzero_si128(); };
-        const __m512i code = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set_m128i(bytes(16), bytes(0))),
-                                                _mm256_set_m128i(bytes(48), bytes(32)), 1);
-#else
-        uint8_t code[BYTE_BLOCK + VL];
-        for (int i = 0; i < n; i += VL) {
-            const Int m = codes(i);
-            for (int l = 0; l < VL; ++l) code[i + l] = uint8_t(m[l]);
-        }
-#endif
-        sent += send(code, s, pixel, c + first, n);
+    for (int first = 0; first < count; first += CODES) {
+        const int n = count - first < CODES ? count - first : CODES;
+        const auto codes = [&](int i) {
+            return i < n ? scale.code(activate<A>(load(z + first + i), s.act, s.act_a, s.act_b)) : Int{};
+        };
+        sent += send(pack_plain(codes(0), codes(VL), codes(2 * VL), codes(3 * VL)), s, pixel, c + first, n);
     }
     return sent;
 }
@@ -172,18 +155,17 @@ int settle_from(const float* z, ptrdiff_t pixel, int c, int count, const Settle&
 
 int settle(const float* z, int pixel, const Settle& s) { return settle_from(z, pixel, 0, s.channels, s); }
 
-#if defined(__AVX512BW__)
-// Up to BYTE_BLOCK codes, of which n are looked at; S = 2: of every second byte. A load of no more than these crosses fewer cache lines.
+// A vector of codes, of which n are looked at; S = 2: of every second byte.
 template <int S>
-[[gnu::always_inline]] inline __m512i codes_at(const uint8_t* x, int n) {
-    if (S == 1 && n <= BYTE_BLOCK / 2)
-        return _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
-    if (S == 1) return _mm512_loadu_si512(x);
-    const __m256i first = _mm512_cvtepi16_epi8(_mm512_loadu_si512(x)),
-                  second = _mm512_cvtepi16_epi8(_mm512_loadu_si512(x + 64));
-    return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
-}
+[[gnu::always_inline]] inline Codes codes_at(const uint8_t* x, int n) {
+#if defined(__AVX512BW__)
+    // A load of no more than these crosses fewer cache lines.
+    if (S == 1 && n <= CODES / 2)
+        return codes_of(_mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x))));
 #endif
+    (void)n;
+    return S == 1 ? load_codes(x) : every_second(x);
+}
 
 template <int S>
 void moves_of(const IntMoveArgs& given, const Settle& all) {
@@ -192,19 +174,11 @@ void moves_of(const IntMoveArgs& given, const Settle& all) {
     for (int i = 0; i < m.pixels; ++i) {
         const uint8_t* const* row = m.row + ptrdiff_t(i) * m.rows;
         int sent = 0;
-        for (int c = 0; c < s.channels; c += BYTE_BLOCK) {
-            const int n = s.channels - c < BYTE_BLOCK ? s.channels - c : BYTE_BLOCK;
-#if defined(__AVX512BW__)
-            __m512i code = codes_at<S>(row[0] + S * c, n);
-            for (int r = 1; r < m.rows; ++r) code = _mm512_max_epu8(code, codes_at<S>(row[r] + S * c, n));
+        for (int c = 0; c < s.channels; c += CODES) {
+            const int n = s.channels - c < CODES ? s.channels - c : CODES;
+            Codes code = codes_at<S>(row[0] + S * c, n);
+            for (int r = 1; r < m.rows; ++r) code = larger(code, codes_at<S>(row[r] + S * c, n));
             sent += send(code, s, m.pixel[i], c, n);
-#else
-            uint8_t code[BYTE_BLOCK];
-            for (int k = 0; k < n; ++k) code[k] = row[0][S * (c + k)];
-            for (int r = 1; r < m.rows; ++r)
-                for (int k = 0; k < n; ++k) code[k] = code[k] < row[r][S * (c + k)] ? row[r][S * (c + k)] : code[k];
-            sent += send(code, s, m.pixel[i], c, n);
-#endif
         }
         m.count[i] = sent;
     }
@@ -279,16 +253,20 @@ template <int V>
     for (int v = 0; v < V; ++v) {
         float lane[VL];
         store(lane, floats(load_int(sum + v * VL)) * load(scale + v * VL) + load(bias + v * VL));
-        for (int l = 0; l < VL; ++l) z[V == 4 ? packed_channel(v, l) : v * VL + l] = lane[l];
+        for (int l = 0; l < VL; l += 4)
+            std::memcpy(z + (V == 4 ? packed_channel(v, l) : v * VL + l), lane + l, 4 * sizeof(float));
     }
     const int count = s.channels - channel < V * VL ? s.channels - channel : V * VL;
     if (s.residual) {
         const uint8_t* r = s.residual + pixel * s.residual_stride + channel;
-        for (int i = 0; i < count; ++i) z[i] += float(int(r[i]) - s.residual_zero) * s.residual_step;
+        for (int i = 0; i < count; i += VL)
+            store(z + i, load(z + i) + floats(wide(r + i) - s.residual_zero) * s.residual_step);
     }
     if (s.residual_values) {
         const float* r = s.residual_values + pixel * s.residual_value_stride + channel;
-        for (int i = 0; i < count; ++i) z[i] += r[i];
+        int i = 0;
+        for (; i < count && channel + i + VL <= s.residual_value_stride; i += VL) store(z + i, load(z + i) + load(r + i));
+        for (; i < count; ++i) z[i] += r[i];  // a narrow map
     }
     return settle_from(z, pixel, channel, count, s);
 }
@@ -321,78 +299,40 @@ inline bool bounded(const Settle& s) {
     return s.codes && !s.residual_values && (s.act == Act::none || s.act == Act::clamp);
 }
 
-#if defined(__AVX512BW__)
 template <int V>
 [[gnu::always_inline]] inline int finish_bounded(const Int* sum, const float* scale, const float* bias, ptrdiff_t pixel,
                                                  int channel, const Bounds& b) {
     const Settle& s = b.s;
-    Int n[V];
     Vec y[V];
     for (int v = 0; v < V; ++v) y[v] = floats(sum[v]) * load(scale + v * VL) + load(bias + v * VL);
-    const int count = s.channels - channel;
     if (s.residual) {
         const uint8_t* r = s.residual + pixel * s.residual_stride + channel;
-        __m512i wide[4];
-        if (V == 4) {
-            const __m512i bytes = _mm512_loadu_si512(r), none = _mm512_setzero_si512();
-            const __m512i low = _mm512_unpacklo_epi8(bytes, none), high = _mm512_unpackhi_epi8(bytes, none);
-            wide[0] = _mm512_unpacklo_epi16(low, none);
-            wide[1] = _mm512_unpackhi_epi16(low, none);
-            wide[2] = _mm512_unpacklo_epi16(high, none);
-            wide[3] = _mm512_unpackhi_epi16(high, none);
-        } else {
-            for (int v = 0; v < V; ++v)
-                wide[v] = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(r + v * VL)));
-        }
-        for (int v = 0; v < V; ++v)
-            y[v] = y[v] + floats(reinterpret_cast<Int>(wide[v]) - s.residual_zero) * b.residual_step;
+        Int x[4];
+        if (V == 4) unpack(r, x);
+        else
+            for (int v = 0; v < V; ++v) x[v] = wide(r + v * VL);
+        for (int v = 0; v < V; ++v) y[v] = y[v] + floats(x[v] - s.residual_zero) * b.residual_step;
     }
     for (int v = 0; v < V; ++v) y[v] = y[v] * b.scale.inverse;
-    if (V < 4 || !s.saturates)
+    if (!PACKS || !s.saturates)
         for (int v = 0; v < V; ++v) y[v] = min(max(y[v], b.scale.low), b.scale.high);
+    Int n[4] = {};
     for (int v = 0; v < V; ++v) n[v] = rounded(y[v]);
     if (s.zero)
         for (int v = 0; v < V; ++v) n[v] += b.scale.zero;
-    __m512i code;
-    if (V == 4) {
-        const __m512i first = _mm512_packs_epi32(reinterpret_cast<__m512i>(n[0]), reinterpret_cast<__m512i>(n[1 % V]));
-        const __m512i second =
-            _mm512_packs_epi32(reinterpret_cast<__m512i>(n[2 % V]), reinterpret_cast<__m512i>(n[3 % V]));
-        code = _mm512_packus_epi16(first, second);
-    } else {
-        code = _mm512_castsi128_si512(_mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(n[0])));
-        if (V > 1) code = _mm512_inserti32x4(code, _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(n[1 % V])), 1);
-        if (V > 2) code = _mm512_inserti32x4(code, _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(n[2 % V])), 2);
-    }
+    const Codes code = V == 4 ? pack(n[0], n[1], n[2], n[3]) : pack_plain(n[0], n[1], n[2], n[3]);
+    const int count = s.channels - channel;
     return send(code, s, pixel, channel, count < V * VL ? count : V * VL);
 }
-#else
-template <int V>
-inline int finish_bounded(const Int* sum, const float* scale, const float* bias, ptrdiff_t pixel, int channel,
-                          const Bounds& b) {
-    const Settle& s = b.s;
-    uint8_t code[4 * VL];
-    const int count = s.channels - channel < V * VL ? s.channels - channel : V * VL;
-    for (int v = 0; v < V; ++v) {
-        Vec y = floats(sum[v]) * load(scale + v * VL) + load(bias + v * VL);
-        if (s.residual) {
-            const uint8_t* r = s.residual + pixel * s.residual_stride + channel;
-            Int wide;
-            for (int l = 0; l < VL; ++l) wide[l] = r[V == 4 ? packed_channel(v, l) : v * VL + l];
-            y = y + floats(wide - s.residual_zero) * b.residual_step;
-        }
-        const Int n = rounded(min(max(y * b.scale.inverse, b.scale.low), b.scale.high)) + b.scale.zero;
-        for (int l = 0; l < VL; ++l) code[V == 4 ? packed_channel(v, l) : v * VL + l] = uint8_t(n[l]);
-    }
-    return send(code, s, pixel, channel, count);
-}
-#endif
 
 // ---- register tile ------------------------------------------------------------------------------------------------------
 
 #if defined(__AVX512F__)
 constexpr int PIXELS = 6;
 constexpr int AHEAD = 1;  // groups of pixels
+#elif defined(__AVX2__)
+constexpr int PIXELS = 6;
+constexpr int AHEAD = 2;
 #else
 constexpr int PIXELS = 2;
 constexpr int AHEAD = 8;
@@ -415,6 +355,106 @@ struct Following {
     }
 };
 
+// Sums to codes, of M pixels. A copy of the bounds behind the products, which need all registers for themselves: kept in some of
+// them, it would push out weights.
+template <int M, int V>
+[[gnu::always_inline]] inline void finish_tile(const Int (&acc)[M][V], const IntTileArgs& t, int at, const Settle& s,
+                                               const Bounds& bounds, bool fast) {
+    const Bounds* again = &bounds;
+    asm volatile("" : "+r"(again));
+    const Bounds b = *again;
+    for (int i = 0; i < M; ++i) {
+        const ptrdiff_t p = t.pixel[at + i];
+        t.count[at + i] += fast ? finish_bounded<V>(acc[i], t.scale, t.bias, p, t.channel, b)
+                                : finish_any<V>(acc[i], t.scale, t.bias, p, t.channel, s);
+    }
+}
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// Inputs of some pixels, taken apart once for all vectors of a panel: words to be multiplied with even bytes of weights and with odd ones.
+struct Inputs {
+    static constexpr int GROUPS = 64;
+    static constexpr int ROOM = GROUPS + VL;
+    int32_t even[PIXELS][ROOM], odd[PIXELS][ROOM];
+    // Bytes of a row become groups from `to` on. Whole vectors: what is too much is written over, or not looked at.
+    void take(int i, const uint8_t* row, int to, int groups) {
+        for (int k = 0; k < groups; k += VL) {
+            const Factor x = input(load_int(row + k * INT_GROUP));
+            *reinterpret_cast<IntU*>(even[i] + to + k) = x.even;
+            *reinterpret_cast<IntU*>(odd[i] + to + k) = x.odd;
+        }
+    }
+};
+
+// Sums of M pixels, W vectors, gain the products of groups of inputs.
+template <int M, int W>
+[[gnu::always_inline]] inline void products(Int (&acc)[M][W], const Inputs& x, int from, int to, const int8_t* w, ptrdiff_t step) {
+    // One pixel after the other: compilers would multiply all of them first, and have no registers for so many products.
+    const auto half = [&](const int32_t* row, const Int (&weight)[W]) __attribute__((always_inline)) {
+        for (int i = 0; i < M; ++i) {
+            const Int input = splat_int(row[i * Inputs::ROOM]);
+            for (int v = 0; v < W; ++v) {
+                const Int product = dot_words(Int{}, input, weight[v]);
+                asm volatile("vpaddd %1, %0, %0" : "+x"(acc[i][v]) : "x"(product));
+            }
+        }
+    };
+    for (int k = from; k < to; ++k, w += step) {
+        Int weight[W];
+        for (int v = 0; v < W; ++v) weight[v] = weights(load_int(w + v * VL * INT_GROUP)).even;
+        half(x.even[0] + k, weight);
+        for (int v = 0; v < W; ++v) weight[v] = weights(load_int(w + v * VL * INT_GROUP)).odd;
+        half(x.odd[0] + k, weight);
+    }
+}
+
+// The same for W vectors of a panel of V, from vector `first` on. `start`: what sums begin with, if they do.
+template <int M, int V, int W>
+[[gnu::always_inline]] inline void part_of_panel(Int (&sum)[M][V], const int32_t* start, int first, const Inputs& x, int groups,
+                                                 const int8_t* w, Following& following) {
+    constexpr ptrdiff_t vector = VL * INT_GROUP;
+    Int acc[M][W];
+    for (int i = 0; i < M; ++i)
+        for (int v = 0; v < W; ++v) acc[i][v] = start ? load_int(start + (first + v) * VL) : sum[i][first + v];
+    for (int k = 0; k < groups; k += Following::STEPS) {
+        if (first == 0) following.ask();
+        products<M, W>(acc, x, k, k + Following::STEPS < groups ? k + Following::STEPS : groups, w + (k * V + first) * vector, V * vector);
+    }
+    for (int i = 0; i < M; ++i)
+        for (int v = 0; v < W; ++v) sum[i][first + v] = acc[i][v];
+}
+
+template <int M, int V>
+void tile_at(const IntTileArgs& t, int at, const Settle& s, const Bounds& bounds, bool fast, Following& following) {
+    Int memory[M][V];
+    auto* there = &memory;
+    asm volatile("" : "+r"(there));  // memory, and no copies of it in registers that there are none of
+    Int(&sum)[M][V] = *there;
+    const int32_t* start = t.start;
+    Inputs x;
+    const int8_t* w = t.w;
+    int tap = 0, k = 0;
+    do {
+        // As much as there is room for, of several taps if they are small.
+        int groups = 0;
+        while (groups < Inputs::GROUPS && tap < t.taps) {
+            const int room = Inputs::GROUPS - groups, n = room < t.depth - k ? room : t.depth - k;
+            for (int i = 0; i < M; ++i)
+                x.take(i, t.a[ptrdiff_t(tap) * t.pixels + at + i] + t.offset + k * INT_GROUP, groups, n);
+            groups += n;
+            k += n;
+            if (k == t.depth) k = 0, ++tap;
+        }
+        if constexpr (V == 1) part_of_panel<M, V, 1>(sum, start, 0, x, groups, w, following);
+        else part_of_panel<M, V, 2>(sum, start, 0, x, groups, w, following);
+        if constexpr (V == 3) part_of_panel<M, V, 1>(sum, start, 2, x, groups, w, following);
+        if constexpr (V == 4) part_of_panel<M, V, 2>(sum, start, 2, x, groups, w, following);
+        w += ptrdiff_t(groups) * V * VL * INT_GROUP;
+        start = nullptr;
+    } while (tap < t.taps);
+    finish_tile<M, V>(sum, t, at, s, bounds, fast);
+}
+#else
 template <int M, int V>
 [[gnu::always_inline]] inline void tile_at(const IntTileArgs& t, int at, const Settle& s, const Bounds& bounds,
                                            bool fast, Following& following) {
@@ -431,25 +471,18 @@ template <int M, int V>
             following.ask();
             for (const int end = t.next && k + Following::STEPS < t.depth ? k + Following::STEPS : t.depth; k < end;
                  ++k, w += V * VL * INT_GROUP) {
-                Int weight[V];
-                for (int v = 0; v < V; ++v) weight[v] = load_int(w + v * VL * INT_GROUP);
+                Factor weight[V];
+                for (int v = 0; v < V; ++v) weight[v] = weights(load_int(w + v * VL * INT_GROUP));
                 for (int i = 0; i < M; ++i) {
-                    const Int x = four_bytes(a[i] + k * INT_GROUP);
+                    const Factor x = input(four_bytes(a[i] + k * INT_GROUP));
                     for (int v = 0; v < V; ++v) acc[i][v] = dot(acc[i][v], x, weight[v]);
                 }
             }
         }
     }
-    // Read again behind the loop, which needs all registers for itself: kept in some of them, it would push out weights.
-    const Bounds* again = &bounds;
-    asm volatile("" : "+r"(again));
-    const Bounds b = *again;
-    for (int i = 0; i < M; ++i) {
-        const ptrdiff_t p = t.pixel[at + i];
-        t.count[at + i] += fast ? finish_bounded<V>(acc[i], t.scale, t.bias, p, t.channel, b)
-                                : finish_any<V>(acc[i], t.scale, t.bias, p, t.channel, s);
-    }
+    finish_tile<M, V>(acc, t, at, s, bounds, fast);
 }
+#endif
 
 // Asks for what the pixels from `at` on will need: lists jump over what did not change, so the machine cannot foresee it.
 [[gnu::always_inline]] inline void fetch(const IntTileArgs& t, const Settle& s, int at) {
@@ -476,7 +509,7 @@ void tile_of(const IntTileArgs& given, const Settle& s) {
         tile_at<PIXELS, V>(t, at, s, b, fast, following);
     }
     switch (t.pixels - at) {
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
         case 5: return tile_at<5, V>(t, at, s, b, fast, following);
         case 4: return tile_at<4, V>(t, at, s, b, fast, following);
         case 3: return tile_at<3, V>(t, at, s, b, fast, following);
@@ -499,38 +532,44 @@ void tile(const IntTileArgs& t, const Settle& s) {
 // ---- depthwise ----------------------------------------------------------------------------------------------------------
 
 // Four rows of 4 VL bytes as four vectors of lanes that hold one channel's four bytes each, in the order of packed_channel.
-struct Column {
-    Int v[4];
-};
-
-inline Column interleave(const uint8_t* const (&row)[4]) {
-    Column c;
+inline void interleave(const uint8_t* const (&row)[4], Int (&v)[4]) {
 #if defined(__AVX512BW__)
     const __m512i r0 = _mm512_loadu_si512(row[0]), r1 = _mm512_loadu_si512(row[1]), r2 = _mm512_loadu_si512(row[2]),
                   r3 = _mm512_loadu_si512(row[3]);
     const __m512i a = _mm512_unpacklo_epi8(r0, r1), b = _mm512_unpackhi_epi8(r0, r1), d = _mm512_unpacklo_epi8(r2, r3),
                   e = _mm512_unpackhi_epi8(r2, r3);
-    c.v[0] = reinterpret_cast<Int>(_mm512_unpacklo_epi16(a, d));
-    c.v[1] = reinterpret_cast<Int>(_mm512_unpackhi_epi16(a, d));
-    c.v[2] = reinterpret_cast<Int>(_mm512_unpacklo_epi16(b, e));
-    c.v[3] = reinterpret_cast<Int>(_mm512_unpackhi_epi16(b, e));
+    v[0] = reinterpret_cast<Int>(_mm512_unpacklo_epi16(a, d));
+    v[1] = reinterpret_cast<Int>(_mm512_unpackhi_epi16(a, d));
+    v[2] = reinterpret_cast<Int>(_mm512_unpacklo_epi16(b, e));
+    v[3] = reinterpret_cast<Int>(_mm512_unpackhi_epi16(b, e));
 #elif defined(__AVX2__)
     const auto at = [&](int i) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row[i])); };
     const __m256i r0 = at(0), r1 = at(1), r2 = at(2), r3 = at(3);
     const __m256i a = _mm256_unpacklo_epi8(r0, r1), b = _mm256_unpackhi_epi8(r0, r1), d = _mm256_unpacklo_epi8(r2, r3),
                   e = _mm256_unpackhi_epi8(r2, r3);
-    c.v[0] = reinterpret_cast<Int>(_mm256_unpacklo_epi16(a, d));
-    c.v[1] = reinterpret_cast<Int>(_mm256_unpackhi_epi16(a, d));
-    c.v[2] = reinterpret_cast<Int>(_mm256_unpacklo_epi16(b, e));
-    c.v[3] = reinterpret_cast<Int>(_mm256_unpackhi_epi16(b, e));
+    v[0] = reinterpret_cast<Int>(_mm256_unpacklo_epi16(a, d));
+    v[1] = reinterpret_cast<Int>(_mm256_unpackhi_epi16(a, d));
+    v[2] = reinterpret_cast<Int>(_mm256_unpacklo_epi16(b, e));
+    v[3] = reinterpret_cast<Int>(_mm256_unpackhi_epi16(b, e));
 #else
     for (int j = 0; j < 4; ++j)
         for (int l = 0; l < VL; ++l) {
             const int at = packed_channel(j, l);
-            c.v[j][l] = int32_t(uint32_t(row[0][at]) | uint32_t(row[1][at]) << 8 | uint32_t(row[2][at]) << 16 |
+            v[j][l] = int32_t(uint32_t(row[0][at]) | uint32_t(row[1][at]) << 8 | uint32_t(row[2][at]) << 16 |
                                 uint32_t(row[3][at]) << 24);
         }
 #endif
+}
+
+// The same as factors.
+struct Column {
+    Factor v[4];
+};
+inline Column column_of(const uint8_t* const (&row)[4]) {
+    Int four[4];
+    interleave(row, four);
+    Column c;
+    for (int v = 0; v < 4; ++v) c.v[v] = input(four[v]);
     return c;
 }
 
@@ -546,7 +585,7 @@ struct DepthwiseView {
                          ? d.row[y] + ptrdiff_t(column) * d.stride + c
                          : outside;
         }
-        return interleave(row);
+        return column_of(row);
     }
 };
 
@@ -561,7 +600,7 @@ void depthwise_any(const IntDepthwiseArgs& d, const DepthwiseView& view, const i
         for (int k = 0; k < d.columns; ++k)
             for (int g = 0; g < groups; ++g, weight += 4 * size) {
                 const Column x = view.at(d.column + i * d.step + k * d.dilation, g);
-                for (int v = 0; v < 4; ++v) acc[v] = dot(acc[v], x.v[v], load_int(weight + v * VL * INT_GROUP));
+                for (int v = 0; v < 4; ++v) acc[v] = dot(acc[v], x.v[v], weights(load_int(weight + v * VL * INT_GROUP)));
             }
         const float *scale = d.scale + block * size, *bias = d.bias + block * size;
         d.count[i] += fast ? finish_bounded<4>(acc, scale, bias, d.first + i, block * size, b)
@@ -577,6 +616,8 @@ void depthwise_three(const IntDepthwiseArgs& d, const uint8_t* outside, const in
     const Bounds b(given);
     const float *scale = d.scale + block * size, *bias = d.bias + block * size;
     const int32_t* start = d.start + block * size;
+    Factor weight[12];
+    for (int v = 0; v < 12; ++v) weight[v] = weights(load_int(w + v * VL * INT_GROUP));
     const int pixels = d.pixels, first = d.first, channel = block * size;
     int32_t* const count = d.count;
     const unsigned width = unsigned(d.width);
@@ -591,7 +632,7 @@ void depthwise_three(const IntDepthwiseArgs& d, const uint8_t* outside, const in
         // The weights of the fourth row are zero.
         const bool inside = column < width;
         const Column c =
-            inside ? interleave({row[0], row[1], row[2], outside}) : interleave({outside, outside, outside, outside});
+            inside ? column_of({row[0], row[1], row[2], outside}) : column_of({outside, outside, outside, outside});
         ++column;
         for (int r = 0; r < 3; ++r) row[r] += advance[r];
         return c;
@@ -600,9 +641,9 @@ void depthwise_three(const IntDepthwiseArgs& d, const uint8_t* outside, const in
         __attribute__((always_inline)) {
         Int acc[4];
         for (int v = 0; v < 4; ++v) {
-            acc[v] = dot(load_int(start + v * VL), left.v[v], load_int(w + v * VL * INT_GROUP));
-            acc[v] = dot(acc[v], middle.v[v], load_int(w + (4 + v) * VL * INT_GROUP));
-            acc[v] = dot(acc[v], right.v[v], load_int(w + (8 + v) * VL * INT_GROUP));
+            acc[v] = dot(load_int(start + v * VL), left.v[v], weight[v]);
+            acc[v] = dot(acc[v], middle.v[v], weight[4 + v]);
+            acc[v] = dot(acc[v], right.v[v], weight[8 + v]);
         }
         count[i] += finish_bounded<4>(acc, scale, bias, first + i, channel, b);
     };
@@ -642,65 +683,76 @@ void depthwise(const IntDepthwiseArgs& d, const Settle& s) {
 
 // ---- frames -------------------------------------------------------------------------------------------------------------
 
+#if defined(__AVX2__)
+// Codes of VL pixels of three channels, as they come one after the other, in the places that they have in memory; between them zeros.
+inline Codes spread(Int a, Int b, Int c) {
 #if defined(__AVX512BW__)
-// 16 pixels of 3 channels: 48 codes, spread to the places that they have in memory.
-void frame_of_three(const IntFrameArgs& f, const Settle& s, ActivePixels& sink) {
+    const __m512i code = raw(pack(a, b, c, Int{}));
+    const __m512i parts = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 3, 12, 1, 5, 7, 9, 13, 2, 11, 6, 10, 14, 15), code);
+    return codes_of(_mm512_shuffle_epi8(
+        parts, _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1))));
+#else
+    const __m256i code = raw(pack(a, b, c, Int{}));
+    const __m256i parts = _mm256_permutevar8x32_epi32(code, _mm256_setr_epi32(0, 4, 1, 3, 5, 2, 6, 7));
+    return codes_of(_mm256_shuffle_epi8(
+        parts, _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1))));
+#endif
+}
+
+void frame_of_three(const IntFrameArgs& given, const Settle& settle, ActivePixels& all) {
+    const IntFrameArgs f = given;
+    const Settle s = settle;
+    ActivePixels sink = all;  // copies that no store can alias
     const Scale scale(s);
-    alignas(64) uint8_t repeated[64];
-    for (int i = 0; i < 64; ++i) repeated[i] = i % 4 < 3 ? s.threshold[i % 4] : 255;
-    const __m512i threshold = _mm512_load_si512(repeated);
-    const __m128i spread = _mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1);
-    const __m512i none = _mm512_set1_epi32(s.zero << 24);
-    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    for (int from = 0; from < f.pixels; from += 16) {
-        const int n = f.pixels - from < 16 ? f.pixels - from : 16;
-        float y[48];
+    uint8_t repeated[CODES];
+    for (int i = 0; i < CODES; ++i) repeated[i] = i % 4 < 3 ? s.threshold[i % 4] : 255;
+    const Codes threshold = load_codes(repeated), none = reinterpret_cast<Codes>(splat_int(int32_t(uint32_t(s.zero) << 24)));
+    constexpr uint64_t channels = 0x7777777777777777u;  // bits of the bytes that are channels
+    for (int from = 0; from < f.pixels; from += VL) {
+        const int n = f.pixels - from < VL ? f.pixels - from : VL;
+        float y[3 * VL];
         const float* in = f.y + ptrdiff_t(from) * 3;
-        if (n < 16) {
+        if (n < VL) {
             std::memset(y, 0, sizeof y);
             std::memcpy(y, in, size_t(n) * 3 * sizeof(float));
             in = y;
         }
-        uint8_t code[64];
-        for (int k = 0; k < 3; ++k)
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(code + 16 * k),
-                             _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(scale.code(load(in + 16 * k)))));
-        const auto four = [&](int k) {
-            return _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(code + 12 * k)), spread);
-        };
-        __m512i now = _mm512_castsi128_si512(four(0));
-        now = _mm512_inserti32x4(now, four(1), 1);
-        now = _mm512_inserti32x4(now, four(2), 2);
-        now = _mm512_or_si512(_mm512_inserti32x4(now, four(3), 3), none);
+        const Codes now = spread(scale.code(load(in)), scale.code(load(in + VL)), scale.code(load(in + 2 * VL))) | none;
         uint8_t* held = s.codes + ptrdiff_t(f.first + from) * NARROW;
-        // The pixels behind may be another thread's.
-        const uint64_t here = n < 16 ? (uint64_t(1) << 4 * n) - 1 : ~uint64_t(0);
-        const __m512i h = _mm512_maskz_loadu_epi8(here, held);
-        const __m512i far = _mm512_or_si512(_mm512_subs_epu8(now, h), _mm512_subs_epu8(h, now));
-        const uint64_t valid = here & 0x7777777777777777u;
-        uint64_t go = s.all ? valid : valid & _mm512_cmpgt_epu8_mask(far, threshold);
-        if (!go) continue;
-        _mm512_mask_storeu_epi8(held, go, now);
-        if (s.all && n == 16) {
-            _mm512_storeu_si512(sink.active + sink.active_count,
-                                _mm512_add_epi32(lanes, _mm512_set1_epi32(f.first + from)));
-            _mm512_storeu_si512(sink.tally + sink.active_count, _mm512_set1_epi32(3));
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(sink.mask + f.first + from), _mm_set1_epi8(1));
-            sink.active_count += 16;
-            sink.events += 48;
+        if (s.all && n == VL) {
+            store_codes(held, now);
+            const Int place = iota() + (f.first + from);
+            std::memcpy(sink.active + sink.active_count, &place, sizeof place);
+            const Int three = splat_int(3);
+            std::memcpy(sink.tally + sink.active_count, &three, sizeof three);
+            std::memset(sink.mask + f.first + from, 1, VL);
+            sink.active_count += VL;
+            sink.events += 3 * VL;
             continue;
         }
+        // The pixels behind may be another thread's.
+        const CodeMask here = first_codes(4 * n);
+        Codes h{};
+        if (n == VL) h = load_codes(held);
+        else std::memcpy(&h, held, size_t(4 * n));
+        const CodeMask far = s.all ? here : here & above(distance(now, h), threshold);
+        uint64_t go = truths(far) & channels;
+        if (!go) continue;
+        const Codes kept = choose(far, now, h);  // behind the channels both are the same
+        if (n == VL) store_codes(held, kept);
+        else std::memcpy(held, &kept, size_t(4 * n));
         while (go) {
             const int p = __builtin_ctzll(go) / 4;
             sink.add(f.first + from + p, __builtin_popcountll(go >> 4 * p & 15));
             go &= ~(uint64_t(15) << 4 * p);
         }
     }
+    all = sink;
 }
 #endif
 
 void frame(const IntFrameArgs& f, const Settle& s, ActivePixels& sink) {
-#if defined(__AVX512BW__)
+#if defined(__AVX2__)
     if (s.channels == 3) return frame_of_three(f, s, sink);
 #endif
     const Scale scale(s);
@@ -709,7 +761,7 @@ void frame(const IntFrameArgs& f, const Settle& s, ActivePixels& sink) {
     for (int from = 0; from < f.pixels; from += PIECE) {
         const int n = f.pixels - from < PIECE ? f.pixels - from : PIECE, elements = n * C;
         float y[PIECE * NARROW + VL] = {};
-        uint8_t code[PIECE * NARROW + VL];
+        uint8_t code[PIECE * NARROW + CODES];
         std::memcpy(y, f.y + ptrdiff_t(from) * C, size_t(elements) * sizeof(float));
         for (int i = 0; i < elements; i += VL) {
             const Int m = scale.code(load(y + i));
@@ -717,53 +769,78 @@ void frame(const IntFrameArgs& f, const Settle& s, ActivePixels& sink) {
         }
         for (int i = 0; i < n; ++i) {
             const int32_t p = f.first + from + i;
-            sink.add(p, send(code + i * C, s, p, 0, C));
+            sink.add(p, send(load_codes(code + i * C), s, p, 0, C));
         }
     }
 }
 
 void decode(const uint8_t* codes, float step, int zero, int channels, int stride, float* out) {
-    for (int c = 0; c < channels; ++c) out[c] = float(int(codes[c]) - zero) * step;
-    for (int c = channels; c < stride; ++c) out[c] = 0.0f;
+    int c = 0;
+    for (; c < channels && c + VL <= stride; c += VL) {
+        const Vec v = floats(wide(codes + c) - zero) * step;
+        store(out + c, c + VL <= channels ? v : choose(first_lanes(channels - c), v, Vec{}));
+    }
+    for (; c < channels; ++c) out[c] = float(int(codes[c]) - zero) * step;  // a narrow map
+    for (; c < stride; ++c) out[c] = 0.0f;
 }
 
 // Sum of squares of the differences of two rows.
-inline int32_t apart(const uint8_t* x, const uint8_t* y, int channels) {
-#if defined(__AVX512BW__)
-    __m512i sum = _mm512_setzero_si512();
-    for (int c = 0; c < channels; c += 32) {
-        const __mmask32 valid = channels - c >= 32 ? ~__mmask32(0) : (__mmask32(1) << (channels - c)) - 1;
-        const __m512i d = _mm512_sub_epi16(_mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(valid, x + c)),
-                                           _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(valid, y + c)));
-        sum = _mm512_add_epi32(sum, _mm512_madd_epi16(d, d));
+inline int32_t apart(const uint8_t* x, const uint8_t* y, int channels, int stride) {
+    Int sum{};
+    for (int c = 0; c < channels; c += CODES) {
+        const int n = channels - c < CODES ? channels - c : CODES, part = part_of_row(n, stride);
+        const Codes far = distance(load_part(x + c, part), load_part(y + c, part));
+        sum += squares(n == CODES ? far : choose(first_codes(n), far, Codes{}));
     }
-    return _mm512_reduce_add_epi32(sum);
-#else
-    int32_t sum = 0;
-    for (int c = 0; c < channels; ++c) {
-        const int32_t d = int32_t(x[c]) - int32_t(y[c]);
-        sum += d * d;
-    }
-    return sum;
-#endif
+    int32_t total = 0;
+    for (int l = 0; l < VL; ++l) total += sum[l];
+    return total;
 }
 
 // to = from; returns how many channels that changes.
-inline int32_t take_over(const uint8_t* from, uint8_t* to, int channels) {
+inline int32_t take_over(const uint8_t* from, uint8_t* to, int channels, int stride) {
     int32_t changed = 0;
-#if defined(__AVX512BW__)
-    for (int c = 0; c < channels; c += 64) {
-        const __mmask64 valid = channels - c >= 64 ? ~__mmask64(0) : (__mmask64(1) << (channels - c)) - 1;
-        const __m512i x = _mm512_maskz_loadu_epi8(valid, from + c);
-        changed += __builtin_popcountll(_mm512_cmpneq_epu8_mask(x, _mm512_maskz_loadu_epi8(valid, to + c)));
-        _mm512_mask_storeu_epi8(to + c, valid, x);
+    for (int c = 0; c < channels; c += CODES) {
+        const int n = channels - c < CODES ? channels - c : CODES, part = part_of_row(n, stride);
+        const Codes x = load_part(from + c, part), held = load_part(to + c, part);
+        const CodeMask go = first_codes(n) & differ(x, held);
+        store_part(to + c, choose(go, x, held), part);
+        changed += how_many(go);
     }
-#else
-    for (int c = 0; c < channels; ++c) changed += from[c] != to[c];
-    __builtin_memcpy(to, from, size_t(channels));
-#endif
     return changed;
 }
+
+#if defined(__AVX2__)
+// Of VL pixels of four bytes side by side, those that are farther than the limit, as bits.
+inline unsigned farther(Codes x, Codes y, Codes channels, int limit) {
+    const Int sum = squares(channels & distance(x, y));
+#if defined(__AVX512F__)
+    return _mm512_cmpgt_epi32_mask(reinterpret_cast<__m512i>(sum), _mm512_set1_epi32(limit));
+#else
+    return lanes(sum > limit);
+#endif
+}
+
+// The places of bits, counted from the first's; returns how many there are.
+inline int places(unsigned bits, int32_t first, int32_t* to) {
+#if defined(__AVX512F__)
+    const __m512i all = reinterpret_cast<__m512i>(iota() + first);
+    _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(__mmask16(bits), all));
+#else
+    int32_t* next = to;
+    for (unsigned left = bits; left; left &= left - 1) *next++ = first + __builtin_ctz(left);
+#endif
+    return __builtin_popcount(bits);
+}
+
+// Bits as bytes of 0 or 1.
+inline void store_bits(uint8_t* p, unsigned bits) {
+    for (int i = 0; i < VL; i += 8) {
+        const uint64_t bytes = _pdep_u64(bits >> i, 0x0101010101010101u);
+        std::memcpy(p + i, &bytes, sizeof bytes);
+    }
+}
+#endif
 
 void pixels(const IntPixelArgs& given, ActivePixels& all) {
     const IntPixelArgs f = given;
@@ -776,26 +853,21 @@ void pixels(const IntPixelArgs& given, ActivePixels& all) {
         const int32_t* list = all.active + i;
         int32_t far[CHUNK], sent[CHUNK + 16], found = 0;
         int k = 0;
-#if defined(__AVX512BW__)
-        // Pixels of four bytes side by side: squares of even bytes and of odd ones.
-        const __m512i channels = _mm512_set1_epi32(int(~0u >> (8 * (4 - (f.channels < 4 ? f.channels : 4)))));
-        for (; f.stride == 4 && k + 16 <= n && list[k + 15] == list[k] + 15; k += 16) {
-            const __m512i x = _mm512_loadu_si512(f.fresh + ptrdiff_t(list[k]) * 4),
-                          y = _mm512_loadu_si512(f.held + ptrdiff_t(list[k]) * 4);
-            const __m512i d =
-                _mm512_and_si512(channels, _mm512_or_si512(_mm512_subs_epu8(x, y), _mm512_subs_epu8(y, x)));
-            const __m512i even = _mm512_and_si512(d, _mm512_set1_epi16(0xff)), odd = _mm512_srli_epi16(d, 8);
-            const __m512i sum = _mm512_add_epi32(_mm512_madd_epi16(even, even), _mm512_madd_epi16(odd, odd));
-            const __mmask16 go =
-                _mm512_cmpgt_epi32_mask(sum, _mm512_set1_epi32(int(f.limit < INT32_MAX ? f.limit : INT32_MAX)));
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(sink.mask + list[k]), _mm_maskz_set1_epi8(go, 1));
-            _mm512_storeu_si512(sent + found, _mm512_maskz_compress_epi32(go, _mm512_loadu_si512(list + k)));
-            found += __builtin_popcount(go);
+#if defined(__AVX2__)
+        // Pixels of four bytes side by side.
+        const Codes channels = reinterpret_cast<Codes>(splat_int(int(~0u >> (8 * (4 - (f.channels < 4 ? f.channels : 4))))));
+        const int limit = int(f.limit < INT32_MAX ? f.limit : INT32_MAX);
+        for (; f.stride == 4 && k + VL <= n && list[k + VL - 1] == list[k] + VL - 1; k += VL) {
+            const unsigned go = farther(load_codes(f.fresh + ptrdiff_t(list[k]) * 4), load_codes(f.held + ptrdiff_t(list[k]) * 4), channels, limit);
+            store_bits(sink.mask + list[k], go);
+            found += places(go, list[k], sent + found);
         }
 #endif
         // Whether a pixel is sent nobody can foresee: first they are found, then they are copied.
-        for (int j = k; j < n; ++j)
-            far[j] = apart(f.fresh + ptrdiff_t(list[j]) * f.stride, f.held + ptrdiff_t(list[j]) * f.stride, f.channels);
+        for (int j = k; j < n; ++j) {
+            const ptrdiff_t at = ptrdiff_t(list[j]) * f.stride;
+            far[j] = apart(f.fresh + at, f.held + at, f.channels, f.stride);
+        }
         for (; k < n; ++k) {
             const bool go = far[k] > f.limit;
             sink.mask[list[k]] = go;
@@ -803,9 +875,8 @@ void pixels(const IntPixelArgs& given, ActivePixels& all) {
             found += go;
         }
         for (k = 0; k < found; ++k) {
-            const uint8_t* x = f.fresh + ptrdiff_t(sent[k]) * f.stride;
-            uint8_t* held = f.held + ptrdiff_t(sent[k]) * f.stride;
-            sink.add(sent[k], take_over(x, held, f.channels));  // over what has been read already
+            const ptrdiff_t at = ptrdiff_t(sent[k]) * f.stride;
+            sink.add(sent[k], take_over(f.fresh + at, f.held + at, f.channels, f.stride));  // over what has been read already
         }
     }
     all = sink;
