@@ -58,13 +58,12 @@ void IntConv::pack(const int8_t* weight, bool transposed, const float* scale, co
         };
         for (int t = 0; t < taps; t += joined_)
             for (int k = p.first; k < p.first + p.depth; ++k)
-                for (int v = 0; v < p.vectors; ++v)
-                    for (int l = 0; l < lanes; ++l)
-                        for (int j = 0; j < INT_GROUP; ++j) {
-                            const int byte = k * INT_GROUP + j;
-                            weight_.push_back(int8_t(joined_ > 1 ? at(output(v, l), byte % stride, t + byte / stride)
-                                                                 : at(output(v, l), byte, t)));
-                        }
+                for (int from = k * INT_GROUP; from < (k + 1) * INT_GROUP; from += kernels_->joined)
+                    for (int v = 0; v < p.vectors; ++v)
+                        for (int l = 0; l < lanes; ++l)
+                            for (int byte = from; byte < from + kernels_->joined; ++byte)
+                                weight_.push_back(int8_t(joined_ > 1 ? at(output(v, l), byte % stride, t + byte / stride)
+                                                                     : at(output(v, l), byte, t)));
         for (int v = 0; v < p.vectors; ++v)
             for (int l = 0; l < lanes; ++l) {
                 const int o = output(v, l);
@@ -86,12 +85,19 @@ void IntConv::pack_depthwise(const int8_t* weight, const float* scale, const flo
     for (int block = 0; block < C; block += 4 * lanes) {
         for (int x = 0; x < kw; ++x)
             for (int g = 0; g < kh; g += INT_GROUP)
-                for (int v = 0; v < 4; ++v)
-                    for (int l = 0; l < lanes; ++l)
-                        for (int j = 0; j < INT_GROUP; ++j) {
-                            const int c = block + packed_channel(v, l), y = g + j;
-                            weight_.push_back(c < C && y < kh ? weight[(size_t(c) * kh + y) * kw + x] : int8_t(0));
-                        }
+                for (int v = 0; v < 4; ++v) {
+                    const auto at = [&](int l, int j) {
+                        const int c = block + packed_channel(v, l), y = g + j;
+                        return c < C && y < kh ? weight[(size_t(c) * kh + y) * kw + x] : int8_t(0);
+                    };
+                    const bool words = kernels_->joined == 2;
+                    for (int odd = 0; odd < (words ? 2 : 1); ++odd)
+                        for (int l = 0; l < lanes; ++l)
+                            for (int j = odd; j < INT_GROUP; j += words ? 2 : 1) {
+                                weight_.push_back(at(l, j));
+                                if (words) weight_.push_back(at(l, j) < 0 ? int8_t(-1) : int8_t(0));
+                            }
+                }
         for (int v = 0; v < 4; ++v)
             for (int l = 0; l < lanes; ++l) {
                 const int c = block + packed_channel(v, l);
@@ -113,10 +119,11 @@ bool IntConv::saturates(const Settle& s) const {
            (s.act_a * s.inverse <= float(-s.zero) && s.act_b * s.inverse >= float(255 - s.zero) - 0.25f);
 }
 
-void IntConv::run_depthwise(const uint8_t* codes, const int32_t* list, int count, const Settle& settle,
+void IntConv::run_depthwise(const uint8_t* codes, const int32_t* list, int count, const Settle& settle, IntRun* runs,
                             int32_t* found) const {
     const int stride = byte_stride(in.channels);
     IntDepthwiseArgs d{};
+    d.run = runs;
     d.rows = rows_.taps;
     d.columns = columns_.taps;
     d.step = columns_.den;
@@ -128,19 +135,24 @@ void IntConv::run_depthwise(const uint8_t* codes, const int32_t* list, int count
     d.scale = scale_.data();
     d.bias = bias_.data();
     d.zero = uint8_t(zero_);
-    for (int i = 0; i < count; i += d.pixels) {
-        const int p = list[i], y = p / out.width, x = p % out.width;
-        d.pixels = 1;
-        while (d.pixels < out.width - x && i + d.pixels < count && list[i + d.pixels] == p + d.pixels) ++d.pixels;
+    d.count = found;
+    // The line is followed along, since divisions are slow.
+    int y = list[0] / out.width, start = y * out.width;
+    for (int i = 0; i < count; i += runs[d.runs++].pixels) {
+        const int p = list[i];
+        for (; p >= start + out.width; start += out.width) ++y;
+        IntRun& run = runs[d.runs];
+        run.pixels = 1;
+        while (p + run.pixels < start + out.width && i + run.pixels < count && list[i + run.pixels] == p + run.pixels)
+            ++run.pixels;
         for (int r = 0; r < d.rows; ++r) {
             const int32_t source = rows_.source[size_t(y) * size_t(d.rows) + size_t(r)];
-            d.row[r] = source < 0 ? nullptr : codes + size_t(source) * in.width * stride;
+            run.row[r] = source < 0 ? nullptr : codes + size_t(source) * in.width * stride;
         }
-        d.first = p;
-        d.column = x * d.step - columns_.shift[0];
-        d.count = found + i;
-        kernels_->depthwise(d, settle);
+        run.first = p;
+        run.column = (p - start) * d.step - columns_.shift[0];
     }
+    kernels_->depthwise(d, settle);
 }
 
 void IntConv::run(const uint8_t* codes, const int32_t* list, int count, const Settle& given, ActivePixels& sink,
@@ -157,7 +169,7 @@ void IntConv::run(const uint8_t* codes, const int32_t* list, int count, const Se
         const int n = std::min(CHUNK, count - from);
         std::memset(found, 0, size_t(n) * sizeof(int32_t));
         if (depthwise_) {
-            run_depthwise(codes, list + from, n, settle, found);
+            run_depthwise(codes, list + from, n, settle, sized(ws.runs, CHUNK), found);
         } else {
             // The line is followed along, since divisions are slow.
             int line = list[from] / out.width, line_start = line * out.width;

@@ -12,6 +12,7 @@ using Bytes = std::vector<uint8_t, Aligned<uint8_t>>;
 
 struct IntWorkspace {
     std::vector<const uint8_t*> rows;
+    std::vector<IntRun> runs;
     std::vector<int32_t> count;
     Bytes patches;
     Floats sum;
@@ -36,7 +37,7 @@ class IntConv : public Geometry {
     void pack(const int8_t* weight, bool transposed, const float* scale, const float* bias);
     void pack_depthwise(const int8_t* weight, const float* scale, const float* bias);
     bool saturates(const Settle& settle) const;
-    void run_depthwise(const uint8_t* codes, const int32_t* list, int count, const Settle& settle,
+    void run_depthwise(const uint8_t* codes, const int32_t* list, int count, const Settle& settle, IntRun* runs,
                        int32_t* found) const;
 
     int zero_;

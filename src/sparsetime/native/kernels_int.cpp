@@ -14,6 +14,14 @@ namespace {
 
 using namespace sparsetime;
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+#define BY_WORDS 1  // inputs and weights are multiplied as words, pair by pair
+constexpr int JOINED = 2;
+#else
+#define BY_WORDS 0
+constexpr int JOINED = INT_GROUP;
+#endif
+
 typedef int32_t IntU __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 
 inline Int load_int(const void* p) { return *static_cast<const IntU*>(p); }
@@ -370,41 +378,38 @@ template <int M, int V>
     }
 }
 
-#if defined(__AVX2__) && !defined(__AVX512F__)
-// Inputs of some pixels, taken apart once for all vectors of a panel: words to be multiplied with even bytes of weights and with odd ones.
+#if BY_WORDS
+// Inputs of some pixels as words, made once for all vectors of a panel.
 struct Inputs {
     static constexpr int GROUPS = 64;
-    static constexpr int ROOM = GROUPS + VL;
-    int32_t even[PIXELS][ROOM], odd[PIXELS][ROOM];
-    // Bytes of a row become groups from `to` on. Whole vectors: what is too much is written over, or not looked at.
+    static constexpr int ROOM = GROUPS * INT_GROUP + 16;
+    int16_t of[PIXELS][ROOM];
+    // Bytes of a row become groups from `to` on. Sixteen at once: what is too much is written over, or not looked at.
     void take(int i, const uint8_t* row, int to, int groups) {
-        for (int k = 0; k < groups; k += VL) {
-            const Factor x = input(load_int(row + k * INT_GROUP));
-            *reinterpret_cast<IntU*>(even[i] + to + k) = x.even;
-            *reinterpret_cast<IntU*>(odd[i] + to + k) = x.odd;
-        }
+        for (int k = 0; k < groups * INT_GROUP; k += 16)
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(of[i] + to * INT_GROUP + k),
+                                _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + k))));
     }
 };
 
-// Sums of M pixels, W vectors, gain the products of groups of inputs.
+// Sums of M pixels, W vectors, gain the products of inputs, pair by pair. One pixel after the other: compilers would multiply all of
+// them first, and have no registers for so many products.
 template <int M, int W>
 [[gnu::always_inline]] inline void products(Int (&acc)[M][W], const Inputs& x, int from, int to, const int8_t* w, ptrdiff_t step) {
-    // One pixel after the other: compilers would multiply all of them first, and have no registers for so many products.
-    const auto half = [&](const int32_t* row, const Int (&weight)[W]) __attribute__((always_inline)) {
+    const int16_t* pair = x.of[0] + from * INT_GROUP;
+    for (const int16_t* end = x.of[0] + to * INT_GROUP; pair < end; pair += 2, w += step) {
+        __m256i weight[W];
+        for (int v = 0; v < W; ++v)
+            weight[v] = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w + v * VL * 2)));
         for (int i = 0; i < M; ++i) {
-            const Int input = splat_int(row[i * Inputs::ROOM]);
+            int32_t both;
+            std::memcpy(&both, pair + i * Inputs::ROOM, sizeof both);
+            const __m256i input = _mm256_set1_epi32(both);
             for (int v = 0; v < W; ++v) {
-                const Int product = dot_words(Int{}, input, weight[v]);
+                const __m256i product = _mm256_madd_epi16(input, weight[v]);
                 asm volatile("vpaddd %1, %0, %0" : "+x"(acc[i][v]) : "x"(product));
             }
         }
-    };
-    for (int k = from; k < to; ++k, w += step) {
-        Int weight[W];
-        for (int v = 0; v < W; ++v) weight[v] = weights(load_int(w + v * VL * INT_GROUP)).even;
-        half(x.even[0] + k, weight);
-        for (int v = 0; v < W; ++v) weight[v] = weights(load_int(w + v * VL * INT_GROUP)).odd;
-        half(x.odd[0] + k, weight);
     }
 }
 
@@ -412,13 +417,13 @@ template <int M, int W>
 template <int M, int V, int W>
 [[gnu::always_inline]] inline void part_of_panel(Int (&sum)[M][V], const int32_t* start, int first, const Inputs& x, int groups,
                                                  const int8_t* w, Following& following) {
-    constexpr ptrdiff_t vector = VL * INT_GROUP;
+    constexpr ptrdiff_t vector = VL * 2;  // bytes of weights for a pair
     Int acc[M][W];
     for (int i = 0; i < M; ++i)
         for (int v = 0; v < W; ++v) acc[i][v] = start ? load_int(start + (first + v) * VL) : sum[i][first + v];
     for (int k = 0; k < groups; k += Following::STEPS) {
         if (first == 0) following.ask();
-        products<M, W>(acc, x, k, k + Following::STEPS < groups ? k + Following::STEPS : groups, w + (k * V + first) * vector, V * vector);
+        products<M, W>(acc, x, k, k + Following::STEPS < groups ? k + Following::STEPS : groups, w + (2 * k * V + first) * vector, V * vector);
     }
     for (int i = 0; i < M; ++i)
         for (int v = 0; v < W; ++v) sum[i][first + v] = acc[i][v];
@@ -573,16 +578,32 @@ inline Column column_of(const uint8_t* const (&row)[4]) {
     return c;
 }
 
-struct DepthwiseView {
+// Vector `at` of a depthwise kernel's weights, and the bytes of one.
+constexpr int WEIGHT_BYTES = VL * INT_GROUP * (BY_WORDS ? 2 : 1);
+inline Factor weights_at(const int8_t* w, int at) {
+    w += ptrdiff_t(at) * WEIGHT_BYTES;
+#if BY_WORDS
+    return {load_int(w), load_int(w + VL * INT_GROUP)};
+#else
+    return weights(load_int(w));
+#endif
+}
+
+// A block of channels of a depthwise layer.
+struct Block {
     const IntDepthwiseArgs& d;
     const uint8_t* outside;  // 4 VL bytes of `zero`
-    int c;                   // first channel
-    Column at(int column, int group) const {
+    int channel;             // the first
+    const int8_t* w;
+    const int32_t* start() const { return d.start + channel; }
+    const float* scale() const { return d.scale + channel; }
+    const float* bias() const { return d.bias + channel; }
+    Column column(const IntRun& run, int x, int group) const {
         const uint8_t* row[4];
         for (int r = 0; r < 4; ++r) {
             const int y = 4 * group + r;
-            row[r] = y < d.rows && d.row[y] && column >= 0 && column < d.width
-                         ? d.row[y] + ptrdiff_t(column) * d.stride + c
+            row[r] = y < d.rows && run.row[y] && x >= 0 && x < d.width
+                         ? run.row[y] + ptrdiff_t(x) * d.stride + channel
                          : outside;
         }
         return column_of(row);
@@ -590,43 +611,97 @@ struct DepthwiseView {
 };
 
 // Any kernel: columns are read anew for every output.
-void depthwise_any(const IntDepthwiseArgs& d, const DepthwiseView& view, const int8_t* w, int block, const Settle& s,
-                   const Bounds& b, bool fast) {
-    const int groups = (d.rows + 3) / 4, size = 4 * VL;
-    for (int i = 0; i < d.pixels; ++i) {
+void depthwise_any(const Block& block, const IntRun& run, int32_t* count, const Settle& s, const Bounds& b, bool fast) {
+    const IntDepthwiseArgs& d = block.d;
+    const int groups = (d.rows + 3) / 4;
+    for (int i = 0; i < run.pixels; ++i) {
         Int acc[4];
-        for (int v = 0; v < 4; ++v) acc[v] = load_int(d.start + block * size + v * VL);
-        const int8_t* weight = w;
+        for (int v = 0; v < 4; ++v) acc[v] = load_int(block.start() + v * VL);
         for (int k = 0; k < d.columns; ++k)
-            for (int g = 0; g < groups; ++g, weight += 4 * size) {
-                const Column x = view.at(d.column + i * d.step + k * d.dilation, g);
-                for (int v = 0; v < 4; ++v) acc[v] = dot(acc[v], x.v[v], weights(load_int(weight + v * VL * INT_GROUP)));
+            for (int g = 0; g < groups; ++g) {
+                const Column x = block.column(run, run.column + i * d.step + k * d.dilation, g);
+                for (int v = 0; v < 4; ++v) acc[v] = dot(acc[v], x.v[v], weights_at(block.w, (k * groups + g) * 4 + v));
             }
-        const float *scale = d.scale + block * size, *bias = d.bias + block * size;
-        d.count[i] += fast ? finish_bounded<4>(acc, scale, bias, d.first + i, block * size, b)
-                           : finish_any<4>(acc, scale, bias, d.first + i, block * size, s);
+        count[i] += fast ? finish_bounded<4>(acc, block.scale(), block.bias(), run.first + i, block.channel, b)
+                         : finish_any<4>(acc, block.scale(), block.bias(), run.first + i, block.channel, s);
     }
 }
 
-// Three rows and columns: a window that slides, by S columns.
+// Three rows and columns, outputs S columns apart.
+#if BY_WORDS
+// Of some outputs first all columns are taken apart, each once, then all sums are made, of one vector after the other with its weights
+// in registers, and then all codes.
 template <int S>
-void depthwise_three(const IntDepthwiseArgs& d, const uint8_t* outside, const int8_t* w, int block,
-                     const Settle& given) {
-    constexpr int size = 4 * VL;
+void depthwise_three(const Block& block, const Settle& given) {
+    constexpr int MOST = 16;  // outputs together
+    const Block k = block;
+    const IntDepthwiseArgs d = k.d;
     const Bounds b(given);
-    const float *scale = d.scale + block * size, *bias = d.bias + block * size;
-    const int32_t* start = d.start + block * size;
+    const uint8_t* const outside = k.outside;
+    const Column border = column_of({outside, outside, outside, outside});
+    Column column[3 * MOST];
+    Int sum[MOST][4];
+    const Column* first[MOST];  // columns of an output
+    int32_t place[MOST];
+    int32_t* count = d.count;
+    int outputs = 0, columns = 0;
+    const auto finish = [&] {
+        for (int v = 0; v < 4; ++v) {
+            const Factor left = weights_at(k.w, v), middle = weights_at(k.w, 4 + v), right = weights_at(k.w, 8 + v);
+            const Int start = load_int(k.start() + v * VL);
+            for (int i = 0; i < outputs; ++i) {
+                const Column* x = first[i];
+                sum[i][v] = dot(dot(dot(start, x[0].v[v], left), x[1].v[v], middle), x[2].v[v], right);
+            }
+        }
+        for (int i = 0; i < outputs; ++i)
+            *count++ += finish_bounded<4>(sum[i], k.scale(), k.bias(), place[i], k.channel, b);
+        outputs = columns = 0;
+    };
+    for (int r = 0; r < d.runs; ++r) {
+        const IntRun& run = d.run[r];
+        const uint8_t* row[3];
+        ptrdiff_t advance[3];  // rows outside of the map stand still
+        for (int y = 0; y < 3; ++y) {
+            advance[y] = run.row[y] ? d.stride : 0;
+            row[y] = run.row[y] ? run.row[y] + k.channel : outside;
+        }
+        for (int i = 0; i < run.pixels;) {
+            const int n = run.pixels - i < MOST - outputs ? run.pixels - i : MOST - outputs;
+            for (int o = 0; o < n; ++o) {
+                first[outputs] = column + columns + o * S;
+                place[outputs++] = run.first + i + o;
+            }
+            for (int x = run.column + i * S, end = x + (n - 1) * S + 3; x < end; ++x)
+                // The weights of the fourth row are zero.
+                column[columns++] = unsigned(x) < unsigned(d.width)
+                                        ? column_of({row[0] + x * advance[0], row[1] + x * advance[1],
+                                                     row[2] + x * advance[2], outside})
+                                        : border;
+            i += n;
+            if (outputs == MOST) finish();
+        }
+    }
+    finish();
+}
+#else
+// A window that slides.
+template <int S>
+void slide(const Block& block, const IntRun& run, int32_t* count, const Settle& given) {
+    const Bounds b(given);
+    const float *scale = block.scale(), *bias = block.bias();
+    const int32_t* start = block.start();
     Factor weight[12];
-    for (int v = 0; v < 12; ++v) weight[v] = weights(load_int(w + v * VL * INT_GROUP));
-    const int pixels = d.pixels, first = d.first, channel = block * size;
-    int32_t* const count = d.count;
-    const unsigned width = unsigned(d.width);
-    unsigned column = unsigned(d.column);  // of the next column; below 0 is beyond the width too
+    for (int v = 0; v < 12; ++v) weight[v] = weights_at(block.w, v);
+    const int pixels = run.pixels, first = run.first, channel = block.channel;
+    const uint8_t* const outside = block.outside;
+    const unsigned width = unsigned(block.d.width);
+    unsigned column = unsigned(run.column);  // of the next column; below 0 is beyond the width too
     const uint8_t* row[3];
     ptrdiff_t advance[3];  // rows outside of the map stand still
     for (int r = 0; r < 3; ++r) {
-        advance[r] = d.row[r] ? d.stride : 0;
-        row[r] = d.row[r] ? d.row[r] + channel + ptrdiff_t(d.column) * d.stride : outside;
+        advance[r] = run.row[r] ? block.d.stride : 0;
+        row[r] = run.row[r] ? run.row[r] + channel + ptrdiff_t(run.column) * block.d.stride : outside;
     }
     const auto next = [&]() __attribute__((always_inline)) {
         // The weights of the fourth row are zero.
@@ -665,19 +740,28 @@ void depthwise_three(const IntDepthwiseArgs& d, const uint8_t* outside, const in
     }
 }
 
+template <int S>
+void depthwise_three(const Block& block, const Settle& s) {
+    int32_t* count = block.d.count;
+    for (int r = 0; r < block.d.runs; count += block.d.run[r++].pixels) slide<S>(block, block.d.run[r], count, s);
+}
+#endif
+
 void depthwise(const IntDepthwiseArgs& d, const Settle& s) {
     const Bounds b(s);
     const bool fast = bounded(s);
     uint8_t outside[4 * VL];
     std::memset(outside, d.zero, sizeof outside);
-    const size_t weights = size_t(d.columns) * ((d.rows + 3) / 4) * 4 * VL * INT_GROUP;
-    const int8_t* w = d.w;
-    for (int block = 0; block * 4 * VL < s.channels; ++block, w += weights) {
-        const DepthwiseView view{d, outside, block * 4 * VL};
-        const bool three = fast && d.columns == 3 && d.rows == 3 && d.dilation == 1;
-        if (three && d.step == 1) depthwise_three<1>(d, outside, w, block, s);
-        else if (three && d.step == 2) depthwise_three<2>(d, outside, w, block, s);
-        else depthwise_any(d, view, w, block, s, b, fast);
+    const size_t weights = size_t(d.columns) * ((d.rows + 3) / 4) * 4 * WEIGHT_BYTES;
+    const bool three = fast && d.columns == 3 && d.rows == 3 && d.dilation == 1;
+    for (int c = 0; c < s.channels; c += 4 * VL) {
+        const Block block{d, outside, c, d.w + size_t(c / (4 * VL)) * weights};
+        if (three && d.step == 1) depthwise_three<1>(block, s);
+        else if (three && d.step == 2) depthwise_three<2>(block, s);
+        else {
+            int32_t* count = d.count;
+            for (int r = 0; r < d.runs; count += d.run[r++].pixels) depthwise_any(block, d.run[r], count, s, b, fast);
+        }
     }
 }
 
@@ -887,6 +971,6 @@ void pixels(const IntPixelArgs& given, ActivePixels& all) {
 namespace sparsetime {
 
 extern const IntKernels SPARSETIME_INTEGERS;
-const IntKernels SPARSETIME_INTEGERS = {VL, tile, depthwise, settle, frame, moves, resize, pixels, decode};
+const IntKernels SPARSETIME_INTEGERS = {VL, JOINED, tile, depthwise, settle, frame, moves, resize, pixels, decode};
 
 }  // namespace sparsetime

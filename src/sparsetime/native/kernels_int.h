@@ -53,7 +53,7 @@ struct IntTileArgs {
     int taps, depth;            // depth: groups of four channels
     const uint8_t* const* a;    // [taps][pixels]: input rows
     int offset;                 // added to every row: the first channel
-    const int8_t* w;            // [taps][depth][vectors][lanes][4]
+    const int8_t* w;            // [taps][depth][4 / joined][vectors][lanes][joined]
     size_t next;                // bytes behind these weights that will be needed next, and are asked for meanwhile
     int vectors;
     const int32_t* start;       // [vectors][lanes]: what sums start from
@@ -63,20 +63,26 @@ struct IntTileArgs {
     int32_t* count;             // [pixels]: changed elements are added
 };
 
-// Depthwise sums of outputs next to each other in a row.
-struct IntDepthwiseArgs {
+// Outputs of a depthwise kernel next to each other in a row.
+struct IntRun {
     int pixels;
     int first;                  // place of the first output
-    int rows, columns;          // of the kernel
-    const uint8_t* row[MAX_INT_ROWS];  // rows of the input, from column 0; null outside of the map
     int column;                 // of the first tap of the first output; may lie outside
+    const uint8_t* row[MAX_INT_ROWS];  // rows of the input, from column 0; null outside of the map
+};
+
+struct IntDepthwiseArgs {
+    int runs;
+    const IntRun* run;
+    int rows, columns;          // of the kernel
     int step, dilation;         // of columns
     int width, stride;          // of the input
-    const int8_t* w;            // [block of channels][columns][groups of four rows][4][lanes][4]
+    const int8_t* w;            // [block of channels][columns][groups of four rows][4][lanes][4]; as words, rows 0, 2, 1, 3, where
+                                // `joined` is 2: [..][4][2][lanes][2]
     const int32_t* start;       // [block][4][lanes]
     const float *scale, *bias;  // [block][4][lanes]
     uint8_t zero;
-    int32_t* count;             // [pixels]
+    int32_t* count;             // [pixels of all runs]
 };
 
 // Pixels of a frame, at most NARROW channels, against the codes that were sent.
@@ -120,6 +126,7 @@ struct IntResizeArgs {
 
 struct IntKernels {
     int width;                  // 32-bit lanes of a vector
+    int joined;                 // neighbouring weights of tiles that lie in one lane: 2 or INT_GROUP
     void (*tile)(const IntTileArgs&, const Settle&);
     void (*depthwise)(const IntDepthwiseArgs&, const Settle&);
     // z of one pixel, channels rounded up to LANE readable; returns how many elements changed.
