@@ -71,8 +71,8 @@ inline CodeMask above(Codes a, Codes b) { return reinterpret_cast<Codes>(less(a,
 #endif
 inline int how_many(CodeMask m) { return int(__builtin_popcountll(truths(m))); }
 
-// The part of a row that holds n codes from a whole vector of 32 bits on, and no byte of the next row. Rows of less than that are NARROW.
-inline int part_of_row(int n, int stride) { return stride < VL ? stride : (n + VL - 1) / VL * VL; }
+// Bytes of a row from code c on that a vector may hold: no byte of the next row. c is a multiple of VL.
+inline int part_of_row(int c, int stride) { return stride - c < CODES ? stride - c : CODES; }
 
 // Such a part, zeros behind it; and back.
 inline Codes load_part(const uint8_t* p, int bytes) {
@@ -219,6 +219,22 @@ inline Int squares(Codes x) {
     const Int four = reinterpret_cast<Int>(x), a = four & 255, b = (four >> 8) & 255, c = (four >> 16) & 255,
               d = (four >> 24) & 255;
     return a * a + b * b + c * c + d * d;
+#endif
+}
+
+// All lanes together.
+inline int32_t total(Int x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_epi32(reinterpret_cast<__m512i>(x));
+#elif defined(__AVX2__)
+    const __m256i wide = reinterpret_cast<__m256i>(x);
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+#else
+    int32_t sum = 0;
+    for (int l = 0; l < VL; ++l) sum += x[l];
+    return sum;
 #endif
 }
 

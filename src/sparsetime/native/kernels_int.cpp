@@ -113,7 +113,7 @@ struct Scale {
 // changed cannot be foreseen.
 [[gnu::always_inline]] inline int send(Codes code, const Settle& s, ptrdiff_t pixel, int c, int count) {
     uint8_t* held = s.codes + pixel * s.stride + c;
-    const int part = part_of_row(count, s.stride);  // no more: what lies behind a row may be another thread's
+    const int part = part_of_row(c, s.stride);  // no more: what lies behind a row may be another thread's
     const CodeMask valid = first_codes(count);
     const Codes h = load_part(held, part);
     const CodeMask go = s.all ? valid : valid & above(distance(code, h), load_codes(s.threshold + c));
@@ -350,7 +350,7 @@ constexpr int AHEAD = 8;
 struct Following {
     const int8_t *at, *end;
     ptrdiff_t piece;  // bytes for each STEPS of a tile's steps
-    static constexpr int STEPS = 16;
+    static constexpr int STEPS = BY_WORDS ? 64 : 16;
     template <int V>
     static Following of(const IntTileArgs& t) {
         const int8_t* first = t.w + ptrdiff_t(t.taps) * t.depth * V * VL * INT_GROUP;
@@ -498,7 +498,8 @@ template <int M, int V>
             if (t.vectors == 4) __builtin_prefetch(held + 4 * VL - 1);
         }
         if (s.residual) __builtin_prefetch(s.residual + ptrdiff_t(t.pixel[i]) * s.residual_stride + t.channel);
-        if (t.taps == 1) __builtin_prefetch(t.a[i] + t.offset);
+        if (t.channel == 0)  // those behind find it in the caches
+            for (int tap = 0; tap < t.taps; ++tap) __builtin_prefetch(t.a[ptrdiff_t(tap) * t.pixels + i] + t.offset);
     }
 }
 
@@ -872,20 +873,18 @@ void decode(const uint8_t* codes, float step, int zero, int channels, int stride
 inline int32_t apart(const uint8_t* x, const uint8_t* y, int channels, int stride) {
     Int sum{};
     for (int c = 0; c < channels; c += CODES) {
-        const int n = channels - c < CODES ? channels - c : CODES, part = part_of_row(n, stride);
+        const int n = channels - c < CODES ? channels - c : CODES, part = part_of_row(c, stride);
         const Codes far = distance(load_part(x + c, part), load_part(y + c, part));
         sum += squares(n == CODES ? far : choose(first_codes(n), far, Codes{}));
     }
-    int32_t total = 0;
-    for (int l = 0; l < VL; ++l) total += sum[l];
-    return total;
+    return total(sum);
 }
 
 // to = from; returns how many channels that changes.
 inline int32_t take_over(const uint8_t* from, uint8_t* to, int channels, int stride) {
     int32_t changed = 0;
     for (int c = 0; c < channels; c += CODES) {
-        const int n = channels - c < CODES ? channels - c : CODES, part = part_of_row(n, stride);
+        const int n = channels - c < CODES ? channels - c : CODES, part = part_of_row(c, stride);
         const Codes x = load_part(from + c, part), held = load_part(to + c, part);
         const CodeMask go = first_codes(n) & differ(x, held);
         store_part(to + c, choose(go, x, held), part);
@@ -930,6 +929,7 @@ void pixels(const IntPixelArgs& given, ActivePixels& all) {
     const IntPixelArgs f = given;
     ActivePixels sink = all;  // copies that no store can alias
     constexpr int CHUNK = 64;
+    const int ahead = 1 + 1024 / f.stride;  // pixels
     sink.active_count = 0;
     sink.events = 0;
     for (int i = 0; i < all.active_count; i += CHUNK) {
@@ -949,6 +949,10 @@ void pixels(const IntPixelArgs& given, ActivePixels& all) {
 #endif
         // Whether a pixel is sent nobody can foresee: first they are found, then they are copied.
         for (int j = k; j < n; ++j) {
+            // What is held was last seen in the frame before, at places that the machine cannot foresee.
+            if (j + ahead < n)
+                for (int c = 0; c < f.stride; c += 64)
+                    __builtin_prefetch(f.held + ptrdiff_t(list[j + ahead]) * f.stride + c);
             const ptrdiff_t at = ptrdiff_t(list[j]) * f.stride;
             far[j] = apart(f.fresh + at, f.held + at, f.channels, f.stride);
         }
