@@ -872,10 +872,12 @@ void decode(const uint8_t* codes, float step, int zero, int channels, int stride
 // Sum of squares of the differences of two rows.
 inline int32_t apart(const uint8_t* x, const uint8_t* y, int channels, int stride) {
     Int sum{};
-    for (int c = 0; c < channels; c += CODES) {
-        const int n = channels - c < CODES ? channels - c : CODES, part = part_of_row(c, stride);
+    int c = 0;
+    for (; c + CODES <= channels; c += CODES) sum += squares(distance(load_codes(x + c), load_codes(y + c)));
+    if (c < channels) {
+        const int part = part_of_row(c, stride);
         const Codes far = distance(load_part(x + c, part), load_part(y + c, part));
-        sum += squares(n == CODES ? far : choose(first_codes(n), far, Codes{}));
+        sum += squares(choose(first_codes(channels - c), far, Codes{}));
     }
     return total(sum);
 }
@@ -883,12 +885,18 @@ inline int32_t apart(const uint8_t* x, const uint8_t* y, int channels, int strid
 // to = from; returns how many channels that changes.
 inline int32_t take_over(const uint8_t* from, uint8_t* to, int channels, int stride) {
     int32_t changed = 0;
-    for (int c = 0; c < channels; c += CODES) {
-        const int n = channels - c < CODES ? channels - c : CODES, part = part_of_row(c, stride);
+    int c = 0;
+    for (; c + CODES <= channels; c += CODES) {
+        const Codes x = load_codes(from + c);
+        changed += how_many(differ(x, load_codes(to + c)));
+        store_codes(to + c, x);
+    }
+    if (c < channels) {
+        const int part = part_of_row(c, stride);
         const Codes x = load_part(from + c, part), held = load_part(to + c, part);
-        const CodeMask go = first_codes(n) & differ(x, held);
-        store_part(to + c, choose(go, x, held), part);
-        changed += how_many(go);
+        const CodeMask valid = first_codes(channels - c);
+        changed += how_many(valid & differ(x, held));
+        store_part(to + c, choose(valid, x, held), part);
     }
     return changed;
 }
