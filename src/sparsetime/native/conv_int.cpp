@@ -1,6 +1,7 @@
 #include "conv_int.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -56,14 +57,19 @@ void IntConv::pack(const int8_t* weight, bool transposed, const float* scale, co
         const auto output = [&](int v, int l) {
             return channel + (p.vectors == 4 ? packed_channel(v, l) : v * lanes + l);
         };
-        for (int t = 0; t < taps; t += joined_)
-            for (int k = p.first; k < p.first + p.depth; ++k)
-                for (int from = k * INT_GROUP; from < (k + 1) * INT_GROUP; from += kernels_->joined)
-                    for (int v = 0; v < p.vectors; ++v)
-                        for (int l = 0; l < lanes; ++l)
+        p.groups = taps / joined_ * p.depth;
+        // Weight of a panel's output v lanes + l for a byte of the row of a tap.
+        const auto weight_at = [&](int o, int tap, int byte) {
+            return joined_ > 1 ? at(output(o / lanes, o % lanes), byte % stride, tap * joined_ + byte / stride)
+                               : at(output(o / lanes, o % lanes), byte, tap);
+        };
+        if (!kernels_->windows || !pair(p, weight_at))
+            for (int t = 0; t < taps / joined_; ++t)
+                for (int k = p.first; k < p.first + p.depth; ++k)
+                    for (int from = k * INT_GROUP; from < (k + 1) * INT_GROUP; from += kernels_->joined)
+                        for (int o = 0; o < p.vectors * lanes; ++o)
                             for (int byte = from; byte < from + kernels_->joined; ++byte)
-                                weight_.push_back(int8_t(joined_ > 1 ? at(output(v, l), byte % stride, t + byte / stride)
-                                                                     : at(output(v, l), byte, t)));
+                                weight_.push_back(int8_t(weight_at(o, t, byte)));
         for (int v = 0; v < p.vectors; ++v)
             for (int l = 0; l < lanes; ++l) {
                 const int o = output(v, l);
@@ -78,6 +84,82 @@ void IntConv::pack(const int8_t* weight, bool transposed, const float* scale, co
         panels_.push_back(p);
         channel += p.vectors * lanes;
     }
+}
+
+// Products of codes and weights are added two by two in 16 bits, which is exact if no two weights of an output that are added are more
+// than 128 together: 255 * 128 < 2^15. So inputs are paired with such others, of the same sixteen, that this holds for all outputs of the
+// panel; what has no such partner stays alone. False if too many are alone for this to be faster than to multiply words.
+template <class At>
+bool IntConv::pair(Panel& p, const At& at) {
+    constexpr int MOST = 16;
+    const int outputs = p.vectors * kernels_->width, bytes = p.depth * INT_GROUP, taps = p.groups / p.depth;
+    std::vector<IntWindow> windows;
+    std::vector<int8_t> weights;
+    int groups = 0;
+    for (int tap = 0; tap < taps; ++tap)
+        for (int from = 0; from < bytes; from += MOST) {
+            const int n = std::min(MOST, bytes - from);
+            std::vector<std::array<int8_t, MOST>> w(size_t(outputs), std::array<int8_t, MOST>{});
+            bool used[MOST] = {}, fit[MOST][MOST];
+            for (int o = 0; o < outputs; ++o)
+                for (int i = 0; i < n; ++i) {
+                    w[size_t(o)][size_t(i)] = int8_t(at(o, tap, p.first * INT_GROUP + from + i));
+                    used[i] |= w[size_t(o)][size_t(i)] != 0;
+                }
+            for (int i = 0; i < n; ++i)
+                for (int j = 0; j < i; ++j) {
+                    bool all = used[i] && used[j];
+                    for (int o = 0; o < outputs && all; ++o) {
+                        const int a = w[size_t(o)][size_t(i)], b = w[size_t(o)][size_t(j)];
+                        all = (a < 0) != (b < 0) || std::abs(a + b) <= 128;
+                    }
+                    fit[i][j] = fit[j][i] = all;
+                }
+            // Those with the fewest partners to choose from choose first, and take one with few.
+            const auto choices = [&](int i) {
+                int count = 0;
+                for (int j = 0; j < n; ++j) count += j != i && used[j] && fit[i][j];
+                return count;
+            };
+            const auto fewest = [&](const auto& among) {
+                int best = -1, least = MOST;
+                for (int i = 0; i < n; ++i)
+                    if (used[i] && among(i) && choices(i) < least) least = choices(i), best = i;
+                return best;
+            };
+            std::vector<int> order;  // two by two; -1: none
+            for (;;) {
+                const int i = fewest([](int) { return true; });
+                if (i < 0) break;
+                const int j = fewest([&](int k) { return k != i && fit[i][k]; });
+                used[i] = false;
+                if (j >= 0) used[j] = false;
+                order.insert(order.end(), {i, j});
+            }
+            order.resize((order.size() + INT_GROUP - 1) / INT_GROUP * INT_GROUP, -1);
+            for (size_t k = 0; k < order.size(); k += INT_GROUP) {
+                if (k % MOST == 0) {
+                    windows.push_back({tap, p.first * INT_GROUP + from, 0, {}});
+                    std::fill_n(windows.back().order, MOST, uint8_t(128));
+                }
+                ++windows.back().groups;
+                ++groups;
+                for (int j = 0; j < INT_GROUP; ++j)
+                    if (order[k + size_t(j)] >= 0) windows.back().order[k % MOST + size_t(j)] = uint8_t(order[k + size_t(j)]);
+                for (int o = 0; o < outputs; ++o)
+                    for (int j = 0; j < INT_GROUP; ++j) {
+                        const int i = order[k + size_t(j)];
+                        weights.push_back(i < 0 ? int8_t(0) : w[size_t(o)][size_t(i)]);
+                    }
+            }
+        }
+    if (groups == 0 || 5 * groups > 6 * p.groups) return false;
+    p.window = windows_.size();
+    p.windows = int(windows.size());
+    p.groups = groups;
+    windows_.insert(windows_.end(), windows.begin(), windows.end());
+    weight_.insert(weight_.end(), weights.begin(), weights.end());
+    return true;
 }
 
 void IntConv::pack_depthwise(const int8_t* weight, const float* scale, const float* bias) {
@@ -211,8 +293,8 @@ void IntConv::run(const uint8_t* codes, const int32_t* list, int count, const Se
                 const auto start = [&](size_t of) { return of < panels_.size() ? panels_[of].w : weight_.size(); };
                 const size_t next = far ? start(k + 2) - start(k + 1) : 0;
                 kernels_->tile(
-                    {n, taps / joined_, p.depth, rows, p.first * INT_GROUP, weight_.data() + p.w, next, p.vectors,
-                     start_.data() + p.at, scale_.data() + p.at, bias_.data() + p.at, p.channel, list + from, found},
+                    {n, taps / joined_, p.depth, rows, p.first * INT_GROUP, weight_.data() + p.w, next,
+                     windows_.data() + p.window, p.windows, p.groups, p.vectors, start_.data() + p.at, scale_.data() + p.at, bias_.data() + p.at, p.channel, list + from, found},
                     settle);
             }
         }

@@ -33,8 +33,12 @@ class IntConv : public Geometry {
         int channel, vectors;
         int first, depth;  // input channels, in groups of four
         size_t w, at;      // where its weights start, and its numbers by output
+        size_t window = 0;
+        int windows = 0, groups = 0;  // as in IntTileArgs
     };
     void pack(const int8_t* weight, bool transposed, const float* scale, const float* bias);
+    template <class At>
+    bool pair(Panel& panel, const At& at);
     void pack_depthwise(const int8_t* weight, const float* scale, const float* bias);
     bool saturates(const Settle& settle) const;
     void run_depthwise(const uint8_t* codes, const int32_t* list, int count, const Settle& settle, IntRun* runs,
@@ -48,6 +52,7 @@ class IntConv : public Geometry {
     std::vector<int32_t, Aligned<int32_t>> start_;
     Floats scale_, bias_;
     std::vector<Panel> panels_;
+    std::vector<IntWindow> windows_;
     Bytes outside_;
     float largest_ = 0;  // no |z| without residual is larger
 };

@@ -353,7 +353,7 @@ struct Following {
     static constexpr int STEPS = BY_WORDS ? 64 : 16;
     template <int V>
     static Following of(const IntTileArgs& t) {
-        const int8_t* first = t.w + ptrdiff_t(t.taps) * t.depth * V * VL * INT_GROUP;
+        const int8_t* first = t.w + ptrdiff_t(t.groups) * V * VL * INT_GROUP;
         const ptrdiff_t steps = ptrdiff_t((t.pixels + PIXELS - 1) / PIXELS) * t.taps * ((t.depth + STEPS - 1) / STEPS);
         return {first, first + t.next, (ptrdiff_t(t.next) / steps + 64) / 64 * 64};
     }
@@ -379,58 +379,110 @@ template <int M, int V>
 }
 
 #if BY_WORDS
-// Inputs of some pixels as words, made once for all vectors of a panel.
-struct Inputs {
-    static constexpr int GROUPS = 64;
-    static constexpr int ROOM = GROUPS * INT_GROUP + 16;
-    int16_t of[PIXELS][ROOM];
-    // Bytes of a row become groups from `to` on. Sixteen at once: what is too much is written over, or not looked at.
-    void take(int i, const uint8_t* row, int to, int groups) {
-        for (int k = 0; k < groups * INT_GROUP; k += 16)
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(of[i] + to * INT_GROUP + k),
-                                _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + k))));
-    }
-};
+// Sums gain the products of an input with weights. One pixel after the other: compilers would multiply all of them first, and have no
+// registers for so many products.
+inline void gain(Int& sum, __m256i products) { asm volatile("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products)); }
 
-// Sums of M pixels, W vectors, gain the products of inputs, pair by pair. One pixel after the other: compilers would multiply all of
-// them first, and have no registers for so many products.
-template <int M, int W>
-[[gnu::always_inline]] inline void products(Int (&acc)[M][W], const Inputs& x, int from, int to, const int8_t* w, ptrdiff_t step) {
-    const int16_t* pair = x.of[0] + from * INT_GROUP;
-    for (const int16_t* end = x.of[0] + to * INT_GROUP; pair < end; pair += 2, w += step) {
-        __m256i weight[W];
-        for (int v = 0; v < W; ++v)
-            weight[v] = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w + v * VL * 2)));
-        for (int i = 0; i < M; ++i) {
-            int32_t both;
-            std::memcpy(&both, pair + i * Inputs::ROOM, sizeof both);
-            const __m256i input = _mm256_set1_epi32(both);
-            for (int v = 0; v < W; ++v) {
-                const __m256i product = _mm256_madd_epi16(input, weight[v]);
-                asm volatile("vpaddd %1, %0, %0" : "+x"(acc[i][v]) : "x"(product));
+constexpr int TOGETHER = 64;  // groups of inputs that are put together for all vectors of a panel
+
+template <class T>
+inline __m256i everywhere(const T* p) {
+    int32_t four;
+    std::memcpy(&four, p, sizeof four);
+    return _mm256_set1_epi32(four);
+}
+
+// Inputs of some pixels as words, which are multiplied pair by pair.
+struct Words {
+    int16_t of[PIXELS][TOGETHER * INT_GROUP + 16];
+    int tap = 0, k = 0;
+    // The next ones of M pixels, of several taps if they are small; how many groups.
+    template <int M>
+    int take(const IntTileArgs& t, int at) {
+        int groups = 0;
+        while (groups < TOGETHER && tap < t.taps) {
+            const int room = TOGETHER - groups, n = room < t.depth - k ? room : t.depth - k;
+            for (int i = 0; i < M; ++i) {
+                const uint8_t* row = t.a[ptrdiff_t(tap) * t.pixels + at + i] + t.offset + k * INT_GROUP;
+                // Sixteen at once: what is too much is written over, or not looked at.
+                for (int c = 0; c < n * INT_GROUP; c += 16)
+                    _mm256_storeu_si256(reinterpret_cast<__m256i*>(of[i] + groups * INT_GROUP + c),
+                                        _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + c))));
+            }
+            groups += n;
+            k += n;
+            if (k == t.depth) k = 0, ++tap;
+        }
+        return groups;
+    }
+    // Products of W vectors of a panel of V, from vector `first` on.
+    template <int M, int V, int W>
+    [[gnu::always_inline]] void multiply(Int (&sum)[M][W], const int8_t* w, int first, int groups) const {
+        w += first * VL * 2;
+        const int16_t* pair = of[0];
+        for (const int16_t* end = pair + groups * INT_GROUP; pair < end; pair += 2, w += V * VL * 2) {
+            __m256i weight[W];
+            for (int v = 0; v < W; ++v)
+                weight[v] = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w + v * VL * 2)));
+            for (int i = 0; i < M; ++i) {
+                const __m256i input = everywhere(pair + i * (TOGETHER * INT_GROUP + 16));
+                for (int v = 0; v < W; ++v) gain(sum[i][v], _mm256_madd_epi16(input, weight[v]));
             }
         }
     }
-}
+};
 
-// The same for W vectors of a panel of V, from vector `first` on. `start`: what sums begin with, if they do.
-template <int M, int V, int W>
+// The same as bytes in the order of windows: products of two of them are added in 16 bits.
+struct Paired {
+    uint8_t of[PIXELS][TOGETHER * INT_GROUP + 16];
+    int window = 0;
+    template <int M>
+    int take(const IntTileArgs& t, int at) {
+        int groups = 0;
+        for (; window < t.windows && groups + t.window[window].groups <= TOGETHER; ++window) {
+            const IntWindow& from = t.window[window];
+            const __m128i order = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from.order));
+            const uint8_t* const* row = t.a + ptrdiff_t(from.tap) * t.pixels + at;
+            for (int i = 0; i < M; ++i) {
+                const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row[i] + from.from));
+                _mm_storeu_si128(reinterpret_cast<__m128i*>(of[i] + groups * INT_GROUP), _mm_shuffle_epi8(bytes, order));
+            }
+            groups += from.groups;
+        }
+        return groups;
+    }
+    template <int M, int V, int W>
+    [[gnu::always_inline]] void multiply(Int (&sum)[M][W], const int8_t* w, int first, int groups) const {
+        w += first * VL * INT_GROUP;
+        __m256i ones = _mm256_set1_epi16(1);
+        asm volatile("" : "+x"(ones));  // in a register
+        const uint8_t* group = of[0];
+        for (const uint8_t* end = group + groups * INT_GROUP; group < end; group += INT_GROUP, w += V * VL * INT_GROUP)
+            for (int i = 0; i < M; ++i) {
+                const __m256i input = everywhere(group + i * (TOGETHER * INT_GROUP + 16));
+                for (int v = 0; v < W; ++v) {
+                    const __m256i weight = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + v * VL * INT_GROUP));
+                    gain(sum[i][v], _mm256_madd_epi16(_mm256_maddubs_epi16(input, weight), ones));
+                }
+            }
+    }
+};
+
+// Sums of W vectors of a panel of V, from vector `first` on. `start`: what sums begin with, if they do.
+template <int M, int V, int W, class Inputs>
 [[gnu::always_inline]] inline void part_of_panel(Int (&sum)[M][V], const int32_t* start, int first, const Inputs& x, int groups,
                                                  const int8_t* w, Following& following) {
-    constexpr ptrdiff_t vector = VL * 2;  // bytes of weights for a pair
     Int acc[M][W];
     for (int i = 0; i < M; ++i)
         for (int v = 0; v < W; ++v) acc[i][v] = start ? load_int(start + (first + v) * VL) : sum[i][first + v];
-    for (int k = 0; k < groups; k += Following::STEPS) {
-        if (first == 0) following.ask();
-        products<M, W>(acc, x, k, k + Following::STEPS < groups ? k + Following::STEPS : groups, w + (2 * k * V + first) * vector, V * vector);
-    }
+    if (first == 0) following.ask();
+    x.template multiply<M, V, W>(acc, w, first, groups);
     for (int i = 0; i < M; ++i)
         for (int v = 0; v < W; ++v) sum[i][first + v] = acc[i][v];
 }
 
-template <int M, int V>
-void tile_at(const IntTileArgs& t, int at, const Settle& s, const Bounds& bounds, bool fast, Following& following) {
+template <int M, int V, class Inputs>
+void tile_by(const IntTileArgs& t, int at, const Settle& s, const Bounds& bounds, bool fast, Following& following) {
     Int memory[M][V];
     auto* there = &memory;
     asm volatile("" : "+r"(there));  // memory, and no copies of it in registers that there are none of
@@ -438,26 +490,22 @@ void tile_at(const IntTileArgs& t, int at, const Settle& s, const Bounds& bounds
     const int32_t* start = t.start;
     Inputs x;
     const int8_t* w = t.w;
-    int tap = 0, k = 0;
-    do {
-        // As much as there is room for, of several taps if they are small.
-        int groups = 0;
-        while (groups < Inputs::GROUPS && tap < t.taps) {
-            const int room = Inputs::GROUPS - groups, n = room < t.depth - k ? room : t.depth - k;
-            for (int i = 0; i < M; ++i)
-                x.take(i, t.a[ptrdiff_t(tap) * t.pixels + at + i] + t.offset + k * INT_GROUP, groups, n);
-            groups += n;
-            k += n;
-            if (k == t.depth) k = 0, ++tap;
-        }
+    for (int left = t.groups; left > 0; start = nullptr) {
+        const int groups = x.template take<M>(t, at);
         if constexpr (V == 1) part_of_panel<M, V, 1>(sum, start, 0, x, groups, w, following);
         else part_of_panel<M, V, 2>(sum, start, 0, x, groups, w, following);
         if constexpr (V == 3) part_of_panel<M, V, 1>(sum, start, 2, x, groups, w, following);
         if constexpr (V == 4) part_of_panel<M, V, 2>(sum, start, 2, x, groups, w, following);
         w += ptrdiff_t(groups) * V * VL * INT_GROUP;
-        start = nullptr;
-    } while (tap < t.taps);
+        left -= groups;
+    }
     finish_tile<M, V>(sum, t, at, s, bounds, fast);
+}
+
+template <int M, int V>
+void tile_at(const IntTileArgs& t, int at, const Settle& s, const Bounds& bounds, bool fast, Following& following) {
+    t.windows ? tile_by<M, V, Paired>(t, at, s, bounds, fast, following)
+              : tile_by<M, V, Words>(t, at, s, bounds, fast, following);
 }
 #else
 template <int M, int V>
@@ -983,6 +1031,6 @@ void pixels(const IntPixelArgs& given, ActivePixels& all) {
 namespace sparsetime {
 
 extern const IntKernels SPARSETIME_INTEGERS;
-const IntKernels SPARSETIME_INTEGERS = {VL, JOINED, tile, depthwise, settle, frame, moves, resize, pixels, decode};
+const IntKernels SPARSETIME_INTEGERS = {VL, JOINED, BY_WORDS, tile, depthwise, settle, frame, moves, resize, pixels, decode};
 
 }  // namespace sparsetime

@@ -47,6 +47,13 @@ struct Settle {
     bool saturates;
 };
 
+// Up to sixteen bytes of an input row in another order, by which neighbours' products fit into 16 bits together: see IntConv::pair.
+struct IntWindow {
+    int32_t tap, from;          // byte of the row
+    int32_t groups;             // of four bytes that come out of it
+    uint8_t order[16];          // where they come from; 128: a zero
+};
+
 // A panel of outputs for a list of pixels: `vectors` vectors of sums, four in the order of packed_channel, fewer in plain order.
 struct IntTileArgs {
     int pixels;
@@ -55,6 +62,9 @@ struct IntTileArgs {
     int offset;                 // added to every row: the first channel
     const int8_t* w;            // [taps][depth][4 / joined][vectors][lanes][joined]
     size_t next;                // bytes behind these weights that will be needed next, and are asked for meanwhile
+    const IntWindow* window;    // [windows]: then weights are [groups of all windows][vectors][lanes][4]
+    int windows;                // or 0
+    int groups;                 // of four weights of an output, in all
     int vectors;
     const int32_t* start;       // [vectors][lanes]: what sums start from
     const float *scale, *bias;  // [vectors][lanes]
@@ -127,6 +137,7 @@ struct IntResizeArgs {
 struct IntKernels {
     int width;                  // 32-bit lanes of a vector
     int joined;                 // neighbouring weights of tiles that lie in one lane: 2 or INT_GROUP
+    bool windows;               // whether tiles are faster with windows
     void (*tile)(const IntTileArgs&, const Settle&);
     void (*depthwise)(const IntDepthwiseArgs&, const Settle&);
     // z of one pixel, channels rounded up to LANE readable; returns how many elements changed.
