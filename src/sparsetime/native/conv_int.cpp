@@ -1,7 +1,6 @@
 #include "conv_int.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -57,13 +56,12 @@ void IntConv::pack(const int8_t* weight, bool transposed, const float* scale, co
         const auto output = [&](int v, int l) {
             return channel + (p.vectors == 4 ? packed_channel(v, l) : v * lanes + l);
         };
-        p.groups = taps / joined_ * p.depth;
         // Weight of a panel's output v lanes + l for a byte of the row of a tap.
         const auto weight_at = [&](int o, int tap, int byte) {
             return joined_ > 1 ? at(output(o / lanes, o % lanes), byte % stride, tap * joined_ + byte / stride)
                                : at(output(o / lanes, o % lanes), byte, tap);
         };
-        if (!kernels_->windows || !pair(p, weight_at))
+        if (!kernels_->windows || !pair(p, taps / joined_, weight_at))
             for (int t = 0; t < taps / joined_; ++t)
                 for (int k = p.first; k < p.first + p.depth; ++k)
                     for (int from = k * INT_GROUP; from < (k + 1) * INT_GROUP; from += kernels_->joined)
@@ -81,85 +79,112 @@ void IntConv::pack(const int8_t* weight, bool transposed, const float* scale, co
                 scale_.push_back(o < O ? scale[o] : 0.0f);
                 bias_.push_back(o < O && bias ? bias[o] : 0.0f);
             }
+        p.bytes = weight_.size() - p.w;
         panels_.push_back(p);
         channel += p.vectors * lanes;
     }
 }
 
 // Products of codes and weights are added two by two in 16 bits, which is exact if no two weights of an output that are added are more
-// than 128 together: 255 * 128 < 2^15. So inputs are paired with such others, of the same sixteen, that this holds for all outputs of the
-// panel; what has no such partner stays alone. False if too many are alone for this to be faster than to multiply words.
+// than 128 together: 255 * 128 < 2^15. So inputs are paired with such others, of the same sixteen, that this holds for all outputs of a
+// panel, or else for those of a part of it; what finds no such partner stays alone. False if too many are alone for this to be faster
+// than to multiply words.
 template <class At>
-bool IntConv::pair(Panel& p, const At& at) {
-    constexpr int MOST = 16;
-    const int outputs = p.vectors * kernels_->width, bytes = p.depth * INT_GROUP, taps = p.groups / p.depth;
-    std::vector<IntWindow> windows;
-    std::vector<int8_t> weights;
+bool IntConv::pair(Panel& p, int taps, const At& at) {
+    const int lanes = kernels_->width, groups = taps * p.depth;
+    const size_t windows = windows_.size(), weights = weight_.size();
+    const int parts = (p.vectors + INT_PART - 1) / INT_PART;
+    const auto add = [&](int first, int last, int most) {
+        const size_t window = windows_.size();
+        if (!pair(p, taps, at, first, last, most)) return false;
+        Panel::Part own{window, int(windows_.size() - window), 0};
+        for (size_t k = window; k < windows_.size(); ++k) own.groups += windows_[k].groups;
+        for (int i = first; i < last; ++i) p.part[i] = own;
+        return true;
+    };
+    bool found = add(0, parts, groups + groups / 32);
+    if (!found && parts > 1) {
+        const int most = groups + groups / 8;
+        found = add(0, 1, most) && add(1, 2, most);
+    } else if (!found) {
+        found = add(0, 1, groups + groups / 8);
+    }
+    if (found) {
+        p.parts = parts;
+        return true;
+    }
+    windows_.resize(windows);
+    weight_.resize(weights);
+    return false;
+}
+
+// The same for parts `first` to `last` together, in at most so many groups of four inputs.
+template <class At>
+bool IntConv::pair(const Panel& p, int taps, const At& at, int first, int last, int most) {
+    constexpr int INPUTS = 16, OUTPUTS = 64;
+    const int bytes = p.depth * INT_GROUP, size = INT_PART * kernels_->width, from_output = first * size;
+    const int outputs = std::min(p.vectors * kernels_->width, last * size) - from_output;
+    const size_t windows = windows_.size(), weights = weight_.size();
+    std::vector<int8_t> second;  // weights of the second part
     int groups = 0;
-    for (int tap = 0; tap < taps; ++tap)
-        for (int from = 0; from < bytes; from += MOST) {
-            const int n = std::min(MOST, bytes - from);
-            std::vector<std::array<int8_t, MOST>> w(size_t(outputs), std::array<int8_t, MOST>{});
-            bool used[MOST] = {}, fit[MOST][MOST];
-            for (int o = 0; o < outputs; ++o)
-                for (int i = 0; i < n; ++i) {
-                    w[size_t(o)][size_t(i)] = int8_t(at(o, tap, p.first * INT_GROUP + from + i));
-                    used[i] |= w[size_t(o)][size_t(i)] != 0;
+    for (int tap = 0; tap < taps && groups <= most; ++tap)
+        for (int from = 0; from < bytes && groups <= most; from += INPUTS) {
+            const int n = std::min(INPUTS, bytes - from);
+            int16_t w[INPUTS][OUTPUTS] = {};
+            bool used[INPUTS] = {}, fit[INPUTS][INPUTS] = {};
+            int choices[INPUTS] = {};
+            for (int i = 0; i < n; ++i)
+                for (int o = 0; o < outputs; ++o) {
+                    w[i][o] = int16_t(at(from_output + o, tap, p.first * INT_GROUP + from + i));
+                    used[i] |= w[i][o] != 0;
                 }
             for (int i = 0; i < n; ++i)
                 for (int j = 0; j < i; ++j) {
-                    bool all = used[i] && used[j];
-                    for (int o = 0; o < outputs && all; ++o) {
-                        const int a = w[size_t(o)][size_t(i)], b = w[size_t(o)][size_t(j)];
-                        all = (a < 0) != (b < 0) || std::abs(a + b) <= 128;
-                    }
-                    fit[i][j] = fit[j][i] = all;
+                    int16_t largest = 0;
+                    for (int o = 0; o < outputs; ++o)
+                        largest = std::max(largest, int16_t(std::abs(int16_t(w[i][o] + w[j][o]))));
+                    if (!used[i] || !used[j] || largest > 128) continue;
+                    fit[i][j] = fit[j][i] = true;
+                    ++choices[i];
+                    ++choices[j];
                 }
             // Those with the fewest partners to choose from choose first, and take one with few.
-            const auto choices = [&](int i) {
-                int count = 0;
-                for (int j = 0; j < n; ++j) count += j != i && used[j] && fit[i][j];
-                return count;
-            };
-            const auto fewest = [&](const auto& among) {
-                int best = -1, least = MOST;
+            const auto fewest = [&](const bool* among) {
+                int best = -1;
                 for (int i = 0; i < n; ++i)
-                    if (used[i] && among(i) && choices(i) < least) least = choices(i), best = i;
+                    if (used[i] && among[i] && (best < 0 || choices[i] < choices[best])) best = i;
+                if (best < 0) return best;
+                used[best] = false;
+                for (int i = 0; i < n; ++i) choices[i] -= fit[best][i];
                 return best;
             };
-            std::vector<int> order;  // two by two; -1: none
-            for (;;) {
-                const int i = fewest([](int) { return true; });
-                if (i < 0) break;
-                const int j = fewest([&](int k) { return k != i && fit[i][k]; });
-                used[i] = false;
-                if (j >= 0) used[j] = false;
-                order.insert(order.end(), {i, j});
+            int order[2 * INPUTS + INT_GROUP], slots = 0;  // two by two; -1: none
+            for (int i; (i = fewest(used)) >= 0;) {
+                order[slots++] = i;
+                order[slots++] = fewest(fit[i]);
             }
-            order.resize((order.size() + INT_GROUP - 1) / INT_GROUP * INT_GROUP, -1);
-            for (size_t k = 0; k < order.size(); k += INT_GROUP) {
-                if (k % MOST == 0) {
-                    windows.push_back({tap, p.first * INT_GROUP + from, 0, {}});
-                    std::fill_n(windows.back().order, MOST, uint8_t(128));
+            while (slots % INT_GROUP) order[slots++] = -1;
+            for (int k = 0; k < slots; k += INT_GROUP, ++groups) {
+                if (k % INPUTS == 0) {
+                    windows_.push_back({tap, p.first * INT_GROUP + from, 0, {}});
+                    std::fill_n(windows_.back().order, INPUTS, uint8_t(128));
                 }
-                ++windows.back().groups;
-                ++groups;
+                ++windows_.back().groups;
                 for (int j = 0; j < INT_GROUP; ++j)
-                    if (order[k + size_t(j)] >= 0) windows.back().order[k % MOST + size_t(j)] = uint8_t(order[k + size_t(j)]);
+                    if (order[k + j] >= 0) windows_.back().order[k % INPUTS + j] = uint8_t(order[k + j]);
                 for (int o = 0; o < outputs; ++o)
                     for (int j = 0; j < INT_GROUP; ++j) {
-                        const int i = order[k + size_t(j)];
-                        weights.push_back(i < 0 ? int8_t(0) : w[size_t(o)][size_t(i)]);
+                        const int8_t x = order[k + j] < 0 ? int8_t(0) : int8_t(w[order[k + j]][o]);
+                        if (o < size) weight_.push_back(x);
+                        else second.push_back(x);
                     }
             }
         }
-    if (groups == 0 || 5 * groups > 6 * p.groups) return false;
-    p.window = windows_.size();
-    p.windows = int(windows.size());
-    p.groups = groups;
-    windows_.insert(windows_.end(), windows.begin(), windows.end());
-    weight_.insert(weight_.end(), weights.begin(), weights.end());
-    return true;
+    weight_.insert(weight_.end(), second.begin(), second.end());
+    if (groups > 0 && groups <= most) return true;
+    windows_.resize(windows);
+    weight_.resize(weights);
+    return false;
 }
 
 void IntConv::pack_depthwise(const int8_t* weight, const float* scale, const float* bias) {
@@ -292,10 +317,13 @@ void IntConv::run(const uint8_t* codes, const int32_t* list, int count, const Se
                 const Panel& p = panels_[k];
                 const auto start = [&](size_t of) { return of < panels_.size() ? panels_[of].w : weight_.size(); };
                 const size_t next = far ? start(k + 2) - start(k + 1) : 0;
-                kernels_->tile(
-                    {n, taps / joined_, p.depth, rows, p.first * INT_GROUP, weight_.data() + p.w, next,
-                     windows_.data() + p.window, p.windows, p.groups, p.vectors, start_.data() + p.at, scale_.data() + p.at, bias_.data() + p.at, p.channel, list + from, found},
-                    settle);
+                IntPart part[4 / INT_PART];
+                for (int i = 0; i < p.parts; ++i)
+                    part[i] = {windows_.data() + p.part[i].window, p.part[i].windows, p.part[i].groups};
+                kernels_->tile({n, taps / joined_, p.depth, rows, p.first * INT_GROUP, weight_.data() + p.w, next,
+                                p.parts ? part : nullptr, p.bytes, p.vectors, start_.data() + p.at, scale_.data() + p.at,
+                                bias_.data() + p.at, p.channel, list + from, found},
+                               settle);
             }
         }
         for (int i = 0; i < n; ++i) sink.add(list[from + i], found[i]);

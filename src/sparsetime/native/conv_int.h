@@ -33,12 +33,18 @@ class IntConv : public Geometry {
         int channel, vectors;
         int first, depth;  // input channels, in groups of four
         size_t w, at;      // where its weights start, and its numbers by output
-        size_t window = 0;
-        int windows = 0, groups = 0;  // as in IntTileArgs
+        size_t bytes = 0;  // of its weights
+        struct Part {
+            size_t window = 0;  // its first one
+            int windows = 0, groups = 0;
+        } part[4 / INT_PART] = {};
+        int parts = 0;     // that have windows
     };
     void pack(const int8_t* weight, bool transposed, const float* scale, const float* bias);
     template <class At>
-    bool pair(Panel& panel, const At& at);
+    bool pair(Panel& panel, int taps, const At& at);
+    template <class At>
+    bool pair(const Panel& panel, int taps, const At& at, int first, int last, int most);
     void pack_depthwise(const int8_t* weight, const float* scale, const float* bias);
     bool saturates(const Settle& settle) const;
     void run_depthwise(const uint8_t* codes, const int32_t* list, int count, const Settle& settle, IntRun* runs,

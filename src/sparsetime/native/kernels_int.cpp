@@ -353,7 +353,7 @@ struct Following {
     static constexpr int STEPS = BY_WORDS ? 64 : 16;
     template <int V>
     static Following of(const IntTileArgs& t) {
-        const int8_t* first = t.w + ptrdiff_t(t.groups) * V * VL * INT_GROUP;
+        const int8_t* first = t.w + t.bytes;
         const ptrdiff_t steps = ptrdiff_t((t.pixels + PIXELS - 1) / PIXELS) * t.taps * ((t.depth + STEPS - 1) / STEPS);
         return {first, first + t.next, (ptrdiff_t(t.next) / steps + 64) / 64 * 64};
     }
@@ -384,6 +384,14 @@ template <int M, int V>
 inline void gain(Int& sum, __m256i products) { asm volatile("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products)); }
 
 constexpr int TOGETHER = 64;  // groups of inputs that are put together for all vectors of a panel
+
+// The parts of a panel of V vectors: body(first vector, vectors).
+template <int V, class Body>
+[[gnu::always_inline]] inline void parts(const Body& body) {
+    using std::integral_constant;
+    body(integral_constant<int, 0>{}, integral_constant<int, V < INT_PART ? V : INT_PART>{});
+    if constexpr (V > INT_PART) body(integral_constant<int, INT_PART>{}, integral_constant<int, V - INT_PART>{});
+}
 
 template <class T>
 inline __m256i everywhere(const T* p) {
@@ -437,10 +445,10 @@ struct Paired {
     uint8_t of[PIXELS][TOGETHER * INT_GROUP + 16];
     int window = 0;
     template <int M>
-    int take(const IntTileArgs& t, int at) {
+    int take(const IntTileArgs& t, const IntPart& part, int at) {
         int groups = 0;
-        for (; window < t.windows && groups + t.window[window].groups <= TOGETHER; ++window) {
-            const IntWindow& from = t.window[window];
+        for (; window < part.windows && groups + part.window[window].groups <= TOGETHER; ++window) {
+            const IntWindow& from = part.window[window];
             const __m128i order = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from.order));
             const uint8_t* const* row = t.a + ptrdiff_t(from.tap) * t.pixels + at;
             for (int i = 0; i < M; ++i) {
@@ -451,15 +459,15 @@ struct Paired {
         }
         return groups;
     }
-    template <int M, int V, int W>
-    [[gnu::always_inline]] void multiply(Int (&sum)[M][W], const int8_t* w, int first, int groups) const {
-        w += first * VL * INT_GROUP;
+    template <int M, int W>
+    [[gnu::always_inline]] void multiply(Int (&sum)[M][W], const int8_t* w, int groups) const {
         __m256i ones = _mm256_set1_epi16(1);
         asm volatile("" : "+x"(ones));  // in a register
         const uint8_t* group = of[0];
-        for (const uint8_t* end = group + groups * INT_GROUP; group < end; group += INT_GROUP, w += V * VL * INT_GROUP)
+        for (const uint8_t* end = group + groups * INT_GROUP; group < end; group += INT_GROUP, w += W * VL * INT_GROUP)
             for (int i = 0; i < M; ++i) {
                 const __m256i input = everywhere(group + i * (TOGETHER * INT_GROUP + 16));
+                asm volatile("" : "+r"(w));  // weights out of memory each time: there are no registers for them
                 for (int v = 0; v < W; ++v) {
                     const __m256i weight = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + v * VL * INT_GROUP));
                     gain(sum[i][v], _mm256_madd_epi16(_mm256_maddubs_epi16(input, weight), ones));
@@ -469,43 +477,66 @@ struct Paired {
 };
 
 // Sums of W vectors of a panel of V, from vector `first` on. `start`: what sums begin with, if they do.
-template <int M, int V, int W, class Inputs>
-[[gnu::always_inline]] inline void part_of_panel(Int (&sum)[M][V], const int32_t* start, int first, const Inputs& x, int groups,
-                                                 const int8_t* w, Following& following) {
+template <int M, int V, int W, class Multiply>
+[[gnu::always_inline]] inline void part_of_panel(Int (&sum)[M][V], const int32_t* start, int first, const Multiply& multiply) {
     Int acc[M][W];
     for (int i = 0; i < M; ++i)
         for (int v = 0; v < W; ++v) acc[i][v] = start ? load_int(start + (first + v) * VL) : sum[i][first + v];
-    if (first == 0) following.ask();
-    x.template multiply<M, V, W>(acc, w, first, groups);
+    multiply(acc);
     for (int i = 0; i < M; ++i)
         for (int v = 0; v < W; ++v) sum[i][first + v] = acc[i][v];
 }
 
-template <int M, int V, class Inputs>
-void tile_by(const IntTileArgs& t, int at, const Settle& s, const Bounds& bounds, bool fast, Following& following) {
-    Int memory[M][V];
-    auto* there = &memory;
-    asm volatile("" : "+r"(there));  // memory, and no copies of it in registers that there are none of
-    Int(&sum)[M][V] = *there;
-    const int32_t* start = t.start;
-    Inputs x;
+template <int M, int V>
+void sums_of_words(Int (&sum)[M][V], const IntTileArgs& t, int at, Following& following) {
+    Words x;
     const int8_t* w = t.w;
-    for (int left = t.groups; left > 0; start = nullptr) {
-        const int groups = x.template take<M>(t, at);
-        if constexpr (V == 1) part_of_panel<M, V, 1>(sum, start, 0, x, groups, w, following);
-        else part_of_panel<M, V, 2>(sum, start, 0, x, groups, w, following);
-        if constexpr (V == 3) part_of_panel<M, V, 1>(sum, start, 2, x, groups, w, following);
-        if constexpr (V == 4) part_of_panel<M, V, 2>(sum, start, 2, x, groups, w, following);
+    const int32_t* start = t.start;
+    do {
+        const int groups = x.take<M>(t, at);
+        following.ask();
+        const auto part = [&](auto first, auto vectors) __attribute__((always_inline)) {
+            part_of_panel<M, V, vectors>(sum, start, first, [&](Int(&acc)[M][vectors]) __attribute__((always_inline)) {
+                x.multiply<M, V, vectors>(acc, w, first, groups);
+            });
+        };
+        parts<V>(part);
         w += ptrdiff_t(groups) * V * VL * INT_GROUP;
-        left -= groups;
+        start = nullptr;
+    } while (x.tap < t.taps);
+}
+
+template <int M, int V>
+void sums_of_pairs(Int (&sum)[M][V], const IntTileArgs& t, int at, Following& following) {
+    const bool shared = V > INT_PART && t.part[0].window == t.part[V > INT_PART].window;
+    const int8_t* w[] = {t.w, t.w + ptrdiff_t(t.part[0].groups) * INT_PART * VL * INT_GROUP};
+    for (int own = 0; own < (V > INT_PART && !shared ? 2 : 1); ++own) {
+        Paired x;
+        const int32_t* start = t.start;
+        do {
+            const int groups = x.take<M>(t, t.part[own], at);
+            following.ask();
+            const auto part = [&](auto first, auto vectors) __attribute__((always_inline)) {
+                constexpr int index = first / INT_PART;
+                if (!shared && index != own) return;
+                part_of_panel<M, V, vectors>(sum, start, first, [&](Int(&acc)[M][vectors]) __attribute__((always_inline)) {
+                    x.multiply<M, vectors>(acc, w[index], groups);
+                });
+                w[index] += ptrdiff_t(groups) * vectors * VL * INT_GROUP;
+            };
+            parts<V>(part);
+            start = nullptr;
+        } while (x.window < t.part[own].windows);
     }
-    finish_tile<M, V>(sum, t, at, s, bounds, fast);
 }
 
 template <int M, int V>
 void tile_at(const IntTileArgs& t, int at, const Settle& s, const Bounds& bounds, bool fast, Following& following) {
-    t.windows ? tile_by<M, V, Paired>(t, at, s, bounds, fast, following)
-              : tile_by<M, V, Words>(t, at, s, bounds, fast, following);
+    Int memory[M][V];
+    auto* sum = &memory;
+    asm volatile("" : "+r"(sum));  // memory, and no copies of it in registers that there are none of
+    t.part ? sums_of_pairs<M, V>(*sum, t, at, following) : sums_of_words<M, V>(*sum, t, at, following);
+    finish_tile<M, V>(*sum, t, at, s, bounds, fast);
 }
 #else
 template <int M, int V>

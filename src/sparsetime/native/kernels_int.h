@@ -53,6 +53,11 @@ struct IntWindow {
     int32_t groups;             // of four bytes that come out of it
     uint8_t order[16];          // where they come from; 128: a zero
 };
+constexpr int INT_PART = 2;     // vectors of a panel that are multiplied together
+struct IntPart {                // parts may have the same windows
+    const IntWindow* window;
+    int windows, groups;
+};
 
 // A panel of outputs for a list of pixels: `vectors` vectors of sums, four in the order of packed_channel, fewer in plain order.
 struct IntTileArgs {
@@ -62,9 +67,8 @@ struct IntTileArgs {
     int offset;                 // added to every row: the first channel
     const int8_t* w;            // [taps][depth][4 / joined][vectors][lanes][joined]
     size_t next;                // bytes behind these weights that will be needed next, and are asked for meanwhile
-    const IntWindow* window;    // [windows]: then weights are [groups of all windows][vectors][lanes][4]
-    int windows;                // or 0
-    int groups;                 // of four weights of an output, in all
+    const IntPart* part;        // or null; then weights are [part][groups of its windows][vectors][lanes][4]
+    size_t bytes;               // of these weights
     int vectors;
     const int32_t* start;       // [vectors][lanes]: what sums start from
     const float *scale, *bias;  // [vectors][lanes]
