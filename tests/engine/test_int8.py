@@ -453,6 +453,34 @@ def test_the_largest_sum_there_is(backend):
     assert out.ravel().tolist() == [float(f(n * 127 * 255)), float(f(-n * 127 * 255))]
 
 
+@pytest.mark.parametrize(("channels", "kernel"), [(35, 1), (64, 1), (3, 3), (20, 3)])
+def test_products_of_two_inputs_are_added_exactly(isa, channels, kernel):
+    """Every second weight as large as it can be, those between so small that two together are 128; codes 0 and 255."""
+    f, rng, out = np.float32, np.random.default_rng(channels), 70
+    weight = rng.choice([-127, 127], (out, channels, kernel, kernel))
+    weight[:, 1::2] = rng.choice([-1, 0, 1], weight[:, 1::2].shape)
+    weight[:, -1] = rng.choice([-128, 0, 127], weight[:, -1].shape)
+    tensors = {
+        "s": np.ones(1, f),
+        "t": np.zeros(1, np.int32),
+        "w": weight.astype(np.int8),
+        "ws": np.ones(out, f),
+    }
+    code = {"kind": "code", "tensor": "s", "zero": 0, "threshold": "t"}
+    attributes = {"stride": [1, 1], "padding": [kernel // 2] * 4, "dilation": [1, 1], "groups": 1}
+    ops = (
+        Op("input", "input", (), (0,), codec=code, precision="int8"),
+        Op("conv2d", "conv", (0,), (1,), attributes, {"weight": "w", "weight_step": "ws"}, precision="int8"),
+    )
+    shapes = ((1, channels, 5, 7), (1, out, 5, 7))
+    stream = Plan("pairs", shapes, ops, (1,), {"output": 0}, tensors, precision="int8").stream("cpu")
+    for frame in (np.full(shapes[0], 255), rng.choice([0, 255], shapes[0]), rng.integers(0, 256, shapes[0])):
+        expected = torch.nn.functional.conv2d(
+            torch.tensor(frame, dtype=torch.float64), torch.tensor(weight, dtype=torch.float64), padding=kernel // 2
+        )
+        np.testing.assert_array_equal(stream(frame.astype(f)), expected.numpy().astype(f))
+
+
 def changed(**parts) -> Plan:
     """`one_layer` with its convolution changed."""
     plan = one_layer()
