@@ -8,6 +8,15 @@
 
 namespace {
 
+// An instruction of x86 by its name behind the width.
+#if defined(__AVX512BW__)
+#define PER_WIDTH(name) _mm512_##name
+#elif defined(__AVX2__)
+#define PER_WIDTH(name) _mm256_##name
+#else
+#define PER_WIDTH(name) _mm_##name
+#endif
+
 constexpr int CODES = 4 * VL;
 
 typedef uint8_t Codes __attribute__((vector_size(CODES)));
@@ -142,13 +151,6 @@ inline Int wide(const uint8_t* p) {
 // vector v is code 16 (l / 4) + 4 v + l % 4. Where PACKS, what no code is becomes the nearest one.
 #if defined(__SSE2__)
 constexpr bool PACKS = true;
-#if defined(__AVX512BW__)
-#define PER_WIDTH(name) _mm512_##name
-#elif defined(__AVX2__)
-#define PER_WIDTH(name) _mm256_##name
-#else
-#define PER_WIDTH(name) _mm_##name
-#endif
 using Raw = decltype(raw(Codes{}));
 inline Codes pack(Int a, Int b, Int c, Int d) {
     const Raw first = PER_WIDTH(packs_epi32)(reinterpret_cast<Raw>(a), reinterpret_cast<Raw>(b)),
@@ -163,7 +165,6 @@ inline void unpack(const uint8_t* p, Int (&x)[4]) {
     x[2] = reinterpret_cast<Int>(PER_WIDTH(unpacklo_epi16)(high, none));
     x[3] = reinterpret_cast<Int>(PER_WIDTH(unpackhi_epi16)(high, none));
 }
-#undef PER_WIDTH
 #else
 constexpr bool PACKS = false;
 inline Codes pack(Int a, Int b, Int c, Int d) {

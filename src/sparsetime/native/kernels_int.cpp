@@ -4,6 +4,7 @@
 #include "kernels_int.h"
 
 #include <cstring>
+#include <type_traits>
 
 #include "activate.h"
 #include "codes.h"
@@ -47,13 +48,6 @@ inline Int rounded(Vec x) {
 // Four bytes in each lane as a factor: inputs without sign, weights with. Where products of neighbours cannot be added in 16 bits
 // (two of them leave 16 bits), they are multiplied apart, as words: bytes 0 and 2 of each lane, and bytes 1 and 3.
 #if defined(__SSE2__) && !defined(__AVX512VNNI__)
-#if defined(__AVX512BW__)
-#define PER_WIDTH(name) _mm512_##name
-#elif defined(__AVX2__)
-#define PER_WIDTH(name) _mm256_##name
-#else
-#define PER_WIDTH(name) _mm_##name
-#endif
 struct Factor {
     Int even, odd;
 };
@@ -69,7 +63,6 @@ inline Factor weights(Int four) {
 inline Int dot_words(Int acc, Int x, Int w) {
     return acc + reinterpret_cast<Int>(PER_WIDTH(madd_epi16)(reinterpret_cast<Raw>(x), reinterpret_cast<Raw>(w)));
 }
-#undef PER_WIDTH
 // acc + sum of four products in each lane.
 inline Int dot(Int acc, Factor x, Factor w) { return dot_words(dot_words(acc, x.even, w.even), x.odd, w.odd); }
 #else
@@ -618,24 +611,15 @@ void tile(const IntTileArgs& t, const Settle& s) {
 
 // Four rows of 4 VL bytes as four vectors of lanes that hold one channel's four bytes each, in the order of packed_channel.
 inline void interleave(const uint8_t* const (&row)[4], Int (&v)[4]) {
-#if defined(__AVX512BW__)
-    const __m512i r0 = _mm512_loadu_si512(row[0]), r1 = _mm512_loadu_si512(row[1]), r2 = _mm512_loadu_si512(row[2]),
-                  r3 = _mm512_loadu_si512(row[3]);
-    const __m512i a = _mm512_unpacklo_epi8(r0, r1), b = _mm512_unpackhi_epi8(r0, r1), d = _mm512_unpacklo_epi8(r2, r3),
-                  e = _mm512_unpackhi_epi8(r2, r3);
-    v[0] = reinterpret_cast<Int>(_mm512_unpacklo_epi16(a, d));
-    v[1] = reinterpret_cast<Int>(_mm512_unpackhi_epi16(a, d));
-    v[2] = reinterpret_cast<Int>(_mm512_unpacklo_epi16(b, e));
-    v[3] = reinterpret_cast<Int>(_mm512_unpackhi_epi16(b, e));
-#elif defined(__AVX2__)
-    const auto at = [&](int i) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row[i])); };
-    const __m256i r0 = at(0), r1 = at(1), r2 = at(2), r3 = at(3);
-    const __m256i a = _mm256_unpacklo_epi8(r0, r1), b = _mm256_unpackhi_epi8(r0, r1), d = _mm256_unpacklo_epi8(r2, r3),
-                  e = _mm256_unpackhi_epi8(r2, r3);
-    v[0] = reinterpret_cast<Int>(_mm256_unpacklo_epi16(a, d));
-    v[1] = reinterpret_cast<Int>(_mm256_unpackhi_epi16(a, d));
-    v[2] = reinterpret_cast<Int>(_mm256_unpacklo_epi16(b, e));
-    v[3] = reinterpret_cast<Int>(_mm256_unpackhi_epi16(b, e));
+#if defined(__SSE2__)
+    const Raw r0 = raw(load_codes(row[0])), r1 = raw(load_codes(row[1])), r2 = raw(load_codes(row[2])),
+              r3 = raw(load_codes(row[3]));
+    const Raw a = PER_WIDTH(unpacklo_epi8)(r0, r1), b = PER_WIDTH(unpackhi_epi8)(r0, r1), d = PER_WIDTH(unpacklo_epi8)(r2, r3),
+              e = PER_WIDTH(unpackhi_epi8)(r2, r3);
+    v[0] = reinterpret_cast<Int>(PER_WIDTH(unpacklo_epi16)(a, d));
+    v[1] = reinterpret_cast<Int>(PER_WIDTH(unpackhi_epi16)(a, d));
+    v[2] = reinterpret_cast<Int>(PER_WIDTH(unpacklo_epi16)(b, e));
+    v[3] = reinterpret_cast<Int>(PER_WIDTH(unpackhi_epi16)(b, e));
 #else
     for (int j = 0; j < 4; ++j)
         for (int l = 0; l < VL; ++l) {
@@ -1029,7 +1013,8 @@ void pixels(const IntPixelArgs& given, ActivePixels& all) {
         const Codes channels = reinterpret_cast<Codes>(splat_int(int(~0u >> (8 * (4 - (f.channels < 4 ? f.channels : 4))))));
         const int limit = int(f.limit < INT32_MAX ? f.limit : INT32_MAX);
         for (; f.stride == 4 && k + VL <= n && list[k + VL - 1] == list[k] + VL - 1; k += VL) {
-            const unsigned go = farther(load_codes(f.fresh + ptrdiff_t(list[k]) * 4), load_codes(f.held + ptrdiff_t(list[k]) * 4), channels, limit);
+            const ptrdiff_t at = ptrdiff_t(list[k]) * 4;
+            const unsigned go = farther(load_codes(f.fresh + at), load_codes(f.held + at), channels, limit);
             store_bits(sink.mask + list[k], go);
             found += places(go, list[k], sent + found);
         }
