@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "kernels.h"
 #include "vec.h"
 
@@ -107,25 +109,49 @@ inline Vec mish(Vec x) {
 }
 
 template <Act A>
-inline Vec activate(Vec x, Act act, float a, float b) {
+inline Vec apply(Vec x, float a, float b) {
     if constexpr (A == Act::none) return x;
     if constexpr (A == Act::clamp) {
         x = max(x, splat(a));
         return b < __builtin_inff() ? min(x, splat(b)) : x;
     }
+    if constexpr (A == Act::leaky_relu) return x > 0.0f ? x : x * a;
+    if constexpr (A == Act::hardswish) return x * min(max(x + 3.0f, Vec{}), splat(6.0f)) / 6.0f;
+    if constexpr (A == Act::hardsigmoid) return min(max(x + 3.0f, Vec{}), splat(6.0f)) / 6.0f;
+    if constexpr (A == Act::silu) return x * sigmoid(x);
+    if constexpr (A == Act::gelu) return erf_gelu(x);
+    if constexpr (A == Act::gelu_tanh)
+        return 0.5f * x * (1.0f + tanh(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+    if constexpr (A == Act::sigmoid) return sigmoid(x);
+    if constexpr (A == Act::tanh) return tanh(x);
+    if constexpr (A == Act::elu) return x > 0.0f ? x : a * expm1(x);
+    if constexpr (A == Act::mish) return mish(x);
+}
+
+// Calls body with an activation as a type's value.
+template <class Body>
+[[gnu::always_inline]] inline auto by_activation(Act act, const Body& body) {
     switch (act) {
-        case Act::leaky_relu: return x > 0.0f ? x : x * a;
-        case Act::hardswish: return x * min(max(x + 3.0f, Vec{}), splat(6.0f)) / 6.0f;
-        case Act::hardsigmoid: return min(max(x + 3.0f, Vec{}), splat(6.0f)) / 6.0f;
-        case Act::silu: return x * sigmoid(x);
-        case Act::gelu: return erf_gelu(x);
-        case Act::gelu_tanh: return 0.5f * x * (1.0f + tanh(0.79788456080286536f * (x + 0.044715f * x * x * x)));
-        case Act::sigmoid: return sigmoid(x);
-        case Act::tanh: return tanh(x);
-        case Act::elu: return x > 0.0f ? x : a * expm1(x);
-        case Act::mish: return mish(x);
-        default: return x;
+        case Act::clamp: return body(std::integral_constant<Act, Act::clamp>{});
+        case Act::leaky_relu: return body(std::integral_constant<Act, Act::leaky_relu>{});
+        case Act::hardswish: return body(std::integral_constant<Act, Act::hardswish>{});
+        case Act::hardsigmoid: return body(std::integral_constant<Act, Act::hardsigmoid>{});
+        case Act::silu: return body(std::integral_constant<Act, Act::silu>{});
+        case Act::gelu: return body(std::integral_constant<Act, Act::gelu>{});
+        case Act::gelu_tanh: return body(std::integral_constant<Act, Act::gelu_tanh>{});
+        case Act::sigmoid: return body(std::integral_constant<Act, Act::sigmoid>{});
+        case Act::tanh: return body(std::integral_constant<Act, Act::tanh>{});
+        case Act::elu: return body(std::integral_constant<Act, Act::elu>{});
+        case Act::mish: return body(std::integral_constant<Act, Act::mish>{});
+        default: return body(std::integral_constant<Act, Act::none>{});
     }
+}
+
+// None, clamp, or what is chosen at run time, for which leaky_relu stands.
+template <Act A>
+inline Vec activate(Vec x, Act act, float a, float b) {
+    if constexpr (A == Act::none || A == Act::clamp) return apply<A>(x, a, b);
+    else return by_activation(act, [&](auto chosen) { return apply<decltype(chosen)::value>(x, a, b); });
 }
 
 // ---- codecs; docs/plan.md, "Encoding" -----------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ struct Workspace {
     Floats sum;
     Floats patches;
     Floats scratch;  // zero between uses
-    Floats room;     // of FinishArgs
+    Floats room, zeros;  // of FinishArgs
     Floats far;      // of WriteArgs
     std::vector<int32_t> bound, span, at, list;
     std::vector<const float*> pointers, weights;

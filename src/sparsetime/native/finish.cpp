@@ -425,7 +425,25 @@ void write_rows(FinishArgs& f) {
     }
 }
 
-void finish(FinishArgs& f) {
+// New values in place of sums, and accumulators where they are kept: an activation of many operations is chosen once for all rows, instead of
+// for each vector.
+template <Act A>
+void activate_rows(const FinishArgs& all) {
+    const FinishArgs f = all;  // a copy that no store can alias
+    for (int i = 0; i < f.pixels; ++i) {
+        const ptrdiff_t p = f.pixel[i];
+        float* sum = f.sum + f.at[i];
+        float* z = f.z ? f.z + p * f.stride : nullptr;
+        const float* extra = f.extra && (!f.extra_mask || f.extra_mask[p]) ? f.extra + p * f.stride : nullptr;
+        for (int c = 0; c < f.channels; c += VL, sum += f.block) {
+            const Vec next = load(f.bias + c) + (extra ? load(sum) + load(extra + c) : load(sum));
+            if (z) store(z + c, next);
+            store(sum, apply<A>(next, f.act_a, f.act_b));
+        }
+    }
+}
+
+void finish_rows_of(FinishArgs& f) {
     by_codec(f, [&](auto act, auto encode) {
         constexpr Act A = decltype(act)::value;
         constexpr Encode E = decltype(encode)::value;
@@ -435,6 +453,20 @@ void finish(FinishArgs& f) {
         else if (f.replace && !f.rows && !f.place) settle_rows<A, E == Encode::linear ? Encode::change : E>(f);
         else finish_rows<A, E>(f);
     });
+}
+
+void finish(FinishArgs& all) {
+    const bool chosen = all.act != Act::none && all.act != Act::clamp;
+    if (!chosen || !all.replace || all.stride % LANE) return finish_rows_of(all);
+    by_activation(all.act, [&](auto act) { activate_rows<decltype(act)::value>(all); });
+    FinishArgs f = all;
+    f.act = Act::none;
+    f.bias = f.zeros;
+    f.extra = nullptr;
+    f.z = nullptr;
+    finish_rows_of(f);
+    all.active_count = f.active_count;
+    all.events = f.events;
 }
 
 void finish_with_events(FinishArgs& f, const EventArgs& args) {

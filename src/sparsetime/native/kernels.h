@@ -196,6 +196,7 @@ struct FinishArgs : Deltas {
     float* z;               // accumulators; null where encode is linear, or where `replace` and none are kept
     float* value;
     float* room;            // [stride], for `pixel`: what is not sent yet
+    const float* zeros;     // [stride]
     int shift;              // of events
 };
 

@@ -42,6 +42,7 @@ Layer::Layer(std::shared_ptr<const Conv> conv_, const float* bias, Act act, floa
     if (encode == Encode::pixel)
         for (float& x : step_) x = inverse_of(x);
     workspace_.room.resize(size_t(out.stride()));
+    workspace_.zeros.resize(size_t(out.stride()));
 }
 
 void Layer::set_input(const float* delta) {
@@ -90,6 +91,7 @@ void Layer::run(Path path, bool rows, bool events) {
     sink.z = encode_ == Encode::linear ? nullptr : z.data();
     sink.value = value.data();
     sink.room = workspace_.room.data();
+    sink.zeros = workspace_.zeros.data();
     sink.low = -__builtin_inff();
     sink.high = __builtin_inff();
     sink.shift = out.shape.shift();

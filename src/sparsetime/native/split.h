@@ -75,6 +75,7 @@ void Stream::split(const Node& node, int output, const int32_t* list, int count,
         FinishArgs& sink = sinks[size_t(t)];
         Workspace& ws = workspaces_[size_t(t)];
         sink.room = sized(ws.room, size_t(map.stride()));
+        sink.zeros = sized(ws.zeros, size_t(map.stride()));
         const size_t from = size_t(bounds[size_t(t)]);
         sink.active += from;
         sink.tally += from;

@@ -138,7 +138,7 @@ size_t Stream::memory_bytes() const {
     for (const State& s : states_) n += of(s.mask) + of(s.active) + of(s.tally);
     for (const Stretched& s : stretched_) n += of(s.rows) + of(s.slot);
     for (const Workspace& w : workspaces_) {
-        n += of(w.sum) + of(w.patches) + of(w.scratch) + of(w.room) + of(w.far) + of(w.bound) + of(w.span) + of(w.at) +
+        n += of(w.sum) + of(w.patches) + of(w.scratch) + of(w.room) + of(w.zeros) + of(w.far) + of(w.bound) + of(w.span) + of(w.at) +
              of(w.list) + of(w.pointers) + of(w.weights) + of(w.segments) + of(w.outputs) + of(w.bytes) + of(w.marks);
         for (const auto& runs : w.runs) n += of(runs);
     }
