@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := constraints/cpu.txt
 READY := $(VENV)/.ready
 
-.PHONY: demo test fuzz sanitize bench results lint clean
+.PHONY: demo test fuzz sanitize emulate bench results lint clean
 
 $(READY): pyproject.toml $(CONSTRAINTS) CMakeLists.txt $(wildcard src/sparsetime/native/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -36,6 +36,11 @@ fuzz: $(READY)
 sanitize: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check cmake ninja 'nanobind>=2.9,<4'
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/helpers/sanitize.py
+
+# The kernels for AVX-512 where the machine has none.
+emulate: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check cmake ninja 'nanobind>=2.9,<4'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/helpers/emulate.py
 
 # Streams against the fastest dense runtimes. An hour; on a machine that does nothing else.
 bench: $(READY)

@@ -36,10 +36,10 @@ OPTIONS = {
 }
 
 
-def build(folder: Path, sanitizers: str, *targets: str) -> None:
-    """Compile targets of CMakeLists.txt with sanitizers."""
+def build(folder: Path, option: str, *targets: str) -> None:
+    """Compile targets of CMakeLists.txt with an option of its own."""
     configure = ["cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, "-DCMAKE_BUILD_TYPE=None"]
-    configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-DSPARSETIME_SANITIZE={sanitizers}"]
+    configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-DSPARSETIME_{option}"]
     subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
     subprocess.run(["cmake", "--build", folder, "--target", *targets], check=True, stdout=subprocess.DEVNULL)
 
@@ -51,9 +51,9 @@ def runtime(name: str) -> str:
     return found.stdout.strip()
 
 
-def load(folder: Path) -> None:
-    """Put the modules of a build in the place of the installed ones."""
-    for name in MODULES:
+def load(folder: Path, *modules: str) -> None:
+    """Put modules of a build in the place of the installed ones."""
+    for name in modules:
         (path,) = folder.glob(f"{name}.*so")
         full = f"sparsetime.{name}"
         loader = importlib.machinery.ExtensionFileLoader(full, str(path))
@@ -67,15 +67,15 @@ def run_tests(folder: Path) -> int:
     """The native tests, in this process, with the modules of a build."""
     import pytest
 
-    load(folder)
+    load(folder, *MODULES)
     return int(pytest.main(["-q", "--capture=no", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", LEFT_OUT, *TESTS]))
 
 
 def main(folder: Path) -> None:
     os.chdir(ROOT)
     address, thread = folder / "address", folder / "thread"
-    build(address, "address,undefined", *MODULES)
-    build(thread, "thread", "streams")
+    build(address, "SANITIZE=address,undefined", *MODULES)
+    build(thread, "SANITIZE=thread", "streams")
     env = {**os.environ, **OPTIONS}
 
     print("AddressSanitizer, UndefinedBehaviorSanitizer: native tests", flush=True)
