@@ -116,6 +116,11 @@ def test_what_does_not_fit_together_is_refused(app: typer.Typer) -> None:
         (["layers", "--only", "5x5"], "leaves none of"),
         (["network", "--only", "vgg"], "leaves none of"),
         (["network", "--plan", "a.plan"], "--plan also needs --model"),
+        (
+            ["network", "--plan", "a.plan", "--model", "resnet18", "--video", "a.mp4", "--size", "64x64"],
+            "the plan says how large",
+        ),
+        (["network", "--size", "64x64"], "--size is of a --model"),
         (["network", "--model", "a:b", "--part", "still"], "leave out --only and --part"),
         (["layers", "--threads", "0"], "--threads"),
     ):

@@ -161,10 +161,14 @@ def network_command(
     if plan is not None:
         if model is None or not video:
             raise typer.BadParameter("--plan also needs --model MODEL, for the dense runtimes, and --video VIDEO")
+        if size is not None:
+            raise typer.BadParameter("--size is of a --model without --plan: the plan says how large its input is")
         result["clips"] = _clips(plan, model, weights, video, frames, settings)
         finish(result, json_file)
         print(network.table(result["clips"]))
         return
+    if size is not None and model is None:
+        raise typer.BadParameter("--size is of a --model: built-in networks have sizes of their own")
     module = None
     if model is not None:
         if only or part not in (None, [Part.CONTROLLED]):
