@@ -271,7 +271,7 @@ void Stream::carry(const Node& node) {
             return each([&](int p, const Sent& to, float*) {
                 const float* x[MOST_JOINED];
                 for (size_t k = 0; k < node.inputs.size(); ++k) x[k] = changed_row(k, p);
-                return kernel.pick(x, node.picks.data(), N, to);
+                return program_->packed_for.rows->pick(x, node.picks.data(), N, to);
             });
         }
         case Kind::gather: {

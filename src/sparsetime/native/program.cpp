@@ -100,7 +100,7 @@ std::vector<int32_t> channels_picked(const std::vector<int32_t>& index, const La
 
 Program::Program(const std::vector<std::vector<int64_t>>& shapes, const std::vector<OpSpec>& ops,
                  std::vector<int> outputs_, bool integer_)
-    : outputs(std::move(outputs_)), integer(integer_) {
+    : outputs(std::move(outputs_)), integer(integer_), packed_for(kernels()) {
     for (const auto& shape : shapes) {
         if (shape.size() > 8) throw std::invalid_argument("a value has a rank of more than 8");
         for (int64_t s : shape)
@@ -149,7 +149,7 @@ void Program::spare() {
                 consumers.insert(std::lower_bound(consumers.begin(), consumers.end(), int(i)), int(i));
             }
         }
-        const size_t width = size_t(kernels().width);
+        const size_t width = size_t(packed_for.width);
         for (size_t first = 0; first < n.index.size(); first += LANE) {
             const size_t before = n.picks.size();
             int32_t start = 0;  // of the source among the channels that are joined

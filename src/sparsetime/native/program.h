@@ -136,6 +136,7 @@ class Program {
     std::vector<Node> nodes;
     std::vector<int> outputs;
     bool integer = false;
+    const Kernels& packed_for;  // for whose vectors `picks` are made
     const Value& input() const { return values[size_t(nodes[0].outputs[0])]; }
 
   private:
