@@ -17,6 +17,7 @@ from restored import check_goes_on
 from torch import nn
 
 import sparsetime
+from sparsetime import _native
 from sparsetime.engine import FrameError, InputSpec, Op, Plan
 from sparsetime.engine.cpu import Native
 from sparsetime.engine.reference import Reference
@@ -196,6 +197,23 @@ def test_channels_of_zeros_are_zeros_in_a_frame_that_leaves_no_state(isa, channe
         native.run(factor * frame)
     native.reset()
     np.testing.assert_array_equal(native.run(frame, keep=False)[0], np.full((1, 5, 4, 4), 3))
+
+
+@pytest.mark.parametrize("later", _native.available())
+def test_channels_are_picked_with_the_kernels_that_they_were_laid_out_for(isa, later):
+    index = np.concatenate([np.arange(0, 64, 2), np.arange(1, 64, 2)]).astype(np.int32)
+    ops = (
+        Op("input", "input", (), (0,), codec={"kind": "hold", "tensor": "s"}),
+        Op("channels", "halves", (0,), (1,), {}, {"index": "i"}),
+    )
+    shape = (1, 64, 3, 3)
+    tensors = {"s": np.full(1, 1e-3, np.float32), "i": index}
+    native = Native(Plan("halves", (shape, shape), ops, (1,), {"output": 0}, tensors))
+    _native.select(later)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        frame = rng.random(shape, dtype=np.float32)
+        np.testing.assert_allclose(native.run(frame)[0], frame[:, index], atol=2e-3)  # twice the threshold
 
 
 @examples(60)
