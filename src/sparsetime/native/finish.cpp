@@ -448,6 +448,7 @@ void finish_rows_of(FinishArgs& f) {
         constexpr Act A = decltype(act)::value;
         constexpr Encode E = decltype(encode)::value;
         if (f.stride % LANE) finish_narrow<E>(f);
+        else if constexpr (A == Act::leaky_relu) finish_rows<A, E>(f);  // whole sums have had such an activation
         else if (f.flush) write_rows<A, E == Encode::exact ? E : Encode::change>(f);
         else if constexpr (E == Encode::pixel) finish_rows<A, E>(f);
         else if (f.replace && !f.rows && !f.place) settle_rows<A, E == Encode::linear ? Encode::change : E>(f);

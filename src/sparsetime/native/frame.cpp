@@ -33,10 +33,7 @@ struct Group {
         store(f.active + f.active_count, order + pixel);
         store(f.tally + f.active_count, permuted(tally, order));
         f.active_count += __builtin_popcount(any);
-        for (int p = 0; p < VL; p += 8) {
-            const uint64_t marks = _pdep_u64(any >> p, 0x0101010101010101);
-            __builtin_memcpy(f.mask + pixel + p, &marks, sizeof marks);
-        }
+        store_bits(f.mask + pixel, any);
         if (f.rows)
             for (int k = 0; k < C; ++k) store(f.rows + ptrdiff_t(pixel) * C + k * VL, load(change + k * VL));
         if (f.place) {

@@ -274,8 +274,8 @@ struct IntKernels;
 struct Kernels {
     const char* name;
     int width;         // floats in a vector
-    TileShape most;       // the largest register tile ...
-    TileShape flat;       // ... and where its weights stay in the first cache
+    TileShape most;    // the largest register tile ...
+    TileShape flat;    // ... and where its weights stay in the first cache
     bool halves;       // whether the last of them may be half a one
     int group;         // most vectors in a group of `finish_events`
     void (*tile)(int pixels, int channels, const TileArgs&);

@@ -23,9 +23,7 @@ constexpr int JOINED = 2;
 constexpr int JOINED = INT_GROUP;
 #endif
 
-typedef int32_t IntU __attribute__((vector_size(VL * 4), aligned(4), may_alias));
-
-inline Int load_int(const void* p) { return *static_cast<const IntU*>(p); }
+inline Int load_int(const void* p) { return *static_cast<const IntAt*>(p); }
 inline Int splat_int(int32_t x) { return x - Int{}; }
 inline Int four_bytes(const uint8_t* p) {
     int32_t x;
@@ -277,7 +275,7 @@ template <int V>
 inline int finish_any(const Int* sum, const float* scale, const float* bias, ptrdiff_t pixel, int channel,
                       const Settle& s) {
     int32_t plain[V * VL];
-    for (int v = 0; v < V; ++v) *reinterpret_cast<IntU*>(plain + v * VL) = sum[v];
+    for (int v = 0; v < V; ++v) store(plain + v * VL, sum[v]);
     return finish_sums<V>(plain, scale, bias, pixel, channel, s);
 }
 
@@ -869,10 +867,8 @@ void frame_of_three(const IntFrameArgs& given, const Settle& settle, ActivePixel
         uint8_t* held = s.codes + ptrdiff_t(f.first + from) * NARROW;
         if (s.all && n == VL) {
             store_codes(held, now);
-            const Int place = iota() + (f.first + from);
-            std::memcpy(sink.active + sink.active_count, &place, sizeof place);
-            const Int three = splat_int(3);
-            std::memcpy(sink.tally + sink.active_count, &three, sizeof three);
+            store(sink.active + sink.active_count, iota() + (f.first + from));
+            store(sink.tally + sink.active_count, splat_int(3));
             std::memset(sink.mask + f.first + from, 1, VL);
             sink.active_count += VL;
             sink.events += 3 * VL;
@@ -974,26 +970,6 @@ inline unsigned farther(Codes x, Codes y, Codes channels, int limit) {
     return lanes(sum > limit);
 #endif
 }
-
-// The places of bits, counted from the first's; returns how many there are.
-inline int places(unsigned bits, int32_t first, int32_t* to) {
-#if defined(__AVX512F__)
-    const __m512i all = reinterpret_cast<__m512i>(iota() + first);
-    _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(__mmask16(bits), all));
-#else
-    int32_t* next = to;
-    for (unsigned left = bits; left; left &= left - 1) *next++ = first + __builtin_ctz(left);
-#endif
-    return __builtin_popcount(bits);
-}
-
-// Bits as bytes of 0 or 1.
-inline void store_bits(uint8_t* p, unsigned bits) {
-    for (int i = 0; i < VL; i += 8) {
-        const uint64_t bytes = _pdep_u64(bits >> i, 0x0101010101010101u);
-        std::memcpy(p + i, &bytes, sizeof bytes);
-    }
-}
 #endif
 
 void pixels(const IntPixelArgs& given, ActivePixels& all) {
@@ -1016,7 +992,8 @@ void pixels(const IntPixelArgs& given, ActivePixels& all) {
             const ptrdiff_t at = ptrdiff_t(list[k]) * 4;
             const unsigned go = farther(load_codes(f.fresh + at), load_codes(f.held + at), channels, limit);
             store_bits(sink.mask + list[k], go);
-            found += places(go, list[k], sent + found);
+            store(sent + found, order_of(go) + list[k]);
+            found += __builtin_popcount(go);
         }
 #endif
         // Whether a pixel is sent nobody can foresee: first they are found, then they are copied.

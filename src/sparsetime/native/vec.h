@@ -179,6 +179,16 @@ typedef int32_t IntAt __attribute__((vector_size(VL * 4), aligned(4), may_alias)
 inline void store(int32_t* p, Int v) { *reinterpret_cast<IntAt*>(p) = v; }
 inline void store(uint32_t* p, Int v) { *reinterpret_cast<IntAt*>(p) = v; }
 
+#if defined(__AVX2__)
+// The bits of VL lanes as bytes of 0 or 1.
+inline void store_bits(uint8_t* p, unsigned set) {
+    for (int i = 0; i < VL; i += 8) {
+        const uint64_t bytes = _pdep_u64(set >> i, 0x0101010101010101);
+        __builtin_memcpy(p + i, &bytes, sizeof bytes);
+    }
+}
+#endif
+
 // Appends the events of a vector of changes, those of `lanes`. What is written behind the last is written over by the next. Returns how many.
 inline int append(unsigned lanes, uint32_t first, Vec d, uint32_t* places, float* changes) {
     if constexpr (COMPRESSES) {
