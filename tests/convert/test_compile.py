@@ -1,6 +1,8 @@
 """Modules become plans that compute the same: every operation, every folding, outputs of every shape."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -54,6 +56,14 @@ def sloped(activation: nn.PReLU) -> nn.PReLU:
     nn.init.uniform_(activation.weight)
     return activation
 
+
+def heads(m: nn.Module, x: Tensor, attention: Callable[..., Tensor]) -> Tensor:
+    """Three heads of two channels over the places of a map."""
+    q, k, v = m.qkv(x.flatten(2).transpose(1, 2)).reshape(1, 99, 3, 3, 2).permute(2, 0, 3, 1, 4)
+    return attention(q, k, v).transpose(1, 2).reshape(1, 99, 6)
+
+
+ATTENTION = ["gather", "linear", "gather", "gather", "gather", "attention"]
 
 OPERATIONS = {
     "conv": (nn.Conv2d(6, 4, 3, padding=1), ["conv2d"]),
@@ -180,6 +190,17 @@ OPERATIONS = {
     "linear1d": (nn.Sequential(nn.Flatten(2), nn.Upsample(scale_factor=2, mode="linear")), ["reshape", "resize2d", "reshape"]),  # noqa: E501
     "linear1d_corners": (nn.Sequential(nn.Flatten(2), nn.Upsample(size=70, mode="linear", align_corners=True)), ["reshape", "resize2d", "reshape"]),  # noqa: E501
     "unet1d": (nn.Sequential(nn.Flatten(2), nn.Conv1d(6, 4, 3), nn.MaxPool1d(2), nn.ReLU(), nn.ConvTranspose1d(4, 2, 2, 2)), ["reshape", "conv2d", "max_pool2d", "conv_transpose2d", "reshape"]),  # noqa: E501
+    "attention": (Function(lambda m, x: heads(m, x, F.scaled_dot_product_attention), qkv=nn.Linear(6, 18)), ATTENTION),
+    "attention_with_masks": (Function(lambda m, x: heads(m, x, partial(F.scaled_dot_product_attention, attn_mask=m.mask)), qkv=nn.Linear(6, 18), mask=nn.Buffer(torch.rand(99, 99) < 0.5)), ATTENTION),  # noqa: E501
+    "attention_to_what_came_before": (Function(lambda m, x: heads(m, x, partial(F.scaled_dot_product_attention, is_causal=True, scale=0.7)), qkv=nn.Linear(6, 18)), ATTENTION),  # noqa: E501
+    "attention_in_one_head": (Function(lambda m, x: m.norm(x.flatten(2).transpose(1, 2)) + F.scaled_dot_product_attention(*m.qkv(x.flatten(2).transpose(1, 2)).chunk(3, -1)), qkv=nn.Linear(6, 18), norm=affine_norm(6)), ["gather", "layer_norm", "linear", "gather", "gather", "gather", "attention", "add"]),  # noqa: E501
+    "attention_by_hand": (Function(lambda m, x: heads(m, x, lambda q, k, v: F.dropout(torch.softmax((q @ k.transpose(-2, -1)) / 3, -1), 0.5, m.training) @ v), qkv=nn.Linear(6, 18)), ATTENTION),  # noqa: E501
+    "attention_with_bias": (Function(lambda m, x: heads(m, x, lambda q, k, v: ((q @ k.mT) * 0.5 + m.bias).softmax(3) @ v), qkv=nn.Linear(6, 18), bias=nn.Buffer(torch.randn(3, 1, 99))), ATTENTION),  # noqa: E501
+    "attention_turned": (Function(lambda m, x: heads(m, x, lambda q, k, v: (v.transpose(2, 3) @ torch.softmax(q @ k.transpose(2, 3) * 0.6, -1).transpose(-2, -1)).transpose(2, 3)), qkv=nn.Linear(6, 18)), ATTENTION),  # noqa: E501
+    "attention_of_torch": (Function(lambda m, x: m.a(*(x.flatten(2).transpose(1, 2),) * 3, need_weights=False)[0], a=nn.MultiheadAttention(6, 3, batch_first=True)), ["gather", "linear", "gather", "gather", "gather", "attention", "reshape", "linear", "reshape"]),  # noqa: E501
+    "attention_of_torch_with_weights": (Function(lambda m, x: m.a(*(x.flatten(2).transpose(1, 2),) * 3)[0], a=nn.MultiheadAttention(6, 3, batch_first=True)), ["gather", "linear", "gather", "affine", "gather", "gather", "gather", "attention", "reshape", "linear", "reshape"]),  # noqa: E501
+    "cat_of_a_constant": (Function(lambda m, x: m.a(torch.cat([m.token.expand(1, 1, 6), x.flatten(2).transpose(1, 2)], 1)), a=nn.Linear(6, 4), token=nn.Buffer(torch.randn(1, 1, 6))), ["gather", "affine", "linear"]),  # noqa: E501
+    "cat_of_constants_and_maps": (Function(lambda m, x: torch.cat([x, m.b, x * 2, m.b + 1], 1), b=nn.Buffer(torch.randn(1, 2, 9, 11))), ["affine", "cat", "channels", "affine"]),  # noqa: E501
     "cat_of_one": (Function(lambda m, x: torch.cat([x], 1)), []),
 }  # fmt: skip
 
@@ -425,20 +446,42 @@ def half_precision(m, x):
 
 
 def test_islands_compute_the_same_and_are_listed():
-    class Attention(nn.Module):
+    class Running(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.norm, self.qkv, self.out = nn.LayerNorm(6), nn.Linear(6, 18), nn.Linear(6, 6)
+            self.norm, self.a, self.b = nn.LayerNorm(6), nn.Linear(6, 18), nn.Linear(18, 6)
 
         def forward(self, x: Tensor) -> Tensor:
-            q, k, v = self.qkv(self.norm(x.flatten(2).transpose(1, 2))).chunk(3, -1)
-            return x.flatten(2).transpose(1, 2) + self.out(F.scaled_dot_product_attention(q, k, v))
+            y = self.a(self.norm(x.flatten(2).transpose(1, 2)))
+            return x.flatten(2).transpose(1, 2) + self.b(torch.cumsum(y, 1)).sin()
 
-    plan = check(Attention())
-    (island,) = plan.islands
-    assert island.attributes["target"] == "aten.scaled_dot_product_attention.default"
-    assert island.source.startswith("test_compile.py:")
+    plan = check(Running())
+    assert [island.attributes["target"] for island in plan.islands] == ["aten.cumsum.default", "aten.sin.default"]
+    assert all(island.source.startswith("test_compile.py:") for island in plan.islands)
     assert kinds(plan).count("layer_norm") == 1
+
+
+def other_softmax(q, k, v):
+    return torch.softmax(q @ k.transpose(2, 3), 2) @ v
+
+
+def masked_by_the_frame(q, k, v):
+    return torch.softmax(q @ k.transpose(2, 3) + q[..., :1], 3) @ v
+
+
+def masked_before_the_factor(q, k, v):
+    return torch.softmax((q @ k.transpose(2, 3) + 1) * 0.5, 3) @ v
+
+
+def hidden(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=torch.zeros(99, 99, dtype=torch.bool)).nan_to_num(1)
+
+
+@pytest.mark.parametrize("almost", [other_softmax, masked_by_the_frame, masked_before_the_factor, hidden])
+def test_what_is_nearly_attention_is_not_taken_for_it(almost):
+    plan = check(Function(lambda m, x: heads(m, x, almost), qkv=nn.Linear(6, 18)))
+    assert "attention" not in kinds(plan)
+    assert plan.islands
 
 
 def test_strict_names_the_operation_and_its_line():

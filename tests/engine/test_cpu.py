@@ -12,7 +12,7 @@ import torch
 from gathers import GATHERS, gather_plan
 from hypothesis import given
 from hypothesis import strategies as st
-from random_plans import MAP_KINDS, ROUNDED_KINDS, examples, frames, plans
+from random_plans import FLOAT_KINDS, MAP_KINDS, examples, frames, plans
 from restored import check_goes_on
 from torch import nn
 
@@ -118,7 +118,7 @@ def test_a_frame_that_leaves_no_state_has_the_same_outputs(isa, threads):
     check()
 
 
-@pytest.mark.parametrize("kind", sorted(set(ROUNDED_KINDS)))
+@pytest.mark.parametrize("kind", sorted(set(FLOAT_KINDS)))
 def test_a_frame_that_leaves_no_state_sees_nothing_of_what_memory_held(isa, kind):
     """Bare operations, most of which hand on what they read, in memory that had values and deltas of other frames."""
 
@@ -166,6 +166,64 @@ def test_layer_norm_over_more_and_less_than_vectors(isa, channels):
             exact.reset()
         # Of two channels a difference of d is divided by about d / 2: its rounding grows with 1 / d.
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("windows", "heads", "queries", "keys", "depth", "width"),
+    [
+        (1, 1, 1, 1, 1, 1),
+        (1, 3, 19, 19, 8, 8),
+        (2, 1, 7, 40, 16, 5),
+        (3, 2, 6, 33, 3, 17),
+        (1, 2, 5, 150, 20, 24),
+        (4, 4, 13, 13, 64, 64),
+    ],
+)
+@pytest.mark.parametrize("bias", [None, (0, 0, 0), (1, 1, 1), (0, 1, 0), (1, 0, 1)])
+def test_attention_over_more_and_less_than_vectors(isa, windows, heads, queries, keys, depth, width, bias):
+    """Frames in which queries, keys of one window, or nothing changes; and one that leaves no state."""
+    rng = np.random.default_rng(keys)
+    rows = [(windows * queries, heads * depth), (windows * keys, heads * depth), (windows * keys, heads * width)]
+    ends = np.cumsum([0, *(n * c for n, c in rows)])
+    tensors = {name: np.arange(*ends[k : k + 2], dtype=np.int32) for k, name in enumerate("qkv")}
+    shapes = [(1, int(ends[-1])), *((1, *shape) for shape in rows), (1, rows[0][0], rows[2][1])]
+    roles = {}
+    if bias is not None:
+        extents = [n if own else 1 for n, own in zip((windows, heads, queries), bias, strict=True)]
+        tensors["b"], roles = rng.standard_normal((*extents, keys)).astype(np.float32), {"bias": "b"}
+    attributes = {"windows": windows, "heads": heads, "scale": depth**-0.5}
+    ops = (
+        Op("input", "input", (), (0,)),
+        *(Op("gather", name, (0,), (n,), {}, {"index": name}) for n, name in enumerate("qkv", 1)),
+        Op("attention", "attention", (1, 2, 3), (4,), attributes, roles),
+    )
+    plan = Plan("attention", tuple(shapes), ops, (4,), {"output": 0}, tensors)
+    native, exact = Native(plan, threads=2), Reference(plan, dtype=torch.float64)
+    leave_traces(native, plan, seed=1)
+    frame = rng.standard_normal(shapes[0]).astype(np.float32)
+    for number, first in enumerate([0, ends[0], ends[1], ends[2], ends[3], 0]):
+        frame = frame.copy()
+        frame[:, first : first + depth] += 1
+        if number in (0, 5):
+            native.reset()
+            exact.reset()
+        (got,), (expected,) = native.run(frame, keep=number != 5), exact.run(frame)
+        # Means of numbers of size 1, by weights whose exponents are sums of `depth` products.
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+
+
+def test_attention_is_computed_again_only_in_windows_that_changed():
+    shape = (1, 6, 2)
+    ops = (
+        Op("input", "input", (), (0,)),
+        Op("attention", "attention", (0, 0, 0), (1,), {"windows": 3, "heads": 1, "scale": 1.0}),
+    )
+    plan = Plan("attention", (shape, shape), ops, (1,), {"output": 0}, {})
+    stream, frame = plan.stream(), np.arange(12, dtype=np.float32).reshape(shape) / 10
+    stream(frame)
+    frame[0, 2] += 0.5
+    stream(frame)
+    assert stream.stats["attention"].events == 4  # two places of two channels
 
 
 @pytest.mark.parametrize("activation", [{"kind": "elu", "alpha": 0.7}, {"kind": "mish"}])

@@ -15,6 +15,7 @@ from random_plans import ROUNDED_KINDS, examples, frames, int8_plans
 from restored import check_goes_on
 
 import sparsetime
+from sparsetime import _native
 from sparsetime.convert.integers import quantised_plan
 from sparsetime.engine import InputSpec, Op, Plan, PlanError
 from sparsetime.engine.cpu import Native
@@ -41,6 +42,25 @@ def check_equal(plan: Plan, seed: int, threads: int = 1, count: int = 7, cut: fl
         if t == 4:
             native.refresh()
             reference.refresh()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.usefixtures("isa")
+def test_attention_gives_the_same_bits_on_every_instruction_set(threads):
+    @examples(15)
+    @given(int8_plans(kinds=("attention", "conv2d"), codecs=("hold", "pixel", None)), st.integers(0, 99))
+    def check(plan, seed):
+        clip, answers = frames(plan, 4, seed), []
+        for name in _native.available():
+            _native.select(name)
+            stream = Native(plan, threads)
+            answers.append([stream.run(frame) for frame in clip])
+        for other in answers[1:]:
+            for got, expected in zip(other, answers[0], strict=True):
+                for x, y in zip(got, expected, strict=True):
+                    np.testing.assert_array_equal(x, y)
+
+    check()
 
 
 @pytest.mark.parametrize("kind", sorted(set(ROUNDED_KINDS)))

@@ -119,6 +119,7 @@ def varied() -> Plan:
         "rw": np.full((2, 2), 0.5, f),
         "m": np.ones((3, 8), f),
         "s": np.asarray([2, 3], f),
+        "ab": np.zeros((1, 1, 2, 2), f),
     }
     conv = {"stride": [1, 1], "padding": [1, 1, 1, 1], "dilation": [1, 1], "groups": 1}
     exact = {"kind": "exact", "tensor": "step", "low": -9, "high": 9}
@@ -147,6 +148,8 @@ def varied() -> Plan:
         ),
         Op("pad", "pad", (12,), (13,), {"padding": [0, 1, 2, 0], "value": 0.0}),
         Op("layer_norm", "norm", (5,), (14,), {"eps": 0.1}, {"scale": "s", "shift": "s"}),
+        Op("reshape", "rows", (5,), (15,)),
+        Op("attention", "attention", (15, 15, 15), (16,), {"windows": 2, "heads": 1, "scale": 0.5}, {"bias": "ab"}),
     )
     tensors["index"] = np.arange(8, dtype=np.int32)
     tensors["rows2"] = np.asarray([[0, 1], [1, 0]], np.int32)
@@ -154,7 +157,7 @@ def varied() -> Plan:
     shapes = (*maps, (1, 2, 4, 2), (1, 8), (1, 3), (1, 3), (1, 3, 4, 2), (1, 3, 2, 2), (1, 3, 3, 4), (1, 2, 2, 2))
     structure = {"dict": {"a": {"output": 0}, "b": [{"output": 1}, {"constant": None}]}}
     structure["dict"]["c"] = {"array": np.arange(3)}
-    return Plan("varied", shapes, ops, (10, 13), structure, tensors)
+    return Plan("varied", (*shapes, (1, 4, 2), (1, 4, 2)), ops, (10, 13), structure, tensors)
 
 
 def varied_int8() -> Plan:

@@ -55,6 +55,9 @@ MAP_KINDS = [
 ROUNDED_KINDS = [*MAP_KINDS, "layer_norm"]
 """Besides, those that float32 rounds whatever the numbers are."""
 
+FLOAT_KINDS = [*ROUNDED_KINDS, "attention"]
+"""Besides, those that are made of functions which every library rounds in its own way."""
+
 
 @dataclass
 class Maker:
@@ -251,11 +254,31 @@ def _map_operation(m: Maker, x: int, kind: str) -> int:
         case "layer_norm":
             vectors = {role: m.floats(c) for role in ("scale", "shift") if m.pick(True, False)}
             return m.emit("layer_norm", [x], shape, {"eps": 0.1}, **vectors)  # an eps that bounds what it magnifies
+        case "attention":
+            return _attention(m, x)
         case "gate":
             gate = _pooled_to_one(m, x)
             return m.emit("mul", [x, gate], shape)
         case _:
             return _pooling(m, x, kind)
+
+
+def _attention(m: Maker, x: int) -> int:
+    """Rows of a map as queries, those of it or of another one as keys and values."""
+    _, c, h, w = m.draft.shapes[x]
+    rows = m.emit("reshape", [x], (1, h * w, c))
+    like = [v for v, s in m.draft.shapes.items() if len(s) == 3 and s[2] == c]
+    heads = m.pick(*(n for n in range(1, c + 1) if c % n == 0))
+    other = m.pick(*like)
+    keys = m.draft.shapes[other][1]
+    windows = m.pick(*(n for n in (1, 2, 5, 7) if h * w % n == 0 and keys % n == 0))
+    attributes = {"windows": windows, "heads": heads, "scale": m.pick(1.0, 0.3, -0.5)}
+    bias = {}
+    if m.pick(True, False):
+        extents = windows, heads, h * w // windows
+        bias["bias"] = m.floats(*(m.pick(1, n) for n in extents), keys // windows)
+    z = m.emit("attention", [rows, other, other], (1, h * w, c), attributes, **bias)
+    return m.emit("reshape", [z], (1, c, h, w))
 
 
 def _pooled_to_one(m: Maker, x: int) -> int:
@@ -282,7 +305,7 @@ def plans(
     """A random plan of up to `operations` operations behind its input."""
     seed = draw(st.integers(0, 2**32 - 1))
     activations = activations or (EXACT_ACTIVATIONS if dyadic else ACTIVATIONS)
-    kinds = kinds or tuple(MAP_KINDS if dyadic else ROUNDED_KINDS)
+    kinds = kinds or tuple(MAP_KINDS if dyadic else FLOAT_KINDS)
     m = Maker(draw, Draft("random"), np.random.default_rng(seed), dyadic, codecs, activations)
     sides = st.sampled_from([1, 2, 5, 7, 8, 13])
     x = m.emit("input", [], (1, draw(st.integers(1, 6)), draw(sides), draw(sides)))
@@ -309,6 +332,7 @@ def int8_plans(
     operations: int = 7,
 ) -> Plan:
     """A random plan of precision int8, of thresholds from 0 to some, by layer and by channel."""
+    kinds = kinds or tuple(ROUNDED_KINDS)
     plan = draw(plans(kinds=kinds, codecs=codecs, operations=operations, activations=ORDERED_ACTIVATIONS))
     coded = quantised_plan(plan, frames(plan, 2, draw(st.integers(0, 99))))
     tensors = dict(coded.tensors)

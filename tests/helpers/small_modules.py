@@ -6,13 +6,13 @@ from torch import Tensor, nn
 
 
 class Function(nn.Module):
-    """A function with some layers beside it."""
+    """A function with some layers and buffers beside it."""
 
-    def __init__(self, function, **layers: nn.Module) -> None:
+    def __init__(self, function, **parts: nn.Module | nn.Buffer) -> None:
         super().__init__()
         self.function = function
-        for name, layer in layers.items():
-            self.add_module(name, layer)
+        for name, part in parts.items():
+            setattr(self, name, part)
 
     def forward(self, x: Tensor):
         return self.function(self, x)

@@ -119,11 +119,11 @@ def check_frame(plan: Plan, frame: Any, before: dict[str, Any], after: dict[str,
         y = activate(z, op.activation)
         size = plan.step(op)
         v = encode(y, None if first else kept, op.codec, None if size is None else torch.from_numpy(size.copy()))
-        if op.activation in EXACT_ACTIVATIONS and op.kind != "layer_norm":
+        if op.activation in EXACT_ACTIVATIONS and op.kind not in ("layer_norm", "attention"):
             np.testing.assert_array_equal(value, v, err_msg=op.name)
         else:  # exponentials and deviations differ in the last bits, and codes that are near a tie by a step
             off = ~np.isclose(value, v, rtol=1e-5, atol=1e-6)
-            assert off.mean() <= 0.05, op.name
+            assert off.sum() <= max(1, 0.05 * off.size), op.name
             if op.codec is None:
                 assert not off.any(), op.name
 

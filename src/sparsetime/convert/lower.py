@@ -23,6 +23,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
+from sparsetime.convert.attention import join_attention
 from sparsetime.convert.draft import CompileError, Draft, DraftCodec, DraftOp
 from sparsetime.convert.forms import GROUPS, MAP, TOKENS, Form, form_of
 from sparsetime.convert.norms import affine_into_norms, join_norms
@@ -57,7 +58,8 @@ _Stream = _Wire | _Moved
 _MOVES = frozenset(
     (
         *("view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"),
-        *("permute", "transpose", "t", "movedim", "swapaxes", "swapdims", "numpy_T"),
+        *("permute", "transpose", "t", "movedim", "swapaxes", "swapdims"),
+        *("numpy_T", "mT", "mH", "adjoint", "matrix_H"),
         *("slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind", "tensor_split", "index_select"),
         *("expand", "expand_as", "repeat", "tile", "flip", "roll", "rot90", "broadcast_to"),
         *("channel_shuffle", "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle"),
@@ -714,6 +716,48 @@ def _layer_norm(at: _Lowering, a: _Arguments) -> _Stream | None:
     return _Moved(wire.value, at.numbers(wire).movedim(1, -1))
 
 
+_NEVER = -3e38
+"""What is added to the score of a key that a mask takes away."""
+
+
+@_handles("scaled_dot_product_attention")
+def _attention(at: _Lowering, a: _Arguments) -> _Stream | None:
+    """Heads stand on the channels, windows on the places."""
+    streams = [a[key] for key in ("query", "key", "value")]
+    if not all(isinstance(x, _Stream) for x in streams) or a["dropout_p"] or a["enable_gqa"]:
+        return None
+    shapes = [at.shape(x) for x in streams]
+    outer, (queries, depth) = shapes[0][:-2], shapes[0][-2:]
+    keys, width = shapes[2][-2:]
+    if len(outer) not in (1, 2) or any(shape[:-2] != outer for shape in shapes):
+        return None
+    windows, heads = (1, *outer)[-2:]
+    scale = depth**-0.5 if a["scale"] is None else a["scale"]
+    attributes = {"windows": windows, "heads": heads, "scale": float(scale)}
+    tensors, mask = {}, a["attn_mask"]
+    if a["is_causal"]:
+        mask = torch.ones(queries, keys, dtype=torch.bool).tril()
+    if isinstance(mask, _Stream):
+        return None
+    if mask is not None:
+        bias = torch.where(mask, 0.0, -math.inf) if mask.dtype == torch.bool else mask.detach().float()
+        bias = bias.reshape(*(1,) * (4 - bias.dim()), *bias.shape)
+        bias = bias.expand(*bias.shape[:3], keys)
+        never = bias == -math.inf
+        if (bias.isinf() & ~never).any() or bias.isnan().any() or never.all(3).any():
+            return None
+        tensors["bias"] = _array(bias.masked_fill(never, _NEVER))
+
+    def rows(x: _Stream) -> int:
+        parts = at.numbers(x).reshape(windows, heads, *at.shape(x)[-2:]).transpose(1, 2)
+        return at.value(_Moved(x.value, parts.reshape(1, parts.shape[1] * windows, -1)))
+
+    inputs = [rows(x) for x in streams]
+    wire = at.emit("attention", inputs, (1, windows * queries, heads * width), attributes, tensors)
+    back = at.numbers(wire).reshape(windows, queries, heads, width).transpose(1, 2)
+    return _Moved(wire.value, back.reshape(*outer, queries, width))
+
+
 def _sum(at: _Lowering, x: Any, y: Any, first: float, second: float) -> _Stream | None:
     """first x + second y, where either may be a constant."""
     if isinstance(x, _Stream) and isinstance(y, _Stream):
@@ -875,10 +919,16 @@ def _quantiser(at: _Lowering, a: _Arguments) -> _Wire:
 def _cat(at: _Lowering, a: _Arguments) -> _Stream | None:
     parts, shape = list(a["tensors"]), _output_shape(at)
     axis = int(a["dim"]) % len(shape)
-    if axis < 1 or not all(isinstance(x, _Stream) for x in parts):
+    if axis < 1:
         return None
+    if not all(isinstance(x, _Stream) for x in parts):
+        return _cat_with_constants(at, parts, shape, axis)
+    return _joined(at, parts, shape, axis)
+
+
+def _joined(at: _Lowering, parts: list[_Stream], shape: tuple[int, ...], axis: int) -> _Stream:
     if len(parts) == 1:
-        return parts[0]  # type: ignore[no-any-return]
+        return parts[0]
     form = at.common_form(parts)
     if form is None or form == GROUPS:
         return at.emit("cat", [at.value(x) for x in parts], shape, {"axis": axis})
@@ -886,6 +936,22 @@ def _cat(at: _Lowering, a: _Arguments) -> _Stream | None:
     out = tuple(form.there(torch.empty(shape), shape).shape)
     wire = at.emit("cat", [at.value(x) for x in there], out, {"axis": form.axes[axis]})
     return _Moved(wire.value, form.back(at.numbers(wire), shape))
+
+
+def _cat_with_constants(at: _Lowering, parts: list[Any], shape: tuple[int, ...], axis: int) -> _Stream | None:
+    """Streams with zeros where constants stand, to which these are added."""
+    streams = [x for x in parts if isinstance(x, _Stream)]
+    constants = [torch.zeros(at.shape(x)) if isinstance(x, _Stream) else x for x in parts]
+    if shape[0] != 1 or any(x.dtype != torch.float32 for x in constants):
+        return None
+    shift = at.constant(torch.cat(constants, axis), shape)
+    if shift is None:
+        return None
+    extent = sum(at.shape(x)[axis] for x in streams)
+    joined = _joined(at, streams, (*shape[:axis], extent, *shape[axis + 1 :]), axis)
+    pieces = iter(at.numbers(joined).split([at.shape(x)[axis] for x in streams], axis))
+    index = [next(pieces) if isinstance(x, _Stream) else torch.full_like(x, -1, dtype=torch.float64) for x in parts]
+    return at.affine(_Moved(joined.value, torch.cat(index, axis)), None, shift)
 
 
 @_handles("stack")
@@ -1137,6 +1203,7 @@ def lower(program: ExportedProgram, name: str, strict: bool = False) -> Draft:
     """
     draft = Draft(name)
     join_norms(program)
+    join_attention(program)
     _Lowering(program, draft, strict).run()
     draft.remove_dead()
     affine_into_norms(draft)

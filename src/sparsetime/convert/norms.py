@@ -19,7 +19,7 @@ from sparsetime.convert.draft import Draft
 from sparsetime.engine.check import LEAST_STEP
 from sparsetime.engine.shapes import channel_axis
 
-__all__ = ["affine_into_norms", "join_norms"]
+__all__ = ["affine_into_norms", "call", "join_norms"]
 
 aten = torch.ops.aten
 
@@ -60,16 +60,17 @@ def join_norms(program: ExportedProgram) -> None:
             continue
         (x, axis), eps = found
         with graph.inserting_before(node):
-            last = _call(graph, node, aten.movedim.int, x, axis, -1)
-            made = _call(graph, node, aten.layer_norm.default, last, [last.meta["val"].shape[-1]], None, None, eps)
-            node.replace_all_uses_with(_call(graph, node, aten.movedim.int, made, -1, axis))
+            last = call(graph, node, aten.movedim.int, x, axis, -1)
+            made = call(graph, node, aten.layer_norm.default, last, [last.meta["val"].shape[-1]], None, None, eps)
+            node.replace_all_uses_with(call(graph, node, aten.movedim.int, made, -1, axis))
     graph.eliminate_dead_code()
 
 
-def _call(graph: fx.Graph, like: fx.Node, target: Any, x: fx.Node, *args: Any) -> fx.Node:
+def call(graph: fx.Graph, like: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
     """A node that applies an operator, and is said to come from where another one does."""
-    made = graph.call_function(target, (x, *args))
-    made.meta = {**like.meta, "val": target(x.meta["val"], *args)}
+    made = graph.call_function(target, args, kwargs)
+    given = fx.node.map_arg((args, kwargs), lambda node: node.meta["val"])
+    made.meta = {**like.meta, "val": target(*given[0], **given[1])}
     return made
 
 

@@ -394,6 +394,24 @@ def _layer_norm(c: _Context) -> Shape:
     return shape
 
 
+def _attention(c: _Context) -> Shape:
+    c.inputs(3, 3)
+    windows, heads = c.integer("windows", 1, MAX_ELEMENTS), c.integer("heads", 1, MAX_ELEMENTS)
+    shapes = [c.shape(k) for k in range(3)]
+    for shape in shapes:
+        ok = len(shape) == 3 and shape[0] == 1 and shape[1] % windows == 0 and shape[2] % heads == 0
+        c.expect(ok, f"expected inputs (1, L, F) for {windows} windows and {heads} heads, got {shape}")
+    (_, queries, depth), keys, (_, _, width) = shapes
+    c.expect(keys == (1, shapes[2][1], depth), f"keys {keys} do not fit queries {shapes[0]} and values {shapes[2]}")
+    c.number("scale")
+    if "bias" in c.op.tensors:
+        bias = c.tensor("bias", "float32", (None,) * 4)
+        fit = (1, windows), (1, heads), (1, queries // windows), (keys[1] // windows,)
+        ok = all(n in allowed for n, allowed in zip(bias.shape, fit, strict=True))
+        c.expect(ok, f"tensor 'bias' {bias.shape} does not fit {tuple(max(allowed) for allowed in fit)}")
+    return 1, queries, width
+
+
 def _max_pool2d(c: _Context) -> Shape:
     c.inputs(1, 1)
     _, channels, height, width = c.a_map(0)
@@ -445,6 +463,7 @@ _KINDS: dict[str, Callable[[_Context], Shape]] = {
     "identity": _identity,
     "mul": _mul,
     "layer_norm": _layer_norm,
+    "attention": _attention,
     "max_pool2d": _max_pool2d,
 }
 

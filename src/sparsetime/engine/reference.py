@@ -209,6 +209,8 @@ class Reference:
             return x[0] * x[1]
         if op.kind == "layer_norm":
             return self.layer_norm(op, x[0])
+        if op.kind == "attention":
+            return self.attention(op, *x)
         rows, columns = op.attributes["dilation"]
         z = _window_max(x[0], self._need(op, "columns"), columns)
         return _window_max(z.transpose(2, 3), self._need(op, "rows"), rows).transpose(2, 3)
@@ -219,6 +221,14 @@ class Reference:
         scale, shift = self._role(op, "scale"), self._role(op, "shift")
         rows = x.movedim(axis, -1)
         return F.layer_norm(rows, rows.shape[-1:], scale, shift, op.attributes["eps"]).movedim(-1, axis)
+
+    def attention(self, op: Op, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """softmax(scale q k^T + bias) v, in each window and each head."""
+        windows, heads, bias = op.attributes["windows"], op.attributes["heads"], self._role(op, "bias")
+        q, k, v = (x.reshape(windows, -1, heads, x.shape[2] // heads).transpose(1, 2) for x in (q, k, v))
+        scores = op.attributes["scale"] * (q @ k.transpose(2, 3))
+        z = torch.softmax(scores if bias is None else scores + bias, 3) @ v
+        return z.transpose(1, 2).reshape(self._plan.values[op.output])
 
     def run(self, frame: NDArray[Any], keep: bool = True) -> list[NDArray[Any]]:
         frame = normalised(frame, self._plan.input)

@@ -448,6 +448,31 @@ void Program::add(const OpSpec& spec) {
             if (need(spec, role).size() != out.map.channels) refuse(spec, std::string("the ") + role + " does not fit");
             row->assign(need(spec, role).floats, need(spec, role).floats + out.map.channels);
         }
+    } else if (kind == "attention") {
+        n.kind = Kind::attention;
+        n.linear = false;
+        inputs_are(3, 3);
+        n.windows = integers(spec, "windows", 1)[0];
+        n.heads = integers(spec, "heads", 1)[0];
+        const auto scale = spec.numbers.find("scale");
+        if (scale == spec.numbers.end() || scale->second.size() != 1) refuse(spec, "attribute 'scale' is missing");
+        n.factor = float(scale->second[0]);
+        const Shape &q = in(0).map, &k = in(1).map, &v = in(2).map;
+        for (const Value* x : {&in(0), &in(1), &in(2), &out})
+            if (x->is_map() || n.windows < 1 || n.heads < 1 || x->map.pixels() % n.windows || x->map.channels % n.heads)
+                refuse(spec, "windows and heads do not fit");
+        if (q.channels != k.channels || k.pixels() != v.pixels() || out.map.pixels() != q.pixels() || out.map.channels != v.channels)
+            refuse(spec, "queries, keys and values do not fit");
+        if (spec.tensors.count("bias")) {
+            const TensorView& bias = need(spec, "bias");
+            const int64_t extents[] = {n.windows, n.heads, q.pixels() / n.windows, k.pixels() / n.windows};
+            for (size_t i = 0; i < 4; ++i)
+                if (bias.shape.size() != 4 || (bias.shape[i] != extents[i] && (i == 3 || bias.shape[i] != 1)))
+                    refuse(spec, "the bias does not fit");
+            n.added.assign(bias.floats, bias.floats + bias.size());
+            size_t step = size_t(extents[3]);
+            for (size_t i = 3; i-- > 0; step *= size_t(bias.shape[i])) n.added_step[i] = bias.shape[i] > 1 ? step : 0;
+        }
     } else if (kind == "input") {
         n.kind = Kind::input;
         n.linear = false;

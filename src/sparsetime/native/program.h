@@ -48,7 +48,7 @@ constexpr int MOST_JOINED = 16;  // maps that one Node picks channels from
 
 enum class Kind {
     input, conv, affine, add, cat_channels, cat_pixels, channels, gather, pad, avg_pool, resize, identity, mul,
-    layer_norm, max_pool, island
+    layer_norm, attention, max_pool, island
 };
 
 // (1, C, H, W): channels first. Of all other shapes the last axis counts as channels.
@@ -110,6 +110,11 @@ struct Node {
     // add
     float first = 1, second = 1;
     float eps = 0;  // layer_norm
+    // attention
+    int windows = 1, heads = 1;
+    float factor = 1;
+    Floats added;                       // to the scores; [window][head][query][key]
+    size_t added_step[3] = {0, 0, 0};   // from one window, head and query to the next, 0 where they share
     // pad
     float fill = 0;
     // channels, cat, gather, pad, windows and taps of pooling and resizing

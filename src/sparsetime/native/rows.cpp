@@ -113,6 +113,26 @@ void normalise(const float* x, float eps, const float* scale, const float* shift
     }
 }
 
+void softmax(float* x, float factor, const float* added, int n) {
+    const auto behind = [](Vec v, int some, float otherwise) __attribute__((always_inline)) {
+        return some >= VL ? v : choose(first_lanes(some), v, splat(otherwise));
+    };
+    Vec most = splat(-__builtin_inff());
+    for (int i = 0; i < n; i += VL) {
+        const int some = n - i;
+        Vec y = load(x + i) * factor;
+        if (added) y = y + (some >= VL ? load(added + i) : load_first(added + i, some));
+        most = max(behind(y, some, -__builtin_inff()), most);
+        store(x + i, y);
+    }
+    float largest = most[0];
+    for (int l = 1; l < VL; ++l) largest = most[l] > largest ? most[l] : largest;
+    for (int i = 0; i < n; i += VL) store(x + i, behind(exp(load(x + i) - largest), n - i, 0.0f));
+    const float total = sum_in_parts(n, [&](int i, int some) __attribute__((always_inline)) { return some > 0 ? load(x + i) : Vec{}; });
+    const float share = 1.0f / total;
+    for (int i = 0; i < n; i += VL) store(x + i, load(x + i) * share);
+}
+
 // a > b ? a : b, also of NaN and zeros.
 inline Vec larger(Vec a, Vec b) {
 #if defined(__AVX512F__)
@@ -340,7 +360,7 @@ void planes(const float* x, int pixels, int stride, int channels, int plane, flo
 namespace sparsetime {
 
 extern const RowKernels SPARSETIME_ROWS;
-const RowKernels SPARSETIME_ROWS = {add,     blend, combine, multiply,    divide, normalise, maximum,
+const RowKernels SPARSETIME_ROWS = {add,     blend, combine, multiply,    divide, normalise, softmax, maximum,
                                     replace, pick,  spread,  blend_again, list,   planes};
 
 }  // namespace sparsetime

@@ -66,6 +66,7 @@ Stream::Stream(std::shared_ptr<const Program> program, int threads, Island islan
 
     allocate_codes();
     allocate_derived();
+    allocate_attention();
     allocate_deltas();
     reset();
 }
@@ -131,7 +132,7 @@ void Stream::allocate_deltas() {
 
 size_t Stream::memory_bytes() const {
     const auto of = [](const auto& v) { return bytes_of(v); };
-    size_t n = input_.memory_bytes() + of(memory_) + of(codes_) + of(waiting_) + of(shared_) + of(touch_) + of(list_) +
+    size_t n = input_.memory_bytes() + of(memory_) + of(codes_) + of(waiting_) + of(shared_) + of(heads_) + of(touch_) + of(list_) +
                of(all_) + of(stale_) + of(dense_frames_) + of(needs_) + of(stats_);
     for (const Floats& f : arena_floats_) n += of(f);
     for (const auto& f : arena_places_) n += of(f);
@@ -348,6 +349,7 @@ void Stream::execute(int number, const Frame& frame) {
         case Kind::mul:
         case Kind::layer_norm:
         case Kind::max_pool: recompute(node); break;
+        case Kind::attention: attend(node); break;
         case Kind::island: {
             bool changed = dense_;
             for (int v : node.inputs) changed = changed || states_[size_t(v)].change.active_count > 0;

@@ -94,6 +94,9 @@ class Stream {
     void move(const Node& node);
     void recompute(const Node& node);
     void carry(const Node& node);
+    void allocate_attention();
+    void attend(const Node& node);
+    int touched_by_attention(const Node& node);
     Window window_of(const Node& node, int pixel, Walk& walk) const;
     // Values that are not kept, see Node::derived.
     void allocate_derived();
@@ -152,6 +155,7 @@ class Stream {
     std::vector<NodeStats> stats_;
     std::vector<Workspace> workspaces_;
     Floats shared_;  // sums that threads share
+    Floats heads_;   // keys and values of an attention, as matrices
     std::vector<FinishArgs> sinks_;         // of `split`
     std::vector<int> bounds_, row_bounds_;
     std::vector<IntWorkspace> int_workspaces_;

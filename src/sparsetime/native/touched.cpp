@@ -156,6 +156,7 @@ int Stream::touched(const Node& node) {
         case Kind::channels:
         case Kind::add:
         case Kind::cat_channels: return union_of(node.inputs);
+        case Kind::attention: return touched_by_attention(node);
         case Kind::cat_pixels:
             for (int p = 0; p < out.pixels(); ++p)
                 touch_[size_t(p)] =

@@ -303,6 +303,8 @@ class _Writer:
             return self.node("Mul", x)
         if op.kind == "layer_norm":
             return self._layer_norm(op, x[0])
+        if op.kind == "attention":
+            return self._attention(op, *x)
         z = x[0]
         for role, axis, dilation in zip(("rows", "columns"), (2, 3), op.attributes["dilation"], strict=True):
             taps = self.node("Gather", [z, self.constant(_places(self.plan.need(op, role), dilation))], axis=axis)
@@ -324,6 +326,23 @@ class _Writer:
             if role in op.tensors:
                 y = self.node(kind, [y, self.constant(self.plan.need(op, role).reshape(along))])
         return y
+
+    def _attention(self, op: Op, q: str, k: str, v: str) -> str:
+        """Softmax of products, in windows and heads."""
+        windows, heads = op.attributes["windows"], op.attributes["heads"]
+
+        def split(x: str, value: int, order: list[int]) -> str:
+            _, rows, channels = self.plan.values[value]
+            parts = self._reshaped(x, (windows, rows // windows, heads, channels // heads))
+            return self.node("Transpose", [parts], perm=order)
+
+        rows, columns = [0, 2, 1, 3], [0, 2, 3, 1]
+        products = self.node("MatMul", [split(q, op.inputs[0], rows), split(k, op.inputs[1], columns)])
+        scores = self.node("Mul", [products, self.constant(np.asarray(op.attributes["scale"], np.float32))])
+        if "bias" in op.tensors:
+            scores = self.node("Add", [scores, self.tensor(op, "bias")])
+        z = self.node("MatMul", [self.node("Softmax", [scores], axis=-1), split(v, op.inputs[2], rows)])
+        return self._reshaped(self.node("Transpose", [z], perm=rows), self.plan.values[op.output])
 
     def _activate(self, number: int, op: Op, z: str) -> str:
         """y = activation(z)."""

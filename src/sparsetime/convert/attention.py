@@ -1,0 +1,120 @@
+"""Attention that a network writes out, as one operation.
+
+    softmax(scale (q k^T) + mask) v
+
+over two products of matrices, in the spellings that PyTorch code has: factors before or behind the first product, a
+constant added to it, a dropout that does nothing, and all of it transposed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from sparsetime.convert.norms import call
+
+__all__ = ["join_attention"]
+
+aten = torch.ops.aten
+
+_PRODUCTS = (aten.matmul.default, aten.bmm.default)
+_NOTHING = (
+    *(aten.dropout.default, aten.clone.default, aten.contiguous.default, aten.alias.default),
+    *(aten.to.dtype, aten.to.dtype_layout, aten.type_as.default),
+)
+"""Operators that hand on what they read, if it stays float32 and nothing is drawn."""
+
+
+def join_attention(program: ExportedProgram) -> None:
+    """Replace every attention of an exported graph that is written out, in place."""
+    graph = program.graph_module.graph
+    frames = {s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT}
+    streams: set[fx.Node] = set()
+    for node in list(graph.nodes):
+        if node.name in frames or streams.intersection(node.all_input_nodes):
+            streams.add(node)
+        if node.target not in _PRODUCTS or len(node.args) != 2:
+            continue
+        weights, values = _handed_on(node.args[0]), node.args[1]
+        turned = not _is_softmax(weights)
+        if turned:  # v p^T
+            weights, values = _handed_on(_transposed(node.args[1])), node.args[0]
+        scores = _scores(weights, streams) if _is_softmax(weights) else None
+        if scores is None or not isinstance(values, fx.Node):
+            continue
+        q, k, scale, mask = scores
+        shapes = [x.meta["val"].shape[:-2] for x in (q, k, values)]
+        if len(shapes[0]) not in (1, 2) or shapes != shapes[:1] * 3:
+            continue
+        with graph.inserting_before(node):
+            v = call(graph, node, aten.transpose.int, values, -2, -1) if turned else values
+            keys = call(graph, node, aten.transpose.int, k, -2, -1)
+            made = call(graph, node, aten.scaled_dot_product_attention.default, q, keys, v, mask, scale=scale)
+            if turned:
+                made = call(graph, node, aten.transpose.int, made, -2, -1)
+        node.replace_all_uses_with(made)
+        if node in streams:
+            streams.add(made)
+    graph.eliminate_dead_code()
+
+
+def _handed_on(node: Any) -> Any:
+    """What a node hands on, or itself."""
+    while isinstance(node, fx.Node) and node.target in _NOTHING:
+        draws = node.target is aten.dropout.default and node.args[2] and node.args[1] != 0
+        if draws or node.meta["val"].dtype != torch.float32 or node.args[0].meta["val"].dtype != torch.float32:  # type: ignore[union-attr]
+            break
+        node = node.args[0]
+    return node
+
+
+def _transposed(node: Any) -> Any:
+    """What a node is the transposed one of, in its last two axes; or None."""
+    if not isinstance(node, fx.Node):
+        return None
+    if node.target is aten.mT.default:
+        return node.args[0]
+    if node.target is not aten.transpose.int:
+        return None
+    rank = node.meta["val"].dim()
+    axes = {k % rank for k in node.args[1:] if isinstance(k, int)}
+    return node.args[0] if axes == {rank - 2, rank - 1} else None
+
+
+def _is_softmax(node: Any) -> bool:
+    """Whether a node is a softmax over the last axis."""
+    if not isinstance(node, fx.Node) or node.target not in (aten.softmax.int, aten._softmax.default):
+        return False
+    return node.args[1] in (-1, node.meta["val"].dim() - 1) and node.meta["val"].dtype == torch.float32
+
+
+def _scores(softmax: fx.Node, streams: set[fx.Node]) -> tuple[fx.Node, fx.Node, float, fx.Node | None] | None:
+    """What a softmax reads, as scale q k^T + mask: q, k^T, scale, mask."""
+    node, scale = _handed_on(softmax.args[0]), 1.0
+    mask: fx.Node | None = None
+    while isinstance(node, fx.Node) and node.target not in _PRODUCTS:
+        if len(node.args) != 2 or node.kwargs:
+            return None
+        x, y = node.args
+        if node.target is aten.add.Tensor and mask is None and scale == 1:
+            node, added = (x, y) if isinstance(x, fx.Node) and x in streams else (y, x)
+            if not isinstance(added, fx.Node) or added in streams or not isinstance(node, fx.Node):
+                return None
+            total, part = (n.meta["val"] for n in (node, added))
+            if part.dtype != torch.float32 or torch.broadcast_shapes(total.shape, part.shape) != total.shape:
+                return None
+            mask = added
+        elif node.target in (aten.mul.Tensor, aten.div.Tensor) and isinstance(y, int | float) and y:
+            scale, node = (scale * y if node.target is aten.mul.Tensor else scale / y), x
+        else:
+            return None
+        node = _handed_on(node)
+    if not isinstance(node, fx.Node) or not math.isfinite(scale):
+        return None
+    q, k = node.args
+    return (q, k, scale, mask) if isinstance(q, fx.Node) and isinstance(k, fx.Node) else None
