@@ -461,6 +461,19 @@ def test_islands_compute_the_same_and_are_listed():
     assert kinds(plan).count("layer_norm") == 1
 
 
+@pytest.mark.parametrize("value", [1, 2, 3, 0.5])
+def test_the_names_of_an_islands_keywords_are_no_values(value):
+    """`value` is the name of a keyword, and of what stands for a value of the plan."""
+
+    def scaled(m, x):
+        y = m.norm(m.conv(F.pad(x, (1, 1, 1, 1))))  # the padding, value 1, goes into the convolution
+        return torch.addcmul(y, y.flip(3), m.gate, value=value)
+
+    gate = nn.Buffer(torch.randn(4, 1, 1))
+    plan = check(Function(scaled, conv=nn.Conv2d(6, 4, 3), norm=normed(4), gate=gate))
+    assert [island.attributes["target"] for island in plan.islands] == ["aten.addcmul.default"]
+
+
 def other_softmax(q, k, v):
     return torch.softmax(q @ k.transpose(2, 3), 2) @ v
 

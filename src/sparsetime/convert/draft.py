@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,8 +107,7 @@ class Draft:
         for other in self.ops:
             other.inputs = [value if x == op.output else x for x in other.inputs]
             if other.kind == "island":
-                other.attributes["arguments"] = _renumbered(other.attributes["arguments"], op.output, value)
-                other.attributes["keywords"] = _renumbered(other.attributes["keywords"], op.output, value)
+                _change_arguments(other.attributes, lambda x: _renumbered(x, op.output, value))
                 other.inputs = list(dict.fromkeys(other.inputs))
         self.outputs = [value if x == op.output else x for x in self.outputs]
 
@@ -147,8 +146,7 @@ class Draft:
             attributes = dict(op.attributes)
             roles = {role: store(f"{number}.{role}", array) for role, array in op.tensors.items()}
             if op.kind == "island":
-                for key in ("arguments", "keywords"):
-                    attributes[key] = _stored(attributes[key], numbers, roles)
+                _change_arguments(attributes, lambda x, roles=roles: _stored(x, numbers, roles))  # type: ignore[misc]
                 roles = {name: name for name in roles.values()}
             codec: dict[str, Any] | None = None
             if op.codec is not None and op.codec.step is not None:
@@ -168,6 +166,12 @@ class Draft:
             input=input_spec,
             producer=producer,
         )
+
+
+def _change_arguments(attributes: dict[str, Any], change: Callable[[Any], Any]) -> None:
+    """Replace each argument of an island; names of keywords, `value` among them, are no part of any."""
+    attributes["arguments"] = [change(x) for x in attributes["arguments"]]
+    attributes["keywords"] = {name: change(x) for name, x in attributes["keywords"].items()}
 
 
 def _renumbered(x: Any, old: int, new: int) -> Any:

@@ -116,8 +116,9 @@ void Stream::attend(const Node& node) {
 
     rows(node, y, list, n, true, [&](const int32_t* pixel, int count, float* sum, int stride) {
         const int most = kernels().most.pixels;
-        Floats scores(size_t(most) * size_t(size.key.columns)), means(size_t(most) * size_t(size.value.columns));
+        Floats scores(size_t(most) * size_t(size.key.columns)), sums(size_t(most) * size_t(size.value.columns));
         const float* from[MAX_TILE];
+        float share[MAX_TILE];
         for (int head = 0; head < node.heads; ++head)
             for (int i = 0, m; i < count; i += m) {
                 const int window = pixel[i] / size.queries;
@@ -131,13 +132,15 @@ void Stream::attend(const Node& node) {
                     const float* added = node.added.empty() ? nullptr
                                                             : node.added.data() + size_t(window) * node.added_step[0] +
                                                                   size_t(head) * node.added_step[1] + query * node.added_step[2];
-                    kernels().rows->softmax(score, node.factor, added, size.keys);
+                    share[k] = kernels().rows->softmax(score, node.factor, added, size.keys);
                     from[k] = score;
                 }
-                multiply(from, m, size.value, keys + size.key.size(), program_->integer, means.data());
-                for (int k = 0; k < m; ++k)
-                    std::memcpy(sum + size_t(i + k) * size_t(stride) + head * size.width,
-                                means.data() + size_t(k) * size_t(size.value.columns), size_t(size.width) * sizeof(float));
+                multiply(from, m, size.value, keys + size.key.size(), program_->integer, sums.data());
+                for (int k = 0; k < m; ++k) {
+                    const float* mean = sums.data() + size_t(k) * size_t(size.value.columns);
+                    float* z = sum + size_t(i + k) * size_t(stride) + head * size.width;
+                    for (int c = 0; c < size.width; ++c) z[c] = mean[c] * share[k];
+                }
             }
     });
 }

@@ -254,8 +254,9 @@ struct RowKernels {
     void (*divide)(float divisor, float* sum, int n);
     // sum = (x - mean) / sqrt(variance + eps) scale + shift of n channels; docs/plan.md, "int8 plans", has the order. Both may be null.
     void (*normalise)(const float* x, float eps, const float* scale, const float* shift, float* sum, int n);
-    // x = softmax(factor x + added) of n numbers; `added` may be null. What lies behind them becomes zeros, up to a whole vector.
-    void (*softmax)(float* x, float factor, const float* added, int n);
+    // x = e^(y - max y), y = factor x + added, of n numbers, zeros behind them up to a whole vector; `added` may be null. Returns one over
+    // their sum, in the order of `normalise`.
+    float (*softmax)(float* x, float factor, const float* added, int n);
     void (*maximum)(const Window& window, float* most, int n);
     // value = x, of n channels. Returns how many changed, and says what changed as Deltas have it.
     int (*replace)(const float* x, int n, const Sent& to);

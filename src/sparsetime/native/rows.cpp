@@ -113,7 +113,7 @@ void normalise(const float* x, float eps, const float* scale, const float* shift
     }
 }
 
-void softmax(float* x, float factor, const float* added, int n) {
+float softmax(float* x, float factor, const float* added, int n) {
     const auto behind = [](Vec v, int some, float otherwise) __attribute__((always_inline)) {
         return some >= VL ? v : choose(first_lanes(some), v, splat(otherwise));
     };
@@ -127,10 +127,12 @@ void softmax(float* x, float factor, const float* added, int n) {
     }
     float largest = most[0];
     for (int l = 1; l < VL; ++l) largest = most[l] > largest ? most[l] : largest;
-    for (int i = 0; i < n; i += VL) store(x + i, behind(exp(load(x + i) - largest), n - i, 0.0f));
-    const float total = sum_in_parts(n, [&](int i, int some) __attribute__((always_inline)) { return some > 0 ? load(x + i) : Vec{}; });
-    const float share = 1.0f / total;
-    for (int i = 0; i < n; i += VL) store(x + i, load(x + i) * share);
+    return 1.0f / sum_in_parts(n, [&](int i, int some) __attribute__((always_inline)) {
+        if (some <= 0) return Vec{};
+        const Vec e = behind(exp(load(x + i) - largest), some, 0.0f);
+        store(x + i, e);
+        return e;
+    });
 }
 
 // a > b ? a : b, also of NaN and zeros.
