@@ -63,6 +63,23 @@ def heads(m: nn.Module, x: Tensor, attention: Callable[..., Tensor]) -> Tensor:
     return attention(q, k, v).transpose(1, 2).reshape(1, 99, 6)
 
 
+def affine_groups(norm: nn.Module) -> nn.Module:
+    nn.init.uniform_(norm.weight, -1, 2) if norm.weight is not None else None
+    nn.init.normal_(norm.bias) if norm.bias is not None else None
+    return norm
+
+
+def seen(norm: nn.InstanceNorm2d) -> nn.Module:
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    return affine_groups(norm)
+
+
+def written(y: Tensor, x: Tensor) -> Tensor:
+    y[:, 1:3] = -x[:, :2]
+    return y
+
+
 ATTENTION = ["gather", "linear", "gather", "gather", "gather", "attention"]
 
 OPERATIONS = {
@@ -199,6 +216,27 @@ OPERATIONS = {
     "attention_turned": (Function(lambda m, x: heads(m, x, lambda q, k, v: (v.transpose(2, 3) @ torch.softmax(q @ k.transpose(2, 3) * 0.6, -1).transpose(-2, -1)).transpose(2, 3)), qkv=nn.Linear(6, 18)), ATTENTION),  # noqa: E501
     "attention_of_torch": (Function(lambda m, x: m.a(*(x.flatten(2).transpose(1, 2),) * 3, need_weights=False)[0], a=nn.MultiheadAttention(6, 3, batch_first=True)), ["gather", "linear", "gather", "gather", "gather", "attention", "reshape", "linear", "reshape"]),  # noqa: E501
     "attention_of_torch_with_weights": (Function(lambda m, x: m.a(*(x.flatten(2).transpose(1, 2),) * 3)[0], a=nn.MultiheadAttention(6, 3, batch_first=True)), ["gather", "linear", "gather", "affine", "gather", "gather", "gather", "attention", "reshape", "linear", "reshape"]),  # noqa: E501
+    "attention_in_letters": (Function(lambda m, x: heads(m, x, lambda q, k, v: torch.einsum("bhij,bhjd->bhid", torch.einsum("b h i d, b h j d -> b h i j", q, k).softmax(-1), v)), qkv=nn.Linear(6, 18)), ATTENTION),  # noqa: E501
+    "attention_behind_a_change_in_place": (Function(lambda m, x: heads(m, x.clone().add_(1), lambda q, k, v: F.scaled_dot_product_attention(q, k, v)), qkv=nn.Linear(6, 18)), ["affine", *ATTENTION]),  # noqa: E501
+    "softmax": (nn.Softmax(1), ["softmax"]),
+    "softmax_of_pixels": (Function(lambda m, x: x.permute(0, 2, 3, 1).softmax(-1).permute(0, 3, 1, 2)), ["softmax"]),
+    "softmax_of_rows": (nn.Softmax(3), ["gather", "softmax", "gather"]),
+    "softmax_of_places": (Function(lambda m, x: x.flatten(2).softmax(2)), ["reshape", "softmax"]),
+    "distribution_of_distances": (Function(lambda m, x: m.mean(x.view(1, 2, 3, 99).transpose(2, 1).softmax(1)).view(1, 2, 99), mean=nn.Conv2d(3, 1, 1, bias=False)), ["gather", "softmax", "conv2d", "reshape"]),  # noqa: E501
+    "group_norm": (affine_groups(nn.GroupNorm(3, 6)), ["group_norm"]),
+    "group_norm_of_sequences": (Function(lambda m, x: m.norm(x.flatten(2)), norm=affine_groups(nn.GroupNorm(2, 6))), ["reshape", "group_norm", "reshape"]),  # noqa: E501
+    "instance_norm": (nn.InstanceNorm2d(6), ["group_norm"]),
+    "instance_norm_with_scale": (affine_groups(nn.InstanceNorm2d(6, affine=True)), ["group_norm"]),
+    "instance_norm_of_what_was_seen": (seen(nn.InstanceNorm2d(6, affine=True, track_running_stats=True)), ["affine"]),
+    "layer_norm_of_maps": (affine_groups(nn.LayerNorm((6, 9, 11))), ["group_norm", "affine"]),
+    "padded_below_all": (Function(lambda m, x: F.max_pool2d(F.pad(x, (0, 1, 1, 1), value=-math.inf), 3, 2)), ["pad", "max_pool2d"]),  # noqa: E501
+    "constants_like_the_frame": (Function(lambda m, x: torch.cat([x * 2, torch.full_like(x[:, :1], 0.5), x.new_zeros(1, 2, 9, 11)], 1)), ["affine", "channels", "affine"]),  # noqa: E501
+    "written_into": (Function(lambda m, x: written(x * 2, x)), ["affine", "channels", "affine", "channels", "channels", "cat"]),  # noqa: E501
+    "index_by_list": (Function(lambda m, x: x[:, [4, 0, 4]]), ["channels"]),
+    "square": (Function(lambda m, x: x**2), ["mul"]),
+    "abs": (Function(lambda m, x: x.abs()), ["identity"]),
+    "amax_of_maps": (Function(lambda m, x: x.amax((2, 3), keepdim=True)), ["max_pool2d"]),
+    "amax_of_columns": (Function(lambda m, x: x.amax(3)), ["max_pool2d", "reshape"]),
     "cat_of_a_constant": (Function(lambda m, x: m.a(torch.cat([m.token.expand(1, 1, 6), x.flatten(2).transpose(1, 2)], 1)), a=nn.Linear(6, 4), token=nn.Buffer(torch.randn(1, 1, 6))), ["gather", "affine", "linear"]),  # noqa: E501
     "cat_of_constants_and_maps": (Function(lambda m, x: torch.cat([x, m.b, x * 2, m.b + 1], 1), b=nn.Buffer(torch.randn(1, 2, 9, 11))), ["affine", "cat", "channels", "affine"]),  # noqa: E501
     "cat_of_one": (Function(lambda m, x: torch.cat([x], 1)), []),

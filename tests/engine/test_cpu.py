@@ -168,6 +168,34 @@ def test_layer_norm_over_more_and_less_than_vectors(isa, channels):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("channels", "groups"), [(1, 1), (4, 2), (5, 5), (16, 1), (24, 3), (40, 40), (150, 5)])
+@pytest.mark.parametrize("size", [(1, 1), (7, 13), (40, 30)])
+def test_group_norm_of_maps_far_from_zero(isa, channels, groups, size):
+    rng = np.random.default_rng(channels)
+    shape = (1, channels, *size)
+    tensors = {role: rng.standard_normal(channels).astype(np.float32) for role in "wb"}
+    attributes, roles = {"groups": groups, "eps": 1e-2}, {"scale": "w", "shift": "b"}
+    ops = (
+        Op("input", "input", (), (0,)),
+        Op("group_norm", "norm", (0,), (1,), attributes, roles, {"kind": "relu"}),
+        Op("softmax", "softmax", (1,), (2,)),
+    )
+    plan = Plan("norm", (shape,) * 3, ops, (1, 2), {"tuple": [{"output": 0}, {"output": 1}]}, tensors)
+    native, exact = Native(plan, threads=2), Reference(plan, dtype=torch.float64)
+    leave_traces(native, plan, seed=1)
+    # x scale + shift, each ten deviations from zero; a hundred where a group is one number.
+    limit = 2e-4 if channels * np.prod(size) == groups else 2e-5
+    for number, frame in enumerate(frames(plan, 5, seed=2)):
+        shifted = frame + np.float32(10)
+        if number in (0, 2):
+            native.reset()
+            exact.reset()
+        for got, expected in zip(native.run(shifted, keep=number != 2), exact.run(shifted), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=0, atol=limit)
+        if number == 2:
+            exact.reset()
+
+
 @pytest.mark.parametrize(
     ("windows", "heads", "queries", "keys", "depth", "width"),
     [

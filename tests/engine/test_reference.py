@@ -101,6 +101,37 @@ def test_layer_norm_by_hand(shape):
             np.testing.assert_array_equal(got, (at.T if len(shape) == 4 else at).reshape(shape), err_msg=backend)
 
 
+def test_softmax_by_hand():
+    """Over two channels of two places, and over the last axis of rows."""
+    ops = (
+        Op("input", "input", (), (0,)),
+        Op("softmax", "map", (0,), (1,)),
+        Op("reshape", "rows", (0,), (2,)),
+        Op("softmax", "row", (2,), (3,)),
+    )
+    shapes = (1, 2, 1, 2), (1, 2, 1, 2), (1, 1, 4), (1, 1, 4)
+    plan = Plan("softmax", shapes, ops, (1, 3), {"tuple": [{"output": 0}, {"output": 1}]}, {})
+    frame = np.log(np.asarray([[[[1, 2]], [[3, 2]]]], np.float32))
+    for backend in ("reference", "cpu"):
+        by_channel, by_row = plan.stream(backend)(frame)
+        np.testing.assert_allclose(by_channel, [[[[1 / 4, 1 / 2]], [[3 / 4, 1 / 2]]]], rtol=1e-6, err_msg=backend)
+        np.testing.assert_allclose(by_row, [[[1 / 8, 2 / 8, 3 / 8, 2 / 8]]], rtol=1e-6, err_msg=backend)
+
+
+def test_group_norm_by_hand():
+    """Two groups of two channels of two places: 1, 5, 1, 5 has mean 3 and variance 4; 2, 2, 2, 2 has 2 and 0."""
+    tensors = {"w": np.asarray([2, 3, 4, 5], np.float32), "b": np.asarray([1, 10, 0, 7], np.float32)}
+    ops = (
+        Op("input", "input", (), (0,)),
+        Op("group_norm", "norm", (0,), (1,), {"groups": 2, "eps": 12.0}, {"scale": "w", "shift": "b"}),
+    )
+    plan = Plan("norm", ((1, 4, 1, 2),) * 2, ops, (1,), {"output": 0}, tensors)
+    frame = np.asarray([[[[1, 5]], [[1, 5]], [[2, 2]], [[2, 2]]]], np.float32)
+    by_hand = [[[[0, 2]], [[8.5, 11.5]], [[0, 0]], [[7, 7]]]]
+    for backend in ("reference", "cpu"):
+        np.testing.assert_allclose(plan.stream(backend)(frame), by_hand, rtol=1e-6, err_msg=backend)
+
+
 def test_attention_by_hand():
     """Two windows of two places, two heads of one channel; a key's weight is its e^(scale q k + bias) / their sum.
 

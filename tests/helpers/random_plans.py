@@ -55,7 +55,7 @@ MAP_KINDS = [
 ROUNDED_KINDS = [*MAP_KINDS, "layer_norm"]
 """Besides, those that float32 rounds whatever the numbers are."""
 
-FLOAT_KINDS = [*ROUNDED_KINDS, "attention"]
+FLOAT_KINDS = [*ROUNDED_KINDS, "group_norm", "softmax", "attention"]
 """Besides, those that are made of functions which every library rounds in its own way."""
 
 
@@ -254,6 +254,12 @@ def _map_operation(m: Maker, x: int, kind: str) -> int:
         case "layer_norm":
             vectors = {role: m.floats(c) for role in ("scale", "shift") if m.pick(True, False)}
             return m.emit("layer_norm", [x], shape, {"eps": 0.1}, **vectors)  # an eps that bounds what it magnifies
+        case "group_norm":
+            vectors = {role: m.floats(c) for role in ("scale", "shift") if m.pick(True, False)}
+            groups = m.pick(*(n for n in range(1, c + 1) if c % n == 0))
+            return m.emit("group_norm", [x], shape, {"groups": groups, "eps": 0.1}, **vectors)
+        case "softmax":
+            return m.emit("softmax", [x], shape)
         case "attention":
             return _attention(m, x)
         case "gate":

@@ -119,7 +119,7 @@ def check_frame(plan: Plan, frame: Any, before: dict[str, Any], after: dict[str,
         y = activate(z, op.activation)
         size = plan.step(op)
         v = encode(y, None if first else kept, op.codec, None if size is None else torch.from_numpy(size.copy()))
-        if op.activation in EXACT_ACTIVATIONS and op.kind not in ("layer_norm", "attention"):
+        if op.activation in EXACT_ACTIVATIONS and op.kind not in ("layer_norm", "group_norm", "softmax", "attention"):
             np.testing.assert_array_equal(value, v, err_msg=op.name)
         else:  # exponentials and deviations differ in the last bits, and codes that are near a tie by a step
             off = ~np.isclose(value, v, rtol=1e-5, atol=1e-6)
@@ -279,10 +279,10 @@ def test_what_does_not_depend_on_the_frame_is_an_output_like_the_others():
 def test_an_island_is_named(tmp_path: Path):
     class Softmax(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.relu(x).softmax(1)
+            return torch.relu(x).sin()
 
     plan = sparsetime.compile(Softmax(), torch.zeros(1, 3, 4, 4))
-    with pytest.raises(ExportError, match=r"onnx: operation \d 'softmax.*' \(aten\.\w*softmax.*island"):
+    with pytest.raises(ExportError, match=r"onnx: operation \d 'sin.*' \(aten\.\w*sin.*island"):
         export(plan, tmp_path / "plan.onnx")
     assert not list(tmp_path.iterdir())
 

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from sparsetime.convert.attention import join_attention
 from sparsetime.convert.draft import CompileError, Draft, DraftCodec, DraftOp
+from sparsetime.convert.einsum import products_of_sums
 from sparsetime.convert.forms import GROUPS, MAP, TOKENS, Form, form_of
 from sparsetime.convert.norms import affine_into_norms, join_norms
 from sparsetime.convert.poles import read_at_poles
@@ -68,8 +69,14 @@ _MOVES = frozenset(
     )
 )
 
+_LIKE = frozenset(("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"))
+"""Constants that take only their shape or type from what they are given."""
+
 _IGNORED = frozenset(("_assert_tensor_metadata", "_assert_scalar", "_assert_async"))
 
+
+_NEVER = -1e30
+"""Stands for -inf where it is less than all else: the score of a key behind a mask, the border of a maximum."""
 
 _STORED = {torch.float32: np.float32, torch.int64: np.int64, torch.bool: np.bool_}
 """Types of the constants of islands."""
@@ -390,9 +397,12 @@ class _Lowering:
             made, place = node.args[:2]
             assert isinstance(made, fx.Node)
             return self.env[made][place]
-        target = node.target
+        target: Any = node.target
         if not isinstance(target, torch._ops.OpOverload):
-            return self.fail("control flow and higher-order operations cannot be compiled")
+            read = pytree.tree_leaves(self.resolved((node.args, node.kwargs)))
+            if isinstance(target, torch._ops.HigherOrderOperator) or any(isinstance(x, _Stream) for x in read):
+                return self.fail("control flow and higher-order operations cannot be compiled")
+            return self.constant_value(target, node)
         space, name = target._schema.name.split("::")
         if name in _IGNORED:
             return None
@@ -400,6 +410,10 @@ class _Lowering:
         if not any(isinstance(x, _Stream) for x in pytree.tree_leaves(arguments)):
             self.refuse_chance(target, arguments)
             return self.constant_value(target, node)
+        if space == "aten" and name in _LIKE:
+            like = node.args[0].meta["val"]  # type: ignore[union-attr]
+            given = self.resolved((node.args[1:], node.kwargs))
+            return target(torch.empty(like.shape, dtype=like.dtype), *given[0], **given[1])
         if space == "sparsetime":
             return _quantiser(self, arguments)
         result = None
@@ -426,7 +440,7 @@ class _Lowering:
                 "with the training"
             )
 
-    def constant_value(self, target: torch._ops.OpOverload, node: fx.Node) -> Any:
+    def constant_value(self, target: Callable[..., Any], node: fx.Node) -> Any:
         with torch.no_grad():
             return target(*self.resolved(node.args), **self.resolved(node.kwargs))
 
@@ -440,8 +454,9 @@ class _Lowering:
             found.append(x)
             return self.numbers(x)
 
-        target = self.node.target
-        assert isinstance(target, torch._ops.OpOverload)
+        target: Any = self.node.target
+        if target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+            target = torch.ops.aten.reshape.default  # numbers may lie otherwise than what they number
         args = fx.node.map_arg(self.node.args, lambda node: numbered(self.env[node]))
         kwargs = fx.node.map_arg(self.node.kwargs, lambda node: numbered(self.env[node]))
         value = found[0].value  # view_as and the like read a second stream for its shape alone
@@ -699,6 +714,10 @@ def _batch_norm(at: _Lowering, a: _Arguments) -> Any:
 def _layer_norm(at: _Lowering, a: _Arguments) -> _Stream | None:
     x, vectors = a["input"], {"scale": a["weight"], "shift": a["bias"]}
     shape = at.shape(x)
+    if is_map(shape) and len(a["normalized_shape"]) == 3 and not any(isinstance(v, _Stream) for v in vectors.values()):
+        scale, shift = (v if v is None else at.constant(v[None], shape) for v in vectors.values())
+        made = _grouped_norm(at, x, 1, None, None, a["eps"])
+        return made if made is None or (scale is None and shift is None) else at.affine(made, scale, shift)
     if (
         len(a["normalized_shape"]) > 1
         or len(shape) < 2
@@ -716,8 +735,22 @@ def _layer_norm(at: _Lowering, a: _Arguments) -> _Stream | None:
     return _Moved(wire.value, at.numbers(wire).movedim(1, -1))
 
 
-_NEVER = -3e38
-"""What is added to the score of a key that a mask takes away."""
+@_handles("softmax", "_softmax")
+def _softmax(at: _Lowering, a: _Arguments) -> _Stream | None:
+    """Over the channels of a map, or the last axis of rows."""
+    x = a["self"]
+    shape = at.shape(x)
+    axis = int(a["dim"]) % max(1, len(shape))
+    if axis == 0 or a.get("dtype") not in (None, torch.float32) or a.get("half_to_float"):
+        return None
+    if at.draft.producer(x.value).kind == "island":
+        return None  # which may give -inf where a mask is: between islands no new start follows from it
+    to = 1 if is_map(shape) else -1
+    index = at.numbers(x).movedim(axis, to)
+    made_of = index if is_map(shape) else index.reshape(1, -1, shape[axis])
+    value = at.value(_Moved(x.value, made_of))
+    wire = at.emit("softmax", [value], at.draft.shapes[value])
+    return _Moved(wire.value, at.numbers(wire).reshape(index.shape).movedim(to, axis))
 
 
 @_handles("scaled_dot_product_attention")
@@ -756,6 +789,37 @@ def _attention(at: _Lowering, a: _Arguments) -> _Stream | None:
     wire = at.emit("attention", inputs, (1, windows * queries, heads * width), attributes, tensors)
     back = at.numbers(wire).reshape(windows, queries, heads, width).transpose(1, 2)
     return _Moved(wire.value, back.reshape(*outer, queries, width))
+
+
+def _grouped_norm(at: _Lowering, x: Any, groups: int, scale: Any, shift: Any, eps: float) -> _Stream | None:
+    """Over each of the groups of a map's channels, all of its places."""
+    vectors = {role: v for role, v in (("scale", scale), ("shift", shift)) if v is not None}
+    if not isinstance(x, _Stream) or any(not isinstance(v, Tensor) for v in vectors.values()) or eps < LEAST_STEP:
+        return None
+    shape = at.shape(x)
+    if len(shape) == 3 and shape[0] == 1:
+        row = _grouped_norm(at, _reshaped(at, x, _one_row(shape)), groups, scale, shift, eps)
+        return None if row is None else _reshaped(at, row, shape)
+    if not is_map(shape):
+        return None
+    attributes = {"groups": int(groups), "eps": float(eps)}
+    tensors = {role: at.array(v) for role, v in vectors.items()}
+    return at.emit("group_norm", [at.value(x)], shape, attributes, tensors)
+
+
+@_handles("group_norm", "native_group_norm")
+def _group_norm(at: _Lowering, a: _Arguments) -> Any:
+    groups = a["num_groups"] if "num_groups" in a else a["group"]
+    made = _grouped_norm(at, a["input"], groups, a["weight"], a["bias"], a["eps"])
+    several = isinstance(at.node.meta["val"], tuple | list)
+    return [made] if several and made is not None else made
+
+
+@_handles("instance_norm")
+def _instance_norm(at: _Lowering, a: _Arguments) -> Any:
+    if not a["use_input_stats"]:
+        return _batch_norm(at, a)
+    return _grouped_norm(at, a["input"], at.shape(a["input"])[1], a["weight"], a["bias"], a["eps"])
 
 
 def _sum(at: _Lowering, x: Any, y: Any, first: float, second: float) -> _Stream | None:
@@ -818,6 +882,14 @@ def _product_of(at: _Lowering, x: _Stream, y: _Stream, shape: tuple[int, ...]) -
     return at.emit("mul", [at.broadcast(x, shape), second], shape)
 
 
+@_handles("pow", "square")
+def _power(at: _Lowering, a: _Arguments) -> _Stream | None:
+    x = a["self"]
+    if a.get("exponent", 2) != 2 or not isinstance(x, _Stream):
+        return None
+    return at.together(x, x, partial(_product_of, at))
+
+
 @_handles("glu")
 def _glu(at: _Lowering, a: _Arguments) -> _Stream:
     x, gate = (_Moved(a["self"].value, half) for half in at.numbers(a["self"]).chunk(2, a["dim"]))
@@ -867,6 +939,11 @@ def _elu(at: _Lowering, a: _Arguments) -> _Stream | None:
 @_handles("leaky_relu")
 def _leaky_relu(at: _Lowering, a: _Arguments) -> _Stream:
     return _activation(at, a["self"], {"kind": "leaky_relu", "slope": float(a["negative_slope"])})
+
+
+@_handles("abs")
+def _abs(at: _Lowering, a: _Arguments) -> _Stream:
+    return _activation(at, a["self"], {"kind": "leaky_relu", "slope": -1.0})
 
 
 @_handles("prelu")
@@ -974,6 +1051,47 @@ def _stack(at: _Lowering, a: _Arguments) -> _Moved | None:
     return _Moved(wire.value, torch.stack(order, axis))
 
 
+@_handles("copy")
+def _copy(at: _Lowering, a: _Arguments) -> Any:
+    x = a["src"]
+    if at.node.meta["val"].dtype != torch.float32:
+        return None
+    return _Wire(at.broadcast(x, _output_shape(at))) if isinstance(x, _Stream) else x.float().expand(_output_shape(at))
+
+
+@_handles("slice_scatter", "select_scatter")
+def _scatter(at: _Lowering, a: _Arguments) -> _Stream | None:
+    """A part of x replaced: what stands in front of it, the new part, and what stands behind it."""
+    shape = _output_shape(at)
+    axis = int(a["dim"]) % len(shape)
+    new, extent = a["src"], shape[axis]
+    if "index" in a:
+        start, end, step = a["index"] % extent, a["index"] % extent + 1, 1
+        new = _Moved(new.value, at.numbers(new).unsqueeze(axis)) if isinstance(new, _Stream) else new.unsqueeze(axis)
+    else:
+        start, end, step = slice(a["start"], a["end"], a["step"]).indices(extent)
+    if step != 1:
+        return None
+    if end - start == extent and isinstance(new, _Stream):
+        return _Wire(at.value(new))
+
+    def part(low: int, high: int) -> Any:
+        x = a["self"]
+        if isinstance(x, _Stream):
+            return _Moved(x.value, at.numbers(x).narrow(axis, low, high - low))
+        return x.narrow(axis, low, high - low)
+
+    parts = [part(0, start), new, part(end, extent)]
+    parts = [x for x in parts if (at.shape(x) if isinstance(x, _Stream) else x.shape)[axis]]
+    made: _Stream | None = _cat(at, {"tensors": parts, "dim": axis})
+    return made
+
+
+@_handles("index")
+def _index(at: _Lowering, a: _Arguments) -> Any:
+    return None if any(isinstance(x, _Stream) for x in a["indices"]) else at.move(a)
+
+
 def _reshaped(at: _Lowering, x: _Stream, shape: tuple[int, ...]) -> _Moved:
     return _Moved(x.value, at.numbers(x).reshape(shape))
 
@@ -987,6 +1105,10 @@ def _pad(at: _Lowering, a: _Arguments) -> Any:
     x, shape = a["self"], at.shape(a["self"])
     value = 0.0 if a["value"] is None else float(a["value"])
     left, right, top, bottom, *further = (*pads, 0, 0, 0, 0)[: max(len(pads), 4)]
+    if value == -math.inf and all(str(user.target).startswith("aten.max_pool2d") for user in at.node.users):
+        value = _NEVER  # is no maximum
+    if not math.isfinite(value):
+        return None
     if is_map(shape) and not any(further) and min(pads) >= 0:
         attributes = {"padding": [top, bottom, left, right], "value": value}
         return at.emit("pad", [at.value(x)], _output_shape(at), attributes) if any(pads) else x
@@ -1120,6 +1242,23 @@ def _adaptive_max_pool2d(at: _Lowering, a: _Arguments) -> Any:
     return [wire, None]
 
 
+@_handles("amax")
+def _amax(at: _Lowering, a: _Arguments) -> _Stream | None:
+    """Over rows, columns or both of a map."""
+    x = a["self"]
+    shape = at.shape(x)
+    axes = {int(k) % len(shape) for k in a["dim"]}
+    if not is_map(shape) or not axes or axes - {2, 3}:
+        return None
+    tables = {
+        role: np.asarray([[0, n]] if k in axes else [[i, i + 1] for i in range(n)], np.int32)
+        for role, k, n in (("rows", 2, shape[2]), ("columns", 3, shape[3]))
+    }
+    out = (*shape[:2], *(len(table) for table in tables.values()))
+    wire = at.emit("max_pool2d", [at.value(x)], out, {"dilation": [1, 1]}, tables)
+    return _reshaped(at, wire, _output_shape(at))
+
+
 def _uses_indices(node: fx.Node) -> bool:
     """Whether anything reads the second output of a max pooling, the places of the maxima."""
     return any(user.args[1] != 0 and user.users for user in node.users if user.target is operator.getitem)
@@ -1202,6 +1341,7 @@ def lower(program: ExportedProgram, name: str, strict: bool = False) -> Draft:
         CompileError: naming the operation and its source line.
     """
     draft = Draft(name)
+    products_of_sums(program)
     join_norms(program)
     join_attention(program)
     _Lowering(program, draft, strict).run()

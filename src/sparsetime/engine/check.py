@@ -394,6 +394,24 @@ def _layer_norm(c: _Context) -> Shape:
     return shape
 
 
+def _group_norm(c: _Context) -> Shape:
+    c.inputs(1, 1)
+    shape = c.a_map(0)
+    groups, eps = c.integer("groups", 1, MAX_ELEMENTS), c.number("eps")
+    c.expect(shape[1] % groups == 0, f"{shape[1]} channels are no {groups} groups of one size")
+    c.expect(eps >= LEAST_STEP, f"attribute 'eps' must be at least {LEAST_STEP:g}, got {eps:g}")
+    for role in ("scale", "shift"):
+        c.optional(role, (shape[1],))
+    return shape
+
+
+def _softmax(c: _Context) -> Shape:
+    c.inputs(1, 1)
+    shape = c.shape(0)
+    _needs_channels(c, shape, "softmax")
+    return shape
+
+
 def _attention(c: _Context) -> Shape:
     c.inputs(3, 3)
     windows, heads = c.integer("windows", 1, MAX_ELEMENTS), c.integer("heads", 1, MAX_ELEMENTS)
@@ -463,6 +481,8 @@ _KINDS: dict[str, Callable[[_Context], Shape]] = {
     "identity": _identity,
     "mul": _mul,
     "layer_norm": _layer_norm,
+    "group_norm": _group_norm,
+    "softmax": _softmax,
     "attention": _attention,
     "max_pool2d": _max_pool2d,
 }

@@ -165,7 +165,7 @@ class IntegerReference(Reference):
                 return _blended(
                     x[0], *(self._need(op, r) for r in ("rows", "row_weights", "columns", "column_weights"))
                 )
-            case "identity" | "mul" | "max_pool2d" | "layer_norm" | "attention":
+            case "identity" | "mul" | "max_pool2d" | "layer_norm" | "group_norm" | "softmax" | "attention":
                 return self.recomputed(op, x)
             case _:
                 return self.linear(op, x, constants=True)

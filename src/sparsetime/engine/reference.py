@@ -203,17 +203,23 @@ class Reference:
 
     def recomputed(self, op: Op, x: list[Tensor]) -> Tensor:
         """z from the current values of the inputs."""
-        if op.kind == "identity":
-            return x[0]
-        if op.kind == "mul":
-            return x[0] * x[1]
-        if op.kind == "layer_norm":
-            return self.layer_norm(op, x[0])
-        if op.kind == "attention":
-            return self.attention(op, *x)
-        rows, columns = op.attributes["dilation"]
-        z = _window_max(x[0], self._need(op, "columns"), columns)
-        return _window_max(z.transpose(2, 3), self._need(op, "rows"), rows).transpose(2, 3)
+        match op.kind:
+            case "identity":
+                return x[0]
+            case "mul":
+                return x[0] * x[1]
+            case "layer_norm":
+                return self.layer_norm(op, x[0])
+            case "group_norm":
+                return self.group_norm(op, x[0])
+            case "softmax":
+                return torch.softmax(x[0], channel_axis(tuple(x[0].shape)))
+            case "attention":
+                return self.attention(op, *x)
+            case _:  # max_pool2d
+                rows, columns = op.attributes["dilation"]
+                z = _window_max(x[0], self._need(op, "columns"), columns)
+                return _window_max(z.transpose(2, 3), self._need(op, "rows"), rows).transpose(2, 3)
 
     def layer_norm(self, op: Op, x: Tensor) -> Tensor:
         """(x - mean) / sqrt(variance + eps) * scale + shift over the channels of a place."""
@@ -221,6 +227,16 @@ class Reference:
         scale, shift = self._role(op, "scale"), self._role(op, "shift")
         rows = x.movedim(axis, -1)
         return F.layer_norm(rows, rows.shape[-1:], scale, shift, op.attributes["eps"]).movedim(-1, axis)
+
+    def group_norm(self, op: Op, x: Tensor) -> Tensor:
+        """(x - mean) / sqrt(variance + eps) * scale + shift over all places of the channels of a group."""
+        groups = x.reshape(1, op.attributes["groups"], -1)
+        variance, mean = torch.var_mean(groups, 2, correction=0, keepdim=True)
+        z: Tensor = ((groups - mean) / (variance + op.attributes["eps"]).sqrt()).reshape(x.shape)
+        for role, combine in (("scale", torch.mul), ("shift", torch.add)):
+            vector = self._role(op, role)
+            z = z if vector is None else combine(z, vector.view(-1, 1, 1))
+        return z
 
     def attention(self, op: Op, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """softmax(scale q k^T + bias) v, in each window and each head."""

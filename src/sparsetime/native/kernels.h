@@ -250,6 +250,8 @@ struct RowKernels {
     void (*add)(const float* x, float w, float* sum, int n);  // sum += w x
     void (*blend)(const float* const* x, const float* w, int rows, float* sum, int n);     // sum = sum_k w[k] x[k]
     void (*combine)(const float* x, float a, const float* y, float b, float* sum, int n);  // sum = a x + b y
+    void (*affine)(const float* x, const float* scale, const float* shift, float* sum, int n);  // sum = x scale + shift; both may be null
+    void (*squares)(const float* x, const float* centre, float* sum, int n);  // sum += (x - centre)^2
     void (*multiply)(const float* x, const float* y, float* sum, int n);
     void (*divide)(float divisor, float* sum, int n);
     // sum = (x - mean) / sqrt(variance + eps) scale + shift of n channels; docs/plan.md, "int8 plans", has the order. Both may be null.

@@ -1,5 +1,6 @@
 // Operations without weights: linear ones on deltas, nonlinear ones anew where touched.
 
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -38,9 +39,7 @@ void Stream::move(const Node& node) {
                     const float* scale = node.scale.empty() ? nullptr : node.scale.data() + (node.scale_map ? at : 0);
                     const float* shift =
                         node.shift.empty() || !dense ? nullptr : node.shift.data() + (node.shift_map ? at : 0);
-                    for (int c = 0; c < C; ++c) sum[c] = scale ? x[c] * scale[c] : x[c];
-                    if (shift)
-                        for (int c = 0; c < C; ++c) sum[c] += shift[c];
+                    kernel.affine(x, scale, shift, sum, C);
                 }
             });
         case Kind::add:
@@ -180,6 +179,21 @@ void Stream::recompute(const Node& node) {
             for (int i = 0; i < count; ++i, sum += stride)
                 kernel.normalise(a + size_t(pixel[i]) * in.stride(), node.eps, scale, shift, sum, C);
         });
+    if (node.kind == Kind::group_norm) {
+        const auto [scale, shift] = factors_of(node);
+        return rows(node, y, list, n, true, [&, &scale = scale, &shift = shift](const int32_t* pixel, int count, float* sum, int stride) {
+            for (int i = 0; i < count; ++i, sum += stride)
+                kernel.affine(a + size_t(pixel[i]) * in.stride(), scale.data(), shift.data(), sum, C);
+        });
+    }
+    if (node.kind == Kind::softmax)
+        return rows(node, y, list, n, true, [&](const int32_t* pixel, int count, float* sum, int stride) {
+            for (int i = 0; i < count; ++i, sum += stride) {
+                std::memcpy(sum, a + size_t(pixel[i]) * in.stride(), size_t(C) * sizeof(float));
+                const float share = kernel.softmax(sum, 1.0f, nullptr, C);
+                for (int c = 0; c < C; ++c) sum[c] *= share;
+            }
+        });
     if (node.kind == Kind::mul) {
         const float* b = states_[size_t(node.inputs[1])].value.data();
         const bool one = program_->values[size_t(node.inputs[1])].map.pixels() == 1;
@@ -195,6 +209,40 @@ void Stream::recompute(const Node& node) {
         Walk walk(out.width);
         for (int i = 0; i < count; ++i, sum += stride) kernel.maximum(window_of(node, pixel[i], walk), sum, N);
     });
+}
+
+// By channel, what a group norm multiplies with and then adds: scale / sqrt(variance + eps), and shift - mean times that. Sums are of
+// float32 over a row of the map and of float64 over rows, in order, whoever computes them.
+std::pair<Floats, Floats> Stream::factors_of(const Node& node) {
+    const Shape& map = program_->values[size_t(node.outputs[0])].map;
+    const float* x = states_[size_t(node.inputs[0])].value.data();
+    const int C = map.channels, stride = map.stride(), size = C / node.groups;
+    const RowKernels& kernel = *kernels().rows;
+    Floats rows(size_t(map.height) * size_t(stride));
+    // Means over the groups of what `add(pixel, sums)` adds up.
+    const auto means = [&](const auto& add) {
+        std::fill(rows.begin(), rows.end(), 0.0f);
+        each_part(map.height, [&](int from, int to) {
+            for (int p = from * map.width; p < to * map.width; ++p)
+                add(x + size_t(p) * size_t(stride), rows.data() + size_t(p / map.width) * size_t(stride));
+        });
+        std::vector<double> sum(size_t(node.groups));
+        for (int r = 0; r < map.height; ++r)
+            for (int c = 0; c < C; ++c) sum[size_t(c / size)] += rows[size_t(r) * size_t(stride) + size_t(c)];
+        for (double& s : sum) s /= double(size) * map.pixels();
+        return sum;
+    };
+    const std::vector<double> mean = means([&](const float* row, float* sum) { kernel.add(row, 1.0f, sum, C); });
+    Floats centre(static_cast<size_t>(stride)), scale(static_cast<size_t>(stride)), shift(static_cast<size_t>(stride));
+    for (int c = 0; c < C; ++c) centre[size_t(c)] = float(mean[size_t(c / size)]);
+    const std::vector<double> variance = means([&](const float* row, float* sum) { kernel.squares(row, centre.data(), sum, C); });
+    for (size_t c = 0; c < size_t(C); ++c) {
+        const size_t group = c / size_t(size);
+        const double factor = (node.scale.empty() ? 1.0 : double(node.scale[c])) / std::sqrt(variance[group] + double(node.eps));
+        scale[c] = float(factor);
+        shift[c] = float((node.shift.empty() ? 0.0 : double(node.shift[c])) - mean[group] * factor);
+    }
+    return {scale, shift};
 }
 
 // What an output of a pooling looks at; the next one asked for is most likely in the same row.

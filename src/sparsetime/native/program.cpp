@@ -435,11 +435,18 @@ void Program::add(const OpSpec& spec) {
         if (in(1).shape != out.shape &&
             !(out.is_map() && in(1).is_map() && in(1).map.pixels() == 1 && in(1).map.channels == out.map.channels))
             refuse(spec, "shapes differ");
-    } else if (kind == "layer_norm") {
-        n.kind = Kind::layer_norm;
+    } else if (kind == "softmax") {
+        n.kind = Kind::softmax;
         n.linear = false;
         inputs_are(1, 1);
         same(in(0), out);
+    } else if (kind == "layer_norm" || kind == "group_norm") {
+        n.kind = kind == "layer_norm" ? Kind::layer_norm : Kind::group_norm;
+        n.linear = false;
+        inputs_are(1, 1);
+        same(in(0), out);
+        if (n.kind == Kind::group_norm) n.groups = integers(spec, "groups", 1)[0];
+        if (n.groups < 1 || out.map.channels % n.groups) refuse(spec, "the groups do not fit");
         const auto eps = spec.numbers.find("eps");
         if (eps == spec.numbers.end() || eps->second.size() != 1) refuse(spec, "attribute 'eps' is missing");
         n.eps = float(eps->second[0]);

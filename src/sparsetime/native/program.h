@@ -48,7 +48,7 @@ constexpr int MOST_JOINED = 16;  // maps that one Node picks channels from
 
 enum class Kind {
     input, conv, affine, add, cat_channels, cat_pixels, channels, gather, pad, avg_pool, resize, identity, mul,
-    layer_norm, attention, max_pool, island
+    layer_norm, group_norm, softmax, attention, max_pool, island
 };
 
 // (1, C, H, W): channels first. Of all other shapes the last axis counts as channels.
@@ -104,12 +104,13 @@ struct Node {
     int64_t limit = -1;        // of the sum of squares of a pixel's changes, if it is sent whole or not at all
     bool moves_codes = false;  // hands bytes on as they are
     double crossover = -1;
-    // affine, layer_norm
+    // affine, layer_norm, group_norm
     Floats scale, shift;
     bool scale_map = false, shift_map = false;
     // add
     float first = 1, second = 1;
-    float eps = 0;  // layer_norm
+    float eps = 0;  // layer_norm, group_norm
+    int groups = 1;
     // attention
     int windows = 1, heads = 1;
     float factor = 1;

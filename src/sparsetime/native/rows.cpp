@@ -38,6 +38,29 @@ void combine(const float* x, float a, const float* y, float b, float* sum, int n
     for (; i < n; ++i) sum[i] = a * x[i] + b * y[i];
 }
 
+void affine(const float* x, const float* scale, const float* shift, float* sum, int n) {
+    int i = 0;
+    for (; i + VL <= n; i += VL) {
+        Vec y = load(x + i);
+        if (scale) y = y * load(scale + i);
+        if (shift) y = y + load(shift + i);
+        store(sum + i, y);
+    }
+    for (; i < n; ++i) {
+        const float y = scale ? x[i] * scale[i] : x[i];
+        sum[i] = shift ? y + shift[i] : y;
+    }
+}
+
+void squares(const float* x, const float* centre, float* sum, int n) {
+    int i = 0;
+    for (; i + VL <= n; i += VL) {
+        const Vec apart = load(x + i) - load(centre + i);
+        store(sum + i, load(sum + i) + apart * apart);
+    }
+    for (; i < n; ++i) sum[i] += (x[i] - centre[i]) * (x[i] - centre[i]);
+}
+
 void multiply(const float* x, const float* y, float* sum, int n) {
     int i = 0;
     for (; i + VL <= n; i += VL) store(sum + i, load(x + i) * load(y + i));
@@ -362,7 +385,7 @@ void planes(const float* x, int pixels, int stride, int channels, int plane, flo
 namespace sparsetime {
 
 extern const RowKernels SPARSETIME_ROWS;
-const RowKernels SPARSETIME_ROWS = {add,     blend, combine, multiply,    divide, normalise, softmax, maximum,
+const RowKernels SPARSETIME_ROWS = {add,     blend, combine, affine, squares, multiply, divide, normalise, softmax, maximum,
                                     replace, pick,  spread,  blend_again, list,   planes};
 
 }  // namespace sparsetime

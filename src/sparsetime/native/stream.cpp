@@ -348,6 +348,8 @@ void Stream::execute(int number, const Frame& frame) {
         case Kind::identity:
         case Kind::mul:
         case Kind::layer_norm:
+        case Kind::group_norm:
+        case Kind::softmax:
         case Kind::max_pool: recompute(node); break;
         case Kind::attention: attend(node); break;
         case Kind::island: {

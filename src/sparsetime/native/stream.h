@@ -94,6 +94,7 @@ class Stream {
     void move(const Node& node);
     void recompute(const Node& node);
     void carry(const Node& node);
+    std::pair<Floats, Floats> factors_of(const Node& node);
     void allocate_attention();
     void attend(const Node& node);
     int touched_by_attention(const Node& node);

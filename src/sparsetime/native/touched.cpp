@@ -153,9 +153,13 @@ int Stream::touched(const Node& node) {
         case Kind::affine:
         case Kind::identity:
         case Kind::layer_norm:
+        case Kind::softmax:
         case Kind::channels:
         case Kind::add:
         case Kind::cat_channels: return union_of(node.inputs);
+        case Kind::group_norm:
+            std::memcpy(list_.data(), all_.data(), size_t(out.pixels()) * sizeof(int32_t));
+            return out.pixels();
         case Kind::attention: return touched_by_attention(node);
         case Kind::cat_pixels:
             for (int p = 0; p < out.pixels(); ++p)

@@ -297,14 +297,19 @@ class _Writer:
 
     def _recomputed(self, op: Op, x: list[str]) -> str:
         """z from the values of the inputs."""
-        if op.kind == "identity":
-            return x[0]
-        if op.kind == "mul":
-            return self.node("Mul", x)
-        if op.kind == "layer_norm":
-            return self._layer_norm(op, x[0])
-        if op.kind == "attention":
-            return self._attention(op, *x)
+        match op.kind:
+            case "identity":
+                return x[0]
+            case "mul":
+                return self.node("Mul", x)
+            case "layer_norm":
+                return self._layer_norm(op, x[0])
+            case "group_norm":
+                return self._group_norm(op, x[0])
+            case "softmax":
+                return self.node("Softmax", x, axis=channel_axis(self.plan.values[op.output]))
+            case "attention":
+                return self._attention(op, *x)
         z = x[0]
         for role, axis, dilation in zip(("rows", "columns"), (2, 3), op.attributes["dilation"], strict=True):
             taps = self.node("Gather", [z, self.constant(_places(self.plan.need(op, role), dilation))], axis=axis)
@@ -314,14 +319,27 @@ class _Writer:
 
     def _layer_norm(self, op: Op, x: str) -> str:
         """Over the channels, which ONNX's own takes last alone."""
+        axis = channel_axis(self.plan.values[op.output])
+        return self._scaled(op, self._centred(op, x, axis))
+
+    def _group_norm(self, op: Op, x: str) -> str:
+        """Over all places of the channels of a group."""
         shape = self.plan.values[op.output]
-        axis = channel_axis(shape)
-        along = [-1 if k == axis else 1 for k in range(len(shape))]
+        y = self._centred(op, self._reshaped(x, (1, op.attributes["groups"], -1)), 2)
+        return self._scaled(op, self._reshaped(y, shape))
+
+    def _centred(self, op: Op, x: str, axis: int) -> str:
+        """(x - mean) / sqrt(variance + eps) along an axis."""
         axes = self.constant(np.asarray([axis], np.int64))
         apart = self.node("Sub", [x, self.node("ReduceMean", [x, axes], keepdims=1)])
         variance = self.node("ReduceMean", [self.node("Mul", [apart, apart]), axes], keepdims=1)
         eps = self.constant(np.asarray([op.attributes["eps"]], np.float32))
-        y = self.node("Div", [apart, self.node("Sqrt", [self.node("Add", [variance, eps])])])
+        return self.node("Div", [apart, self.node("Sqrt", [self.node("Add", [variance, eps])])])
+
+    def _scaled(self, op: Op, y: str) -> str:
+        """Times `scale` and plus `shift` by channel, where there are any."""
+        shape = self.plan.values[op.output]
+        along = [-1 if k == channel_axis(shape) else 1 for k in range(len(shape))]
         for role, kind in (("scale", "Mul"), ("shift", "Add")):
             if role in op.tensors:
                 y = self.node(kind, [y, self.constant(self.plan.need(op, role).reshape(along))])

@@ -86,7 +86,7 @@ class PlanModule(nn.Module):
                 return self._maximum(op)
             case "resize2d":
                 return self._resize(op)
-            case "layer_norm" | "attention":
+            case "layer_norm" | "group_norm" | "softmax" | "attention":
                 return lambda x: self._reference.recomputed(op, x)
             case "mul":
                 return lambda x: x[0] * x[1]
