@@ -512,6 +512,31 @@ def test_the_names_of_an_islands_keywords_are_no_values(value):
     assert [island.attributes["target"] for island in plan.islands] == ["aten.addcmul.default"]
 
 
+def test_weights_of_one_output_without_an_axis_are_an_island():
+    plan = check(Function(lambda m, x: F.linear(x, m.weight), weight=nn.Buffer(torch.randn(11))))
+    assert [island.attributes["target"] for island in plan.islands] == ["aten.linear.default"]
+
+
+def test_views_of_what_lies_otherwise_in_a_plan():
+    """In a graph that was made functional a reshape is a view, by PyTorch's strides, which are not those of numbers."""
+
+    def strided(m, x):
+        y = m.a(x.flatten(2).transpose(1, 2).clone().add_(1)).view(1, 99, 2, 3).transpose(1, 2)
+        return F.scaled_dot_product_attention(y, y, y).transpose(1, 2).reshape(1, 99, 6)
+
+    assert not check(Function(strided, a=nn.Linear(6, 6))).islands
+
+
+def test_python_functions_of_constants_are_constants():
+    def checked(m, x):
+        y = m.a(x)
+        size = torch.tensor([y.shape[2], y.shape[3]])
+        torch._check(size.prod().item() == y.shape[2] * y.shape[3])
+        return y
+
+    assert kinds(check(Function(checked, a=nn.Conv2d(6, 4, 3)))) == ["conv2d"]
+
+
 def other_softmax(q, k, v):
     return torch.softmax(q @ k.transpose(2, 3), 2) @ v
 

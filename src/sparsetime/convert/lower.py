@@ -643,7 +643,12 @@ def _one_row(shape: tuple[int, ...]) -> tuple[int, ...]:
 @_handles("linear")
 def _linear(at: _Lowering, a: _Arguments) -> _Stream | None:
     tensors = _weights(at, a["weight"], a["bias"])
-    if tensors is None or not isinstance(a["input"], _Stream) or len(at.shape(a["input"])) < 2:
+    if (
+        tensors is None
+        or not isinstance(a["input"], _Stream)
+        or len(at.shape(a["input"])) < 2
+        or a["weight"].dim() != 2
+    ):
         return None
     return _product(at, a["input"], tensors)
 
