@@ -75,8 +75,8 @@ def seen(norm: nn.InstanceNorm2d) -> nn.Module:
     return affine_groups(norm)
 
 
-def written(y: Tensor, x: Tensor) -> Tensor:
-    y[:, 1:3] = -x[:, :2]
+def written(y: Tensor, x: Tensor, where: slice = slice(1, 3)) -> Tensor:
+    y[:, where] = -x[:, :2]
     return y
 
 
@@ -232,6 +232,7 @@ OPERATIONS = {
     "padded_below_all": (Function(lambda m, x: F.max_pool2d(F.pad(x, (0, 1, 1, 1), value=-math.inf), 3, 2)), ["pad", "max_pool2d"]),  # noqa: E501
     "constants_like_the_frame": (Function(lambda m, x: torch.cat([x * 2, torch.full_like(x[:, :1], 0.5), x.new_zeros(1, 2, 9, 11)], 1)), ["affine", "channels", "affine"]),  # noqa: E501
     "written_into": (Function(lambda m, x: written(x * 2, x)), ["affine", "channels", "affine", "channels", "channels", "cat"]),  # noqa: E501
+    "written_into_by_steps": (Function(lambda m, x: written(x * 2, x, slice(1, None, 3))), ["affine", "channels", "affine", "cat", "channels"]),  # noqa: E501
     "index_by_list": (Function(lambda m, x: x[:, [4, 0, 4]]), ["channels"]),
     "square": (Function(lambda m, x: x**2), ["mul"]),
     "abs": (Function(lambda m, x: x.abs()), ["identity"]),

@@ -4,7 +4,7 @@ The operations are those that models write between their layers: axes in any ord
 products over the last axis, constants along any axis, sums of everything.
 """
 
-from math import prod
+from math import gcd, prod
 from typing import NamedTuple
 
 import numpy as np
@@ -63,6 +63,30 @@ def _convolved(x: Tensor, n: int) -> Tensor:
     return F.conv2d(x, _weight(x, n, 1 + n % 5, x.shape[1], 3, 3), stride=1 + n % 2, padding=n % 3) if fits else x
 
 
+def _grouped(x: Tensor, n: int) -> Tensor:
+    fits = x.dim() in (3, 4) and prod(x.shape[2:]) > 1
+    return F.group_norm(x, gcd(x.shape[1], 1 + n % 6), eps=0.1) if fits else x
+
+
+def _attended(x: Tensor, n: int) -> Tensor:
+    if x.dim() < 3:
+        return x
+    scores = x @ x.transpose(-2, -1) * 0.3
+    return (F.scaled_dot_product_attention(x, x * 0.5, x) if n % 2 else scores.softmax(-1) @ x) + 0.1 * x
+
+
+def _written(x: Tensor, n: int) -> Tensor:
+    y, axis = x * 2, n % x.dim()
+    where = (slice(None),) * axis + (slice(n % 3, None, 1 + n % 2),)
+    y[where] = -x[where] if n % 5 else 0.5
+    return y
+
+
+def _with_constants(x: Tensor, n: int) -> Tensor:
+    axis = n % x.dim()
+    return torch.cat([_weight(x, n, *x.shape).narrow(axis, 0, 1), x, torch.ones_like(x)], axis)
+
+
 OPERATIONS = {
     "permute": _permuted,
     "reshape": _reshaped,
@@ -81,6 +105,12 @@ OPERATIONS = {
     "conv": _convolved,
     "pool": lambda x, n: F.max_pool2d(x, 2, ceil_mode=True) if x.dim() == 4 else x,
     "softmax": lambda x, n: x.softmax(n % x.dim()),
+    "group_norm": _grouped,
+    "attention": _attended,
+    "written": _written,
+    "constants": _with_constants,
+    "square": lambda x, n: 0.1 * x**2 - x.abs(),
+    "index": lambda x, n: x[(slice(None),) * (n % x.dim()) + ([0, -1, 0],)],
     "sum": lambda x, n: x.sum((0, 1)[: x.dim()]) * 0.1,
 }
 

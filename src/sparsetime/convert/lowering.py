@@ -416,6 +416,9 @@ class Lowering:
         if not any(isinstance(x, Stream) for x in pytree.tree_leaves(arguments)):
             self.refuse_chance(target, arguments)
             return self.constant_value(target, node)
+        made = node.meta["val"]
+        if isinstance(made, Tensor) and made.numel() == 0:
+            return torch.empty(made.shape, dtype=made.dtype)  # what has no elements depends on nothing
         if space == "aten" and name in _LIKE:
             like = node.args[0].meta["val"]  # type: ignore[union-attr]
             given = self.resolved((node.args[1:], node.kwargs))

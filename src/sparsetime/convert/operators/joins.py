@@ -25,7 +25,7 @@ from sparsetime.engine.shapes import is_map
 
 @handles("cat", "concat", "concatenate")
 def _cat(at: Lowering, a: Arguments) -> Stream | None:
-    parts, shape = list(a["tensors"]), output_shape(at)
+    parts, shape = [x for x in a["tensors"] if isinstance(x, Stream) or x.numel()], output_shape(at)
     axis = int(a["dim"]) % len(shape)
     if axis < 1:
         return None
@@ -93,21 +93,27 @@ def _copy(at: Lowering, a: Arguments) -> Any:
 @handles("slice_scatter", "select_scatter")
 def _scatter(at: Lowering, a: Arguments) -> Stream | None:
     """A part of x replaced: what stands in front of it, the new part, and what stands behind it."""
-    shape = output_shape(at)
+    x, new, shape = a["self"], a["src"], output_shape(at)
     axis = int(a["dim"]) % len(shape)
-    new, extent = a["src"], shape[axis]
+    extent = shape[axis]
     if "index" in a:
         start, end, step = a["index"] % extent, a["index"] % extent + 1, 1
         new = Moved(new.value, at.numbers(new).unsqueeze(axis)) if isinstance(new, Stream) else new.unsqueeze(axis)
     else:
         start, end, step = slice(a["start"], a["end"], a["step"]).indices(extent)
-    if step != 1:
-        return None
-    if end - start == extent and isinstance(new, Stream):
+    if start >= end and isinstance(x, Stream):
+        return x
+    if end - start == extent and step == 1 and isinstance(new, Stream):
         return Wire(at.value(new))
+    if step != 1:
+        if axis < 1 or not isinstance(x, Stream) or not isinstance(new, Stream):
+            return None
+        size = at.shape(new)[axis]
+        joined = _joined(at, [x, new], (*shape[:axis], extent + size, *shape[axis + 1 :]), axis)
+        old, fresh = at.numbers(joined).split([extent, size], axis)
+        return Moved(joined.value, torch.slice_scatter(old, fresh, axis, start, end, step))
 
     def part(low: int, high: int) -> Any:
-        x = a["self"]
         if isinstance(x, Stream):
             return Moved(x.value, at.numbers(x).narrow(axis, low, high - low))
         return x.narrow(axis, low, high - low)
