@@ -1,7 +1,8 @@
-// Attention: for every query a mean of values, weighted by how well its keys fit; docs/plan.md, "attention".
+// Attention: for every query a mean of values, weighted by how well their keys fit; docs/plan.md, "attention".
 //
 // Queries, keys and values are rows of channels, heads next to each other. Both products are those of a few rows with a matrix, which
-// register tiles compute: keys and values are laid out as the tiles read weights, one head after the other.
+// register tiles compute: keys and values are laid out as the tiles read weights, one head after the other. A key or value that changes
+// changes all answers of its window, so that window is computed anew.
 
 #include <cstring>
 
@@ -103,9 +104,12 @@ void Stream::attend(const Node& node) {
     const auto matrices = [&](int window, int head) {
         return heads_.data() + size_t(window * node.heads + head) * size.size();
     };
+    std::vector<uint8_t> touched_windows(static_cast<size_t>(node.windows));
+    for (int i = 0; i < n; ++i) touched_windows[size_t(list[i] / size.queries)] = 1;
     each_part(node.windows * node.heads, [&](int from, int to) {
         for (int i = from; i < to; ++i) {
             const int window = i / node.heads, head = i % node.heads;
+            if (!touched_windows[size_t(window)]) continue;
             float *keys = matrices(window, head), *values = keys + size.key.size();
             for (int j = 0; j < size.keys; ++j) {
                 size.key.set_column(keys, j, row(1, window * size.keys + j) + head * size.depth);
@@ -129,9 +133,8 @@ void Stream::attend(const Node& node) {
                 for (int k = 0; k < m; ++k) {
                     float* score = scores.data() + size_t(k) * size_t(size.key.columns);
                     const size_t query = size_t(pixel[i + k] % size.queries);
-                    const float* added = node.added.empty() ? nullptr
-                                                            : node.added.data() + size_t(window) * node.added_step[0] +
-                                                                  size_t(head) * node.added_step[1] + query * node.added_step[2];
+                    const size_t at = size_t(window) * node.added_step[0] + size_t(head) * node.added_step[1] + query * node.added_step[2];
+                    const float* added = node.added.empty() ? nullptr : node.added.data() + at;
                     share[k] = kernels().rows->softmax(score, node.factor, added, size.keys);
                     from[k] = score;
                 }
