@@ -233,6 +233,10 @@ OPERATIONS = {
     "constants_like_the_frame": (Function(lambda m, x: torch.cat([x * 2, torch.full_like(x[:, :1], 0.5), x.new_zeros(1, 2, 9, 11)], 1)), ["affine", "channels", "affine"]),  # noqa: E501
     "written_into": (Function(lambda m, x: written(x * 2, x)), ["affine", "channels", "affine", "channels", "channels", "cat"]),  # noqa: E501
     "written_into_by_steps": (Function(lambda m, x: written(x * 2, x, slice(1, None, 3))), ["affine", "channels", "affine", "cat", "channels"]),  # noqa: E501
+    "masked": (Function(lambda m, x: x.masked_fill(m.mask, 0.5), mask=nn.Buffer(torch.rand(9, 11) < 0.4)), ["affine"]),
+    "masked_softmax": (Function(lambda m, x: x.masked_fill(m.mask, -math.inf).softmax(3), mask=nn.Buffer(torch.rand(9, 11) < 0.4)), ["affine", "gather", "softmax", "gather"]),  # noqa: E501
+    "one_of_two": (Function(lambda m, x: torch.where(m.mask, x * 2, x.flip(1)), mask=nn.Buffer(torch.rand(6, 1, 1) < 0.4)), ["channels", "affine", "affine", "add"]),  # noqa: E501
+    "one_or_a_constant": (Function(lambda m, x: torch.where(m.mask, m.other, x), mask=nn.Buffer(torch.rand(9, 11) < 0.4), other=nn.Buffer(torch.randn(1, 6, 9, 11))), ["affine"]),  # noqa: E501
     "index_by_list": (Function(lambda m, x: x[:, [4, 0, 4]]), ["channels"]),
     "square": (Function(lambda m, x: x**2), ["mul"]),
     "abs": (Function(lambda m, x: x.abs()), ["identity"]),

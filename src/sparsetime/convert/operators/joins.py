@@ -7,10 +7,12 @@ from math import prod
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sparsetime.convert.forms import GROUPS
 from sparsetime.convert.lowering import (
     Arguments,
+    Array,
     Lowering,
     Moved,
     Stream,
@@ -122,6 +124,38 @@ def _scatter(at: Lowering, a: Arguments) -> Stream | None:
     parts = [x for x in parts if (at.shape(x) if isinstance(x, Stream) else x.shape)[axis]]
     made: Stream | None = _cat(at, {"tensors": parts, "dim": axis})
     return made
+
+
+@handles("where", "masked_fill")
+def _where(at: Lowering, a: Arguments) -> Stream | None:
+    """One of two by a constant mask: x (1 - mask) + y mask, of which one may be constant."""
+    if "mask" in a:
+        mask, x, y = a["mask"], a["self"], a["value"]
+    else:
+        mask, x, y = a["condition"], a["other"], a["self"]
+    if not isinstance(mask, Tensor) or at.node.meta["val"].dtype != torch.float32:
+        return None
+    shape = output_shape(at)
+    if all(str(user.target).startswith("aten.softmax") for user in at.node.users) and _is_constant(y, -math.inf):
+        y = NEVER  # weighs nothing
+    shift = torch.zeros(shape)
+    parts: list[tuple[int, Array]] = []
+    for part, here in ((x, ~mask), (y, mask)):
+        if not isinstance(part, Stream):
+            shift = shift.where(~here, torch.as_tensor(part, dtype=torch.float32))
+        elif (scale := at.constant(here.float(), shape)) is None:
+            return None
+        else:
+            parts.append((at.broadcast(part, shape), scale))
+    chosen = [at.affine(Wire(value), scale, None) for value, scale in parts]
+    if len(chosen) == 2:
+        return at.emit("add", [at.value(x) for x in chosen], shape, {"coefficients": [1.0, 1.0]})
+    constant = at.constant(shift, shape)
+    return None if constant is None else at.affine(chosen[0], None, constant)
+
+
+def _is_constant(x: Any, value: float) -> bool:
+    return not isinstance(x, Stream) and bool((torch.as_tensor(x) == value).all())
 
 
 @handles("index")
