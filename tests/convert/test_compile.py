@@ -542,6 +542,18 @@ def test_python_functions_of_constants_are_constants():
     assert kinds(check(Function(checked, a=nn.Conv2d(6, 4, 3)))) == ["conv2d"]
 
 
+def test_what_cannot_be_compiled_is_said_once_and_with_what_mends_it(capfd):
+    made_for_others = Function(
+        lambda m, x: m.a(x) + m.positions, a=nn.Conv2d(6, 4, 3), positions=nn.Buffer(torch.zeros(4, 9, 9))
+    )
+    with pytest.raises(CompileError, match=r"(?s)broadcast.*--size HxW"):
+        compile(made_for_others, clip()[0])
+    with pytest.raises(CompileError, match=r"must not branch on the values") as caught:
+        compile(Function(lambda m, x: x if x.sum() > 0 else -x), clip()[0])
+    assert len(str(caught.value)) < 400
+    assert capfd.readouterr() == ("", "")
+
+
 def other_softmax(q, k, v):
     return torch.softmax(q @ k.transpose(2, 3), 2) @ v
 

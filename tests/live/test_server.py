@@ -244,4 +244,5 @@ def test_a_port_that_is_taken_is_one_line(here: Any, small_plan: Path, square: P
     port = urlsplit(here.address).port
     result = CliRunner().invoke(app, ["watch", str(small_plan), str(square), "--port", str(port)])
     assert result.exit_code == 1
-    assert re.fullmatch(r"sparsetime: error: OSError: .*address already in use.*\n", result.stderr)
+    says = rf"sparsetime: error: cannot listen on 127.0.0.1, port {port}: .*address already in use.*--port.*\n"
+    assert re.fullmatch(says, result.stderr)

@@ -157,5 +157,5 @@ def test_a_run_says_how_many_frames_were_dense(small_plan: Path, square: Path, t
 
 
 def test_state_files_and_drawings_need_a_stream_alone(small_plan: Path, square: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="leave out --fallback, or --out-video"):
+    with pytest.raises(ValueError, match="leave out --fallback, or --save-state"):
         run_file(small_plan, str(square), fallback=True, save_state=tmp_path / "a.state")

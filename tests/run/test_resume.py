@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +135,9 @@ def test_at_the_end_of_the_video_nothing_is_left(small_plan: Path, square: Path,
     run_file(small_plan, str(square), save_state=tmp_path / "a.state")
     rest = run_file(small_plan, str(square), resume_state=tmp_path / "a.state")
     assert (rest["frames"], rest["first_frame"], rest["fps"]) == (0, 10, None)
+    said = command(small_plan, square, "--resume-state", tmp_path / "a.state")
+    assert said.returncode == 0
+    assert re.fullmatch(r".*a.state has seen 10 frames, and .* has no more: nothing was run\n", said.stderr)
 
 
 def test_what_is_drawn_goes_on_too(small_plan: Path, square: Path, tmp_path: Path) -> None:

@@ -145,9 +145,10 @@ def say(text: str) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """An error as one line. Errors of this package speak for themselves, others are named."""
+    """An error as one line. Errors of this package and of the system speak for themselves, others are named."""
     text = " ".join(str(error).split()) or "no message"
-    return text if type(error).__module__.startswith("sparsetime") else f"{type(error).__name__}: {text}"
+    speaks = type(error).__module__.startswith("sparsetime") or isinstance(error, OSError | ValueError)
+    return text if speaks and " " in text else f"{type(error).__name__}: {text}"
 
 
 def finish(result: dict[str, Any], file: Path | None) -> None:

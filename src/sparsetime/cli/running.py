@@ -169,6 +169,9 @@ def run_command(
             f"sparsetime: warning: the answers to {result['frames_not_finite']} of {result['frames']} frames hold NaN "
             "or infinity; does the network itself give them there?"
         )
+    if not result["frames"] and result["first_frame"] and not result["stopped"]:
+        seen = result["first_frame"]
+        say(f"{resume_state} has seen {seen} frames, and {result['video']} has no more: nothing was run")
     if result["damage"]:
         say(f"sparsetime: error: {result['video']}: {'; '.join(result['damage'])}. The other frames were run")
     if result["state_error"]:
@@ -239,6 +242,8 @@ def summary(result: dict[str, Any]) -> list[str]:
         f"{number(island['time_share'], '.0%')} of the time"
         for island in result["islands"]
     ]
+    if result["flushes"] is not None:
+        lines.insert(4, f"flushes             {result['flushes']} of {result['frames']} frames")
     if result["dense_frames"]:
         lines.append(f"dense frames        {result['dense_frames']} of them by {result['dense_runtime']}")
     if result["quality"] is None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import re
+import sys
 import traceback
 import warnings
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,24 @@ def _codec(x: Tensor, step: Tensor, kind: str, low: int, high: int) -> Tensor:
 @_codec.register_fake
 def _(x: Tensor, step: Tensor, kind: str, low: int, high: int) -> Tensor:
     return torch.empty_like(x)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What PyTorch says on stderr about what it cannot trace, at length, stays unsaid where an error says it."""
+    loggers = [x for x in logging.root.manager.loggerDict.values() if isinstance(x, logging.Logger)]
+    own = {handler for x in loggers if x.name.partition(".")[0] == "torch" for handler in x.handlers}
+    handlers = [(handler, handler.level) for handler in own]
+    for handler in own:
+        handler.setLevel(logging.CRITICAL + 1)
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            yield
+    finally:
+        for handler, level in handlers:
+            handler.setLevel(level)
+    sys.stderr.write(said.getvalue())
 
 
 @contextmanager
@@ -117,9 +138,13 @@ def _where(error: Exception) -> str:
     return f" at {own[-1]}" if own else ""
 
 
+def _depends_on_data(error: Exception) -> bool:
+    return "DataDependent" in type(error).__name__ or "data-dependent" in str(error)
+
+
 def _hint(module: nn.Module, inputs: tuple[object, ...], error: Exception) -> str:
     """What mends it, where that is known."""
-    if "DataDependent" in type(error).__name__ or "data-dependent" in str(error):
+    if _depends_on_data(error):
         return "\nA network must not branch on the values of its input."
     frame = next(x for x in inputs if isinstance(x, Tensor))
     shape = ", ".join(map(str, frame.shape))
@@ -130,6 +155,11 @@ def _hint(module: nn.Module, inputs: tuple[object, ...], error: Exception) -> st
             return f"{hint}."
         example = ", as x.mean(1, keepdim=True) does" if wanted == 1 else ""
         return f"{hint}, and so have those of videos: let the module make {wanted} of 3 first{example}."
+    if re.search(r"broadcast|must match the size|size mismatch|shapes cannot be multiplied", str(error)):
+        return (
+            "\nWas it made for frames of another size? Then compile it with one of that size, with --size HxW on the "
+            "command line."
+        )
     dtypes = {str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.is_floating_point()} - {"float32"}
     if dtypes:
         return f"\nFrames are float32, this network's parameters {', '.join(sorted(dtypes))}: call model.float() first."
@@ -149,15 +179,18 @@ def export(module: nn.Module, inputs: tuple[object, ...]) -> ExportedProgram:
     with _evaluating(module), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch's own, about its own internals
         try:
-            program: ExportedProgram = torch.export.export(module, inputs, strict=False)
-            if _overwrites(program):  # traces everything again, which takes longer than all else here
-                program = program.run_decompositions({})
+            with _quiet():
+                program: ExportedProgram = torch.export.export(module, inputs, strict=False)
+                if _overwrites(program):  # traces everything again, which takes longer than all else here
+                    program = program.run_decompositions({})
             _inline(program.graph_module)
         except CompileError:
             raise
         except Exception as error:
+            # Of what depends on data PyTorch says at length how its own tools would look into it.
+            said = str(error).strip().partition("\n")[0] if _depends_on_data(error) else error
             raise CompileError(
-                f"{type(module).__name__} cannot be compiled, torch.export says{_where(error)}: {error}"
+                f"{type(module).__name__} cannot be compiled, torch.export says{_where(error)}: {said}"
                 f"{_hint(module, inputs, error)}"
             ) from error
     return program

@@ -231,7 +231,8 @@ def tensors_of(file: Any, dtypes: Collection[str]) -> dict[str, np.ndarray[Any, 
 def load(path: Path) -> Plan:
     """Read a plan; see `Plan.load`."""
     if not path.is_file():
-        raise PlanError(f"{path}: no such file")
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise PlanError(f"{path}: {what}; expected a plan, as `sparsetime compile ... --out FILE.plan` writes it")
     try:
         # safetensors has checked offsets and sizes against the file's length when this opens.
         with safe_open(path, framework="numpy") as file:
@@ -240,7 +241,10 @@ def load(path: Path) -> Plan:
                 raise PlanError(f"a safetensors file, but no plan: its metadata has no '{FORMAT}'")
             return parse(text, tensors_of(file, _DTYPES))
     except SafetensorError as error:
-        raise PlanError(f"{path}: not a whole safetensors file: {error}") from error
+        raise PlanError(
+            f"{path}: no plan, or not a whole one (not a whole safetensors file: {error}). `sparsetime compile` writes "
+            "plans, and the plan comes in front of the video"
+        ) from error
     except RecursionError as error:
         raise PlanError(f"{path}: the header is nested too deep") from error
     except PlanError as error:

@@ -96,7 +96,7 @@ def load_state(stream: Stream, path: str | Path) -> None:
     """
     path = Path(path)
     if not path.is_file():
-        raise StreamError(f"{path}: no such file")
+        raise StreamError(f"{path}: no such file; `run --save-state` and `save_state` write states")
     try:
         # safetensors has checked offsets and sizes against the file's length when this opens.
         with safe_open(path, framework="numpy") as file:
@@ -108,7 +108,10 @@ def load_state(stream: Stream, path: str | Path) -> None:
                 )
             arrays = tensors_of(file, _DTYPES)
     except SafetensorError as error:
-        raise StreamError(f"{path}: not a whole safetensors file: {error}") from error
+        raise StreamError(
+            f"{path}: no state, or not a whole one (not a whole safetensors file: {error}). `run --save-state` and "
+            "`save_state` write states"
+        ) from error
     except PlanError as error:
         raise StreamError(f"{path}: {error}") from error
     if _digest("", arrays) != header["arrays"]:

@@ -262,7 +262,11 @@ async def _serve(player: Player, host: str, port: int, token: str | None, ready:
     runner = web.AppRunner(Server(player, hub, host, token).application(), access_log=None, shutdown_timeout=0.5)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise OSError(f"cannot listen on {host}, port {port}: {reason}; name another --port, or --host") from error
         ended = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             with suppress(NotImplementedError, ValueError):  # Windows, or another thread: Ctrl-C is an exception there

@@ -96,9 +96,8 @@ def load_weights(network: Network, state: Mapping[str, Tensor], path: Path) -> N
     }
     if any(complaints.values()):
         text = "; ".join(f"{kind}: {_shortened(keys)}" for kind, keys in complaints.items() if keys)
-        raise WeightsError(
-            f"weights file {path} does not fit {network.spec.name} ({network.spec.num_classes} classes): {text}"
-        )
+        classes = f" ({network.spec.num_classes} classes)" if network.spec.num_classes else ""
+        raise WeightsError(f"weights file {path} does not fit {network.spec.name}{classes}: {text}")
     network.load_state_dict(dict(state), strict=False)
 
 

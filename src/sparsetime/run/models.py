@@ -76,7 +76,10 @@ def load_model(name: str, *, weights: Path | None = None, size: Size | None = No
         WeightsError, RunError: weights or run cannot be read.
     """
     if weights is not None and name not in networks.names():
-        raise ModelError(f"--weights is for built-in networks ({', '.join(networks.names())}), not for {name}")
+        raise ModelError(
+            f"model {name}: --weights is for built-in networks ({', '.join(networks.names())}), and this is none; a "
+            "module of yours, package.module:function, loads its weights itself"
+        )
     if name in networks.names() and not (Path(name) / "config.json").is_file():
         return _built_in(name, weights, size)
     if Path(name).is_dir():

@@ -78,9 +78,10 @@ def run_file(
         ValueError: `fallback` with what needs the state after every frame: a drawn video, a state file.
     """
     if fallback and (out_video or resume_state or save_state):
+        given = {"out_video": out_video, "save_state": save_state, "resume_state": resume_state}
+        names = " and ".join(f"--{name.replace('_', '-')}" for name, file in given.items() if file)
         raise ValueError(
-            "a run that falls back to the dense network has no state in between: leave out --fallback, or --out-video, "
-            "--save-state and --resume-state"
+            f"a run that falls back to the dense network has no state in between: leave out --fallback, or {names}"
         )
     if save_state is not None:
         ready(save_state)
@@ -157,7 +158,7 @@ class _Session:
         self._reader = Reader(plan)
         self._comparison = Comparison(self._reader) if compare else None
         self._dense: Dense | None = None
-        self._not_finite = 0  # frames
+        self._not_finite = self._flushes = 0  # frames
         self._falls_back = fallback
         self._fallback: FallbackStream | None = None
 
@@ -178,6 +179,7 @@ class _Session:
         )
         flushed = self._fallback is not None or self.stream.flushed
         self.tally.add(running.stats, time_ns, dense_ns, flushed=flushed)
+        self._flushes += self.stream.flushed
         self._not_finite += not all(np.isfinite(output).all() for output in outputs)
         if self._comparison is not None:
             self._comparison.add(self._reader(outputs), self._reader(expected), time_ns, dense_ns)
@@ -199,6 +201,7 @@ class _Session:
         return {
             "dense_runtime": None if self._dense is None else self._dense.name,
             "dense_frames": 0 if self._fallback is None else self._fallback.dense_frames,
+            "flushes": None if self._falls_back else self._flushes,
             "frames_not_finite": self._not_finite,
             "task": self._reader.task,
             **self.tally.summary(),
