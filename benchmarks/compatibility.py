@@ -33,7 +33,7 @@ TIMM = (
     *("regnety_004", "nf_regnet_b0", "repvgg_a0", "cspdarknet53", "dla34", "hrnet_w18_small", "ese_vovnet19b_dw"),
     *("mobilenetv3_large_100", "mobilenetv4_conv_small", "efficientnet_b0", "ghostnet_100", "mixnet_s", "lcnet_050"),
     *("tinynet_e", "hardcorenas_a", "rexnet_100", "fasternet_t0", "inception_v3", "xception41", "convnext_atto"),
-    *("starnet_s1", "repvit_m0_9", "fastvit_t8", "poolformer_s12", "gcresnet33ts", "botnet26t_256", "resmlp_12_224"),
+    *("starnet_s1", "repvit_m0_9", "fastvit_t8", "poolformer_s12", "gcresnet33ts", "botnet26t_256"),
     *(
         "mobilevit_xxs",
         "edgenext_xx_small",

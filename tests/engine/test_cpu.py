@@ -168,6 +168,21 @@ def test_layer_norm_over_more_and_less_than_vectors(isa, channels):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_mean_of_a_large_map_is_as_good_as_pytorchs(isa):
+    """What squeezes a map to one number is magnified by what reads it."""
+    shape, tables = (
+        (1, 20, 96, 128),
+        {"rows": np.asarray([[0, 96]], np.int32), "columns": np.asarray([[0, 128]], np.int32)},
+    )
+    tensors = tables | {"divisor": np.full((1, 1), 96 * 128, np.float32)}
+    ops = (Op("input", "input", (), (0,)), Op("avg_pool2d", "mean", (0,), (1,), {}, {role: role for role in tensors}))
+    plan = Plan("mean", (shape, (1, 20, 1, 1)), ops, (1,), {"output": 0}, tensors)
+    frame = np.random.default_rng(0).random(shape, np.float32)
+    (got,) = Native(plan).run(frame)
+    # One after the other 12,288 numbers gather 40 eps here; rows of 128 and sums of 96 such rows a few.
+    np.testing.assert_allclose(got.ravel(), frame.mean((0, 2, 3), np.float64), rtol=8 * np.finfo(np.float32).eps)
+
+
 @pytest.mark.parametrize(("channels", "groups"), [(1, 1), (4, 2), (5, 5), (16, 1), (24, 3), (40, 40), (150, 5)])
 @pytest.mark.parametrize("size", [(1, 1), (7, 13), (40, 30)])
 def test_group_norm_of_maps_far_from_zero(isa, channels, groups, size):

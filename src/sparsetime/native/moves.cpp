@@ -101,12 +101,19 @@ void Stream::move(const Node& node) {
         case Kind::avg_pool:
             return rows(node, y, list, n, dense, [&](const int32_t* pixel, int count, float* sum, int stride) {
                 const int width = program_->values[size_t(node.inputs[0])].map.width;
+                // Row by row of the window, then over rows: thousands of numbers one after the other would gather more rounding. int8
+                // plans have an order of their own.
+                Floats line(static_cast<size_t>(N));
                 for (int i = 0; i < count; ++i, sum += stride) {
                     const size_t oy = size_t(pixel[i] / out.width), ox = size_t(pixel[i] % out.width);
+                    float* const to = program_->integer ? sum : line.data();
                     for (int c = 0; c < N; ++c) sum[c] = 0.0f;
-                    for (int iy = node.rows[2 * oy]; iy < node.rows[2 * oy + 1]; ++iy)
+                    for (int iy = node.rows[2 * oy]; iy < node.rows[2 * oy + 1]; ++iy) {
+                        if (to != sum) std::fill(line.begin(), line.end(), 0.0f);
                         for (int ix = node.columns[2 * ox]; ix < node.columns[2 * ox + 1]; ++ix)
-                            if (const float* x = row(0, iy * width + ix)) kernel.add(x, 1.0f, sum, N);
+                            if (const float* x = row(0, iy * width + ix)) kernel.add(x, 1.0f, to, N);
+                        if (to != sum) kernel.add(to, 1.0f, sum, N);
+                    }
                     kernel.divide(node.divisor[size_t(pixel[i])], sum, N);
                 }
             });
