@@ -1,6 +1,6 @@
 """Networks that sparsetime does not bring along: what a first frame costs, and a frame of which 5 % changes.
 
-    pip install timm
+    pip install timm ultralytics
     python benchmarks/other_networks.py --json runs/other.json --markdown runs/other.md
 
 Random weights, batch norm set by noise: what is timed is a network's shape. A first frame is computed densely, so the
@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 import sparsetime
+from compatibility import FAMILIES
 from sparsetime.bench import network
 from sparsetime.bench.machine import machine
 from sparsetime.files import write_json
@@ -29,16 +30,16 @@ NETWORKS = (
     *("regnetx_008", "regnety_004", "nf_regnet_b0", "repvgg_a0", "cspdarknet53", "dla34", "hrnet_w18_small"),
     *("mobilenetv3_large_100", "mobilenetv4_conv_small", "efficientnet_b0", "tf_efficientnet_lite0", "ghostnet_100"),
     *("mixnet_s", "convnext_atto", "starnet_s1", "inception_v3", "xception41", "mobilevit_xxs", "vit_tiny_patch16_224"),
+    *("swin_tiny_patch4_window7_224", "yolov8n", "yolo11n"),
 )
 
 
 def made(name: str) -> tuple[nn.Module, tuple[int, int]]:
     """The network, its batch norm as on noise, and the size of its input."""
-    import timm
-
     torch.manual_seed(0)
-    module = timm.create_model(name, pretrained=False)
-    size: tuple[int, int] = tuple(module.default_cfg["input_size"][1:])  # type: ignore[assignment]
+    yolo = name.startswith("yolo")
+    module, size = FAMILIES["ultralytics" if yolo else "timm"][0](name)
+    size = (320, 320) if yolo else size
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.momentum = None  # means over all calls, of which there is one

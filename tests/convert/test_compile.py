@@ -80,6 +80,14 @@ def written(y: Tensor, x: Tensor, where: slice = slice(1, 3)) -> Tensor:
     return y
 
 
+def windowed(m: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """In three windows, a bias by head and a mask by window."""
+    q, k, v = (t.reshape(3, 3, 33, 2).transpose(0, 1) for t in (q, k, v))
+    scores = (q @ k.transpose(-2, -1)) * 0.5 + m.bias
+    scores = (scores.view(1, 3, 3, 33, 33) + m.mask.unsqueeze(1).unsqueeze(0)).view(3, 3, 33, 33)
+    return (scores.softmax(-1) @ v).transpose(0, 1).reshape(1, 3, 99, 2)
+
+
 ATTENTION = ["gather", "linear", "gather", "gather", "gather", "attention"]
 
 OPERATIONS = {
@@ -216,6 +224,7 @@ OPERATIONS = {
     "attention_turned": (Function(lambda m, x: heads(m, x, lambda q, k, v: (v.transpose(2, 3) @ torch.softmax(q @ k.transpose(2, 3) * 0.6, -1).transpose(-2, -1)).transpose(2, 3)), qkv=nn.Linear(6, 18)), ATTENTION),  # noqa: E501
     "attention_of_torch": (Function(lambda m, x: m.a(*(x.flatten(2).transpose(1, 2),) * 3, need_weights=False)[0], a=nn.MultiheadAttention(6, 3, batch_first=True)), ["gather", "linear", "gather", "gather", "gather", "attention", "reshape", "linear", "reshape"]),  # noqa: E501
     "attention_of_torch_with_weights": (Function(lambda m, x: m.a(*(x.flatten(2).transpose(1, 2),) * 3)[0], a=nn.MultiheadAttention(6, 3, batch_first=True)), ["gather", "linear", "gather", "affine", "gather", "gather", "gather", "attention", "reshape", "linear", "reshape"]),  # noqa: E501
+    "attention_in_shifted_windows": (Function(lambda m, x: heads(m, x, lambda q, k, v: windowed(m, q, k, v)), qkv=nn.Linear(6, 18), bias=nn.Buffer(torch.randn(3, 33, 33)), mask=nn.Buffer(torch.randn(3, 33, 33))), ATTENTION),  # noqa: E501
     "attention_in_letters": (Function(lambda m, x: heads(m, x, lambda q, k, v: torch.einsum("bhij,bhjd->bhid", torch.einsum("b h i d, b h j d -> b h i j", q, k).softmax(-1), v)), qkv=nn.Linear(6, 18)), ATTENTION),  # noqa: E501
     "attention_behind_a_change_in_place": (Function(lambda m, x: heads(m, x.clone().add_(1), lambda q, k, v: F.scaled_dot_product_attention(q, k, v)), qkv=nn.Linear(6, 18)), ["affine", *ATTENTION]),  # noqa: E501
     "softmax": (nn.Softmax(1), ["softmax"]),

@@ -9,7 +9,7 @@ constant added to it, a dropout that does nothing, and all of it transposed.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -23,6 +23,7 @@ __all__ = ["join_attention"]
 aten = torch.ops.aten
 
 _PRODUCTS = (aten.matmul.default, aten.bmm.default)
+_VIEWS = (aten.view.default, aten.reshape.default)
 _NOTHING = (
     *(aten.dropout.default, aten.clone.default, aten.contiguous.default, aten.alias.default),
     *(aten.to.dtype, aten.to.dtype_layout, aten.type_as.default),
@@ -47,13 +48,19 @@ def join_attention(program: ExportedProgram) -> None:
         scores = _scores(weights, streams) if _is_softmax(weights) else None
         if scores is None or not isinstance(values, fx.Node):
             continue
-        q, k, scale, mask = scores
+        q, k, scale, masks = scores
         shapes = [x.meta["val"].shape[:-2] for x in (q, k, values)]
         if len(shapes[0]) not in (1, 2) or shapes != shapes[:1] * 3:
             continue
         with graph.inserting_before(node):
             v = call(graph, node, aten.transpose.int, values, -2, -1) if turned else values
             keys = call(graph, node, aten.transpose.int, k, -2, -1)
+            mask = None
+            for part, spread, shape in masks:
+                if spread != shape:
+                    part = call(graph, node, aten.expand.default, part, spread)
+                    part = call(graph, node, aten.reshape.default, part, shape)
+                mask = part if mask is None else call(graph, node, aten.add.Tensor, mask, part)
             made = call(graph, node, aten.scaled_dot_product_attention.default, q, keys, v, mask, scale=scale)
             if turned:
                 made = call(graph, node, aten.transpose.int, made, -2, -1)
@@ -93,28 +100,48 @@ def _is_softmax(node: Any) -> bool:
     return node.args[1] in (-1, node.meta["val"].dim() - 1) and node.meta["val"].dtype == torch.float32
 
 
-def _scores(softmax: fx.Node, streams: set[fx.Node]) -> tuple[fx.Node, fx.Node, float, fx.Node | None] | None:
-    """What a softmax reads, as scale q k^T + mask: q, k^T, scale, mask."""
+class _Mask(NamedTuple):
+    """A constant that is added to the scores: in which shape that is done, and which one they have before and after."""
+
+    added: fx.Node
+    spread: list[int]
+    shape: list[int]
+
+
+def _scores(softmax: fx.Node, streams: set[fx.Node]) -> tuple[fx.Node, fx.Node, float, list[_Mask]] | None:
+    """What a softmax reads, as scale q k^T + masks: q, k^T, scale, masks."""
     node, scale = _handed_on(softmax.args[0]), 1.0
-    mask: fx.Node | None = None
+    masks: list[_Mask] = []
     while isinstance(node, fx.Node) and node.target not in _PRODUCTS:
-        if len(node.args) != 2 or node.kwargs:
+        shape = list(node.meta["val"].shape)
+        # The mask of shifted windows is added where these stand on an axis of their own.
+        viewed = node.target in _VIEWS
+        total = _handed_on(node.args[0]) if viewed else node
+        if not isinstance(total, fx.Node) or len(total.args) != 2 or total.kwargs:
             return None
-        x, y = node.args
-        if node.target is aten.add.Tensor and mask is None and scale == 1:
-            node, added = (x, y) if isinstance(x, fx.Node) and x in streams else (y, x)
-            if not isinstance(added, fx.Node) or added in streams or not isinstance(node, fx.Node):
+        x, y = total.args
+        if total.target is aten.add.Tensor and scale == 1:
+            summed, added = (x, y) if isinstance(x, fx.Node) and x in streams else (y, x)
+            summed = _handed_on(summed)
+            if viewed:
+                if not isinstance(summed, fx.Node) or summed.target not in _VIEWS:
+                    return None
+                summed = summed.args[0]
+            if not isinstance(added, fx.Node) or added in streams or not isinstance(summed, fx.Node):
                 return None
-            total, part = (n.meta["val"] for n in (node, added))
-            if part.dtype != torch.float32 or torch.broadcast_shapes(total.shape, part.shape) != total.shape:
+            spread = list(total.meta["val"].shape)
+            if added.meta["val"].dtype != torch.float32 or list(summed.meta["val"].shape) != shape:
                 return None
-            mask = added
-        elif node.target in (aten.mul.Tensor, aten.div.Tensor) and isinstance(y, int | float) and y:
-            scale, node = (scale * y if node.target is aten.mul.Tensor else scale / y), x
+            masks.append(_Mask(added, spread, shape))
+            node = summed
+        elif viewed:
+            return None
+        elif total.target in (aten.mul.Tensor, aten.div.Tensor) and isinstance(y, int | float) and y:
+            scale, node = (scale * y if total.target is aten.mul.Tensor else scale / y), x
         else:
             return None
         node = _handed_on(node)
     if not isinstance(node, fx.Node) or not math.isfinite(scale):
         return None
     q, k = node.args
-    return (q, k, scale, mask) if isinstance(q, fx.Node) and isinstance(k, fx.Node) else None
+    return (q, k, scale, masks) if isinstance(q, fx.Node) and isinstance(k, fx.Node) else None

@@ -60,7 +60,7 @@ class _Context:
 
     def __init__(self, plan: Plan, number: int, op: Op, codings: Mapping[int, Coding]) -> None:
         self.plan, self.op = plan, op
-        self.where = f"op {number} '{op.name}' ({op.kind}{f', {op.source}' if op.source else ''})"
+        self.where = f"op {number} '{op.name}' ({op.origin})"
         self.seen: set[str] = set()
         self.codings = codings
 

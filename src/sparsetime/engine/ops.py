@@ -74,6 +74,11 @@ class Op:
         return self.outputs[0]
 
     @property
+    def origin(self) -> str:
+        """Its kind, and the line of the module's code where that is known; for messages."""
+        return f"{self.kind}, {self.source}" if self.source else self.kind
+
+    @property
     def has_accumulator(self) -> bool:
         """Whether a sum is kept besides the value: linear in float32, with an activation or a codec behind."""
         if self.precision != "float32":

@@ -148,7 +148,7 @@ class _Writer:
         self.node(name, nir.Output(np.asarray(shape)), terms)
 
     def _refused(self, number: int, op: Op, why: str) -> ExportError:
-        return ExportError(f"nir: operation {number} '{op.name}' ({op.kind}, {op.source}): {why}")
+        return ExportError(f"nir: operation {number} '{op.name}' ({op.origin}): {why}")
 
     def _linear(self, number: int, op: Op, name: str) -> list[str]:
         """Nodes whose sum is L of what the inputs send."""
@@ -281,7 +281,9 @@ class _Writer:
         assert op.codec is not None
         assert step is not None
         if op.codec["kind"] != "exact":
-            raise self._refused(number, op, f"NIR can say the codec 'exact', not '{op.codec['kind']}'")
+            raise self._refused(
+                number, op, f"NIR can say the codec 'exact', not '{op.codec['kind']}': compile it with --codec exact"
+            )
         if op.activation is not None and (op.activation["kind"] not in _RISING or op.activation.get("slope", 0) < 0):
             raise self._refused(number, op, f"{op.activation['kind']} rises and falls: its codes are no staircase")
         lowest, highest = self._range(op)

@@ -207,7 +207,7 @@ class _Writer:
         self.deltas[op.output] = self.node("Sub", [new, old])
 
     def _refuse(self, number: int, op: Op, what: str) -> ExportError:
-        return ExportError(f"onnx: operation {number} '{op.name}' ({op.kind}, {op.source}): {what} has no form here")
+        return ExportError(f"onnx: operation {number} '{op.name}' ({op.origin}): {what} has no form here")
 
     def _once(self, z: str, constant: str) -> str:
         """z plus a constant that enters in the first frame alone."""
