@@ -224,3 +224,4 @@ def test_the_end_is_told(page: Any, shown: Any) -> None:
     shown.interrupt()
     wait(page, "!document.getElementById('state').hidden")
     assert text(page, "state") == "The program has ended."
+    assert not any(page.find_element("id", button).is_enabled() for button in ("play", "step", "reset"))

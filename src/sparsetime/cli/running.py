@@ -169,6 +169,8 @@ def run_command(
             f"sparsetime: warning: the answers to {result['frames_not_finite']} of {result['frames']} frames hold NaN "
             "or infinity; does the network itself give them there?"
         )
+    if (result["speedup"] or 1) < 1 and not fallback:
+        say("slower than the dense runtime here: --fallback leaves the stream while that is so")
     if not result["frames"] and result["first_frame"] and not result["stopped"]:
         seen = result["first_frame"]
         say(f"{resume_state} has seen {seen} frames, and {result['video']} has no more: nothing was run")

@@ -16,6 +16,7 @@ function connect() {
   socket.onmessage = ({ data }) => typeof data === "string" ? introduce(JSON.parse(data)) : receive(data);
   socket.onclose = ({ code }) => {
     ended ||= code === 1001;
+    heard(false);
     say(ended ? "The program has ended." : "The connection is lost; looking for it …");
     setTimeout(connect, delay);
     delay = Math.min(2 * delay, 8000);
@@ -29,9 +30,15 @@ function say(text) {
   at("state").hidden = !text;
 }
 
+/* Buttons that nobody would hear cannot be pressed. */
+function heard(yes) {
+  for (const button of ["play", "step", "reset"]) at(button).disabled = !yes;
+}
+
 function introduce(message) {
   [delay, ended] = [500, false];
   say("");
+  heard(true);
   about = message;
   document.title = `${about.network} · sparsetime watch`;
   at("network").textContent = about.network;
