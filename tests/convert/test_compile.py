@@ -563,6 +563,14 @@ def test_what_cannot_be_compiled_is_said_once_and_with_what_mends_it(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_infinity_behind_a_mask_is_not_multiplied():
+    """A quotient by a constant 0 is left to PyTorch, and so is what hides it."""
+    depth = torch.ones(9, 11)
+    depth[2, 3] = 0
+    module = Function(lambda m, x: torch.where(m.depth > 0, x.abs() / m.depth, 0.5), depth=nn.Buffer(depth))
+    assert [op.attributes["target"] for op in check(module).islands] == ["aten.div.Tensor", "aten.where.ScalarOther"]
+
+
 def other_softmax(q, k, v):
     return torch.softmax(q @ k.transpose(2, 3), 2) @ v
 

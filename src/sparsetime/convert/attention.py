@@ -16,7 +16,7 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from sparsetime.convert.norms import call
+from sparsetime.convert.norms import arguments, call
 
 __all__ = ["join_attention"]
 
@@ -73,7 +73,7 @@ def join_attention(program: ExportedProgram) -> None:
 def _handed_on(node: Any) -> Any:
     """What a node hands on, or itself."""
     while isinstance(node, fx.Node) and node.target in _NOTHING:
-        draws = node.target is aten.dropout.default and node.args[2] and node.args[1] != 0
+        draws = node.target is aten.dropout.default and all(arguments(node, "p", "train"))
         if draws or node.meta["val"].dtype != torch.float32 or node.args[0].meta["val"].dtype != torch.float32:  # type: ignore[union-attr]
             break
         node = node.args[0]
@@ -97,7 +97,8 @@ def _is_softmax(node: Any) -> bool:
     """Whether a node is a softmax over the last axis."""
     if not isinstance(node, fx.Node) or node.target not in (aten.softmax.int, aten._softmax.default):
         return False
-    return node.args[1] in (-1, node.meta["val"].dim() - 1) and node.meta["val"].dtype == torch.float32
+    (axis,) = arguments(node, "dim")
+    return axis in (-1, node.meta["val"].dim() - 1) and node.meta["val"].dtype == torch.float32
 
 
 class _Mask(NamedTuple):

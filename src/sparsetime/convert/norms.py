@@ -19,7 +19,7 @@ from sparsetime.convert.draft import Draft
 from sparsetime.engine.check import LEAST_STEP
 from sparsetime.engine.shapes import channel_axis
 
-__all__ = ["affine_into_norms", "call", "join_norms"]
+__all__ = ["affine_into_norms", "arguments", "call", "join_norms"]
 
 aten = torch.ops.aten
 
@@ -110,7 +110,7 @@ def _variance(node: Any) -> _Over | None:
     if not isinstance(node, fx.Node):
         return None
     if node.target in (aten.var.correction, aten.var.dim):
-        dims, unbiased, keep = _arguments(
+        dims, unbiased, keep = arguments(
             node, "dim", "unbiased" if node.target is aten.var.dim else "correction", "keepdim"
         )
         return _over(node.args[0], dims) if keep and unbiased is not None and unbiased == 0 else None
@@ -136,7 +136,7 @@ def _centred(node: Any) -> _Over | None:
 def _mean(node: Any) -> _Over | None:
     if not isinstance(node, fx.Node) or node.target is not aten.mean.dim:
         return None
-    dims, keep, dtype = _arguments(node, "dim", "keepdim", "dtype")
+    dims, keep, dtype = arguments(node, "dim", "keepdim", "dtype")
     return _over(node.args[0], dims) if keep and dtype is None else None
 
 
@@ -146,7 +146,7 @@ def _over(x: Any, dims: Any) -> _Over | None:
     return _Over(x, dims[0] % x.meta["val"].dim())
 
 
-def _arguments(node: fx.Node, *names: str) -> list[Any]:
+def arguments(node: fx.Node, *names: str) -> list[Any]:
     """Arguments of a node by their names in the operator's schema."""
     assert isinstance(node.target, torch._ops.OpOverload)
     schema = node.target._schema.arguments

@@ -135,6 +135,8 @@ def _where(at: Lowering, a: Arguments) -> Stream | None:
         mask, x, y = a["condition"], a["other"], a["self"]
     if not isinstance(mask, Tensor) or at.node.meta["val"].dtype != torch.float32:
         return None
+    if any(at.draft.producer(part.value).kind == "island" for part in (x, y) if isinstance(part, Stream)):
+        return None  # which may give infinity where the mask takes it away
     shape = output_shape(at)
     if all(str(user.target).startswith("aten.softmax") for user in at.node.users) and _is_constant(y, -math.inf):
         y = NEVER  # weighs nothing
