@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
 
-from sparsetime.convert.norms import arguments, call
+from sparsetime.convert.nodes import arguments, call, streams_of
 
 __all__ = ["join_attention"]
 
@@ -34,11 +33,8 @@ _NOTHING = (
 def join_attention(program: ExportedProgram) -> None:
     """Replace every attention of an exported graph that is written out, in place."""
     graph = program.graph_module.graph
-    frames = {s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT}
-    streams: set[fx.Node] = set()
+    streams = streams_of(program)
     for node in list(graph.nodes):
-        if node.name in frames or streams.intersection(node.all_input_nodes):
-            streams.add(node)
         if node.target not in _PRODUCTS or len(node.args) != 2:
             continue
         weights, values = _handed_on(node.args[0]), node.args[1]

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from sparsetime.convert.norms import call
+from sparsetime.convert.nodes import call
 
 __all__ = ["products_of_sums"]
 

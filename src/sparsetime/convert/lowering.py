@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from sparsetime.convert.draft import CompileError, Draft, DraftCodec, DraftOp
 from sparsetime.convert.forms import MAP, TOKENS, Form, form_of
+from sparsetime.convert.nodes import bound
 from sparsetime.convert.poles import read_at_poles
 from sparsetime.engine.check import CONSTANTS
 from sparsetime.engine.plan import Plan
@@ -113,18 +114,6 @@ def _source(node: fx.Node) -> str | None:
             path, _, rest = line[6:].partition('", line ')
             found = f"{path.rsplit('/', 1)[-1]}:{rest.split(',')[0]}"
     return found
-
-
-def _bound(node: fx.Node) -> dict[str, Any]:
-    """Arguments of a node by the names of its operator's schema, defaults filled in."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    bound = {}
-    for position, argument in enumerate(node.target._schema.arguments):
-        if position < len(node.args):
-            bound[argument.name] = node.args[position]
-        else:
-            bound[argument.name] = node.kwargs.get(argument.name, argument.default_value)
-    return bound
 
 
 class Lowering:
@@ -412,7 +401,7 @@ class Lowering:
         space, name = target._schema.name.split("::")
         if name in _IGNORED:
             return None
-        arguments = {key: self.resolved(x) for key, x in _bound(node).items()}
+        arguments = {key: self.resolved(x) for key, x in bound(node).items()}
         if not any(isinstance(x, Stream) for x in pytree.tree_leaves(arguments)):
             self.refuse_chance(target, arguments)
             return self.constant_value(target, node)

@@ -16,10 +16,11 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from sparsetime.convert.draft import Draft
+from sparsetime.convert.nodes import arguments, call
 from sparsetime.engine.check import LEAST_STEP
 from sparsetime.engine.shapes import channel_axis
 
-__all__ = ["affine_into_norms", "arguments", "call", "join_norms"]
+__all__ = ["affine_into_norms", "join_norms"]
 
 aten = torch.ops.aten
 
@@ -64,14 +65,6 @@ def join_norms(program: ExportedProgram) -> None:
             made = call(graph, node, aten.layer_norm.default, last, [last.meta["val"].shape[-1]], None, None, eps)
             node.replace_all_uses_with(call(graph, node, aten.movedim.int, made, -1, axis))
     graph.eliminate_dead_code()
-
-
-def call(graph: fx.Graph, like: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-    """A node that applies an operator, and is said to come from where another one does."""
-    made = graph.call_function(target, args, kwargs)
-    given = fx.node.map_arg((args, kwargs), lambda node: node.meta["val"])
-    made.meta = {**like.meta, "val": target(*given[0], **given[1])}
-    return made
 
 
 def _norm(node: fx.Node) -> tuple[_Over, float] | None:
@@ -144,12 +137,3 @@ def _over(x: Any, dims: Any) -> _Over | None:
     if not isinstance(x, fx.Node) or x.meta["val"].dtype != torch.float32 or not dims or len(dims) != 1:
         return None
     return _Over(x, dims[0] % x.meta["val"].dim())
-
-
-def arguments(node: fx.Node, *names: str) -> list[Any]:
-    """Arguments of a node by their names in the operator's schema."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    schema = node.target._schema.arguments
-    given = {argument.name: value for argument, value in zip(schema, node.args, strict=False)} | dict(node.kwargs)
-    defaults = {argument.name: argument.default_value for argument in schema}
-    return [given.get(name, defaults[name]) for name in names]

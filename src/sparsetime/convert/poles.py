@@ -15,7 +15,8 @@ from collections.abc import Collection
 import torch
 from torch import fx
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+
+from sparsetime.convert.nodes import streams_of
 
 __all__ = ["read_at_poles"]
 
@@ -52,13 +53,10 @@ def read_at_poles(program: ExportedProgram, moves: Collection[str]) -> set[fx.No
         program: as `export` gives it.
         moves: names of the operators that put elements in other places.
     """
-    frames = {s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT}
-    streams: set[fx.Node] = set()  # nodes that depend on the frame
+    streams = streams_of(program)
     weighed: set[fx.Node] = set()  # of these, bare sums of weights
     for node in program.graph.nodes:
         read = streams.intersection(node.all_input_nodes)
-        if read or node.name in frames:
-            streams.add(node)
         name = _name(node)
         weighs = name in _WEIGHTED and len(read) < len(node.all_input_nodes)
         passes = _is_linear(name, read) or name in moves or name in _PASSING

@@ -383,25 +383,28 @@ def _avg_pool2d(c: _Context) -> Shape:
     return 1, channels, rows, columns
 
 
+def _norm(c: _Context, channels: int) -> None:
+    """What norms have in common."""
+    eps = c.number("eps")
+    c.expect(eps >= LEAST_STEP, f"attribute 'eps' must be at least {LEAST_STEP:g}, got {eps:g}")
+    for role in ("scale", "shift"):
+        c.optional(role, (channels,))
+
+
 def _layer_norm(c: _Context) -> Shape:
     c.inputs(1, 1)
     shape = c.shape(0)
     _needs_channels(c, shape, "layer_norm")
-    eps = c.number("eps")
-    c.expect(eps >= LEAST_STEP, f"attribute 'eps' must be at least {LEAST_STEP:g}, got {eps:g}")
-    for role in ("scale", "shift"):
-        c.optional(role, (shape[channel_axis(shape)],))
+    _norm(c, shape[channel_axis(shape)])
     return shape
 
 
 def _group_norm(c: _Context) -> Shape:
     c.inputs(1, 1)
     shape = c.a_map(0)
-    groups, eps = c.integer("groups", 1, MAX_ELEMENTS), c.number("eps")
+    groups = c.integer("groups", 1, MAX_ELEMENTS)
     c.expect(shape[1] % groups == 0, f"{shape[1]} channels are no {groups} groups of one size")
-    c.expect(eps >= LEAST_STEP, f"attribute 'eps' must be at least {LEAST_STEP:g}, got {eps:g}")
-    for role in ("scale", "shift"):
-        c.optional(role, (shape[1],))
+    _norm(c, shape[1])
     return shape
 
 

@@ -95,14 +95,17 @@ def _mean(at: Lowering, a: Arguments) -> Any:
     return Moved(summed.value, form.back(at.numbers(summed), kept).reshape(output_shape(at)))
 
 
+def _whole(shape: tuple[int, ...], axes: set[int]) -> list[Array]:
+    """Windows of rows and of columns of a map: the whole axis, or each place of those that stay."""
+    return [
+        np.asarray([[0, shape[k]]] if k in axes else [[i, i + 1] for i in range(shape[k])], np.int32) for k in (2, 3)
+    ]
+
+
 def _sum_of_places(at: Lowering, x: Stream, axes: set[int], mean: bool) -> Wire:
     """Over rows, columns or both of a map."""
-    extents = at.shape(x)[2:]
-    rows, columns = (
-        np.asarray([[0, n]] if k in axes else [[i, i + 1] for i in range(n)], np.int32)
-        for k, n in zip((2, 3), extents, strict=True)
-    )
-    area = prod(n for k, n in zip((2, 3), extents, strict=True) if k in axes)
+    rows, columns = _whole(at.shape(x), axes)
+    area = prod(at.shape(x)[k] for k in axes)
     return _pool(at, x, rows, columns, np.full((len(rows), len(columns)), area if mean else 1))
 
 
@@ -164,12 +167,9 @@ def _amax(at: Lowering, a: Arguments) -> Stream | None:
     axes = {int(k) % len(shape) for k in a["dim"]}
     if not is_map(shape) or not axes or axes - {2, 3}:
         return None
-    tables = {
-        role: np.asarray([[0, n]] if k in axes else [[i, i + 1] for i in range(n)], np.int32)
-        for role, k, n in (("rows", 2, shape[2]), ("columns", 3, shape[3]))
-    }
-    out = (*shape[:2], *(len(table) for table in tables.values()))
-    wire = at.emit("max_pool2d", [at.value(x)], out, {"dilation": [1, 1]}, tables)
+    rows, columns = _whole(shape, axes)
+    out = (*shape[:2], len(rows), len(columns))
+    wire = at.emit("max_pool2d", [at.value(x)], out, {"dilation": [1, 1]}, {"rows": rows, "columns": columns})
     return reshaped(at, wire, output_shape(at))
 
 
