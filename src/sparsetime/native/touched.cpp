@@ -140,14 +140,14 @@ int Stream::touched(const Node& node) {
     bool none = true;
     for (int v : node.inputs) none = none && states_[size_t(v)].change.active_count == 0;
     if (none) return 0;
+    const auto all = [&] {
+        std::memcpy(list_.data(), all_.data(), size_t(out.pixels()) * sizeof(int32_t));
+        return out.pixels();
+    };
     switch (node.kind) {
         case Kind::mul:
             if (program_->values[size_t(node.inputs[1])].map.pixels() != out.pixels()) {
-                if (states_[size_t(node.inputs[1])].change.active_count) {
-                    std::memcpy(list_.data(), all_.data(), size_t(out.pixels()) * sizeof(int32_t));
-                    return out.pixels();
-                }
-                return union_of({node.inputs[0]});
+                return states_[size_t(node.inputs[1])].change.active_count ? all() : union_of({node.inputs[0]});
             }
             return union_of(node.inputs);
         case Kind::affine:
@@ -157,9 +157,7 @@ int Stream::touched(const Node& node) {
         case Kind::channels:
         case Kind::add:
         case Kind::cat_channels: return union_of(node.inputs);
-        case Kind::group_norm:
-            std::memcpy(list_.data(), all_.data(), size_t(out.pixels()) * sizeof(int32_t));
-            return out.pixels();
+        case Kind::group_norm: return all();
         case Kind::attention: return touched_by_attention(node);
         case Kind::cat_pixels:
             for (int p = 0; p < out.pixels(); ++p)
