@@ -155,6 +155,9 @@ inline __m512 fmadd_ps(__m512 x, __m512 y, __m512 z) {
 inline __m512 max_ps(__m512 x, __m512 y) {
     return each<float>([&](int i) { return at<float>(x, i) > at<float>(y, i) ? at<float>(x, i) : at<float>(y, i); });
 }
+inline __m512 min_ps(__m512 x, __m512 y) {
+    return each<float>([&](int i) { return at<float>(x, i) < at<float>(y, i) ? at<float>(x, i) : at<float>(y, i); });
+}
 inline __m512 roundscale_ps(__m512 x, int) { return each<float>([&](int i) { return std::nearbyint(at<float>(x, i)); }); }
 inline float reduce_add_ps(__m512 x) {
     float lane[16];
@@ -288,6 +291,8 @@ inline __m128i extracti32x4_epi32(__m512i x, int number) { return part<__m128i>(
 #define _mm512_max_epu8 emulated::max_epu8
 #undef _mm512_max_ps
 #define _mm512_max_ps emulated::max_ps
+#undef _mm512_min_ps
+#define _mm512_min_ps emulated::min_ps
 #undef _mm512_or_si512
 #define _mm512_or_si512 emulated::or_si512
 #undef _mm512_packs_epi32

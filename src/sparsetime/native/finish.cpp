@@ -416,7 +416,7 @@ void write_rows(FinishArgs& f) {
             const int c = b * VL;
             Vec y = load(f.bias + c) + (extra ? load(sum + b * f.block) + load(extra + c) : load(sum + b * f.block));
             if (z) store(z + c, y);
-            y = encode<E>(activate<A>(y, f.act, f.act_a, f.act_b), Vec{}, steps_of<E>(step, c), f.low, f.high);
+            y = encode<E>(apply<A>(y, f.act_a, f.act_b), Vec{}, steps_of<E>(step, c), f.low, f.high);
             store(value + c, rest && b == whole ? choose(first_lanes(rest), y, Vec{}) : y);
         };
         for (int b = 0; b < whole; ++b) write(b);
@@ -459,6 +459,8 @@ void finish_rows_of(FinishArgs& f) {
 void finish(FinishArgs& all) {
     const bool chosen = all.act != Act::none && all.act != Act::clamp;
     if (!chosen || !all.replace || all.stride % LANE) return finish_rows_of(all);
+    if (all.flush && all.encode != Encode::exact)
+        return by_activation(all.act, [&](auto act) { write_rows<decltype(act)::value, Encode::change>(all); });
     by_activation(all.act, [&](auto act) { activate_rows<decltype(act)::value>(all); });
     FinishArgs f = all;
     f.act = Act::none;

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <type_traits>
 
+#define SPARSETIME_SAME_BITS
 #include "activate.h"
 #include "codes.h"
 #include "kernels.h"

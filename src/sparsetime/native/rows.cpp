@@ -158,17 +158,6 @@ float softmax(float* x, float factor, const float* added, int n) {
     });
 }
 
-// a > b ? a : b, also of NaN and zeros.
-inline Vec larger(Vec a, Vec b) {
-#if defined(__AVX512F__)
-    return _mm512_max_ps(a, b);
-#elif defined(__AVX2__)
-    return _mm256_max_ps(a, b);
-#else
-    return a > b ? a : b;
-#endif
-}
-
 void maximum(const Window& w, float* out, int n) {
     int i = 0;
     const auto some = [&](auto vectors) __attribute__((always_inline)) {
@@ -180,7 +169,7 @@ void maximum(const Window& w, float* out, int n) {
             for (int y = 0; y < w.lines; ++y, line += w.line) {
                 const float* x = line;
                 for (int k = 0; k < w.columns; ++k, x += w.column)
-                    for (int v = 0; v < V; ++v) most[v] = larger(load(x + v * VL), most[v]);
+                    for (int v = 0; v < V; ++v) most[v] = max(load(x + v * VL), most[v]);
             }
             for (int v = 0; v < V; ++v) store(out + i + v * VL, most[v]);
         }

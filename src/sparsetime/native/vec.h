@@ -79,6 +79,20 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 #endif
 }
 
+// a > b ? a : b and a < b ? a : b, also of NaN and zeros; compilers that must keep these apart do not find the one instruction.
+#if defined(__AVX512F__)
+inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+inline Half max(Half a, Half b) { return _mm256_max_ps(a, b); }
+inline Half min(Half a, Half b) { return _mm256_min_ps(a, b); }
+#elif defined(__AVX2__)
+inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+#else
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
+#endif
+
 inline float sum(Vec v) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps(v);
