@@ -15,8 +15,8 @@ namespace {
 // One head of a window as a matrix of `depth` rows, in panels of columns, each [depth][columns of the panel]; whole vectors.
 struct Matrix {
     int depth, columns, wide;
-    Matrix(int depth_, int columns_, int panel)
-        : depth(depth_), columns(round_up(columns_, kernels().width)), wide(panel ? std::min(panel, columns) : columns) {}
+    Matrix(int depth_, int columns_, int width, int panel)
+        : depth(depth_), columns(round_up(columns_, width)), wide(panel ? std::min(panel, columns) : columns) {}
     size_t size() const { return size_t(depth) * size_t(columns); }
     int across(int column) const { return std::min(wide, columns - column / wide * wide); }  // columns of its panel
     size_t place(int row, int column) const {
@@ -40,26 +40,26 @@ struct Heads {
     Heads(const Program& p, const Node& node)
         : queries(of(p, node, 0).pixels() / node.windows), keys(of(p, node, 1).pixels() / node.windows),
           depth(of(p, node, 1).channels / node.heads), width(of(p, node, 2).channels / node.heads),
-          key(depth, keys, panel(p)), value(keys, width, panel(p)) {}
+          key(depth, keys, p.kernels.width, panel(p)), value(keys, width, p.kernels.width, panel(p)) {}
     static const Shape& of(const Program& p, const Node& node, size_t k) { return p.values[size_t(node.inputs[k])].map; }
     // int8 plans round every product and sum by itself: rows of `blend`, not of register tiles.
-    static int panel(const Program& p) { return p.integer ? 0 : kernels().most.vectors * kernels().width; }
+    static int panel(const Program& p) { return p.integer ? 0 : p.kernels.most.vectors * p.kernels.width; }
     size_t size() const { return key.size() + value.size(); }
 };
 
 // out[i] = a[i] times a matrix, for m rows of `matrix.columns`.
-void multiply(const float* const* a, int m, const Matrix& matrix, const float* w, bool integer, float* out) {
-    if (integer) {
+void multiply(const Program& p, const float* const* a, int m, const Matrix& matrix, const float* w, float* out) {
+    if (p.integer) {
         std::vector<const float*> rows(static_cast<size_t>(matrix.depth));
         for (int d = 0; d < matrix.depth; ++d) rows[size_t(d)] = w + matrix.place(d, 0);
-        for (int i = 0; i < m; ++i, out += matrix.columns) kernels().rows->blend(rows.data(), a[i], matrix.depth, out, matrix.columns);
+        for (int i = 0; i < m; ++i, out += matrix.columns) p.kernels.rows->blend(rows.data(), a[i], matrix.depth, out, matrix.columns);
         return;
     }
     int32_t at[MAX_TILE];
     for (int i = 0; i < m; ++i) at[i] = i * matrix.columns;
     for (int column = 0; column < matrix.columns; column += matrix.wide) {
         const float* panel = w + matrix.place(0, column);
-        kernels().tile(m, matrix.across(column), {1, a, &panel, matrix.depth, out + column, at, 0, false, nullptr});
+        p.kernels.tile(m, matrix.across(column), {1, a, &panel, matrix.depth, out + column, at, 0, false, nullptr});
     }
 }
 
@@ -129,7 +129,7 @@ void Stream::attend(const Node& node) {
                 for (m = 0; m < most && i + m < count && pixel[i + m] / size.queries == window; ++m)
                     from[m] = row(0, pixel[i + m]) + head * size.depth;
                 const float* keys = matrices(window, head);
-                multiply(from, m, size.key, keys, program_->integer, scores.data());
+                multiply(*program_, from, m, size.key, keys, scores.data());
                 for (int k = 0; k < m; ++k) {
                     float* score = scores.data() + size_t(k) * size_t(size.key.columns);
                     const size_t query = size_t(pixel[i + k] % size.queries);
@@ -138,7 +138,7 @@ void Stream::attend(const Node& node) {
                     share[k] = kernels().rows->softmax(score, node.factor, added, size.keys);
                     from[k] = score;
                 }
-                multiply(from, m, size.value, keys + size.key.size(), program_->integer, sums.data());
+                multiply(*program_, from, m, size.value, keys + size.key.size(), sums.data());
                 for (int k = 0; k < m; ++k) {
                     const float* mean = sums.data() + size_t(k) * size_t(size.value.columns);
                     float* z = sum + size_t(i + k) * size_t(stride) + head * size.width;

@@ -49,15 +49,6 @@ WriteArgs compare_of(const FinishArgs& sink, const int32_t* pixel, int channel, 
     return to;
 }
 
-// What is said of pixels that were written whole.
-void sent_whole(FinishArgs& sink, const int32_t* pixel, int n) {
-    std::copy(pixel, pixel + n, sink.active + sink.active_count);
-    std::fill(sink.tally + sink.active_count, sink.tally + sink.active_count + n, sink.channels);
-    std::fill(sink.mask + pixel[0], sink.mask + pixel[0] + n, uint8_t(1));
-    sink.active_count += n;
-    sink.events += int64_t(n) * sink.channels;
-}
-
 // The numbers of n ascending pixels, row by row, those whose columns leave the same rest of `stride` together.
 void apart(const int32_t* pixel, int n, int stride, int width, int32_t* order) {
     for (int from = 0, to; from < n; from = to) {
@@ -72,6 +63,14 @@ void apart(const int32_t* pixel, int n, int stride, int width, int32_t* order) {
 int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
 }  // namespace
+
+void sent_whole(FinishArgs& sink, const int32_t* pixel, int n) {
+    std::copy(pixel, pixel + n, sink.active + sink.active_count);
+    std::fill(sink.tally + sink.active_count, sink.tally + sink.active_count + n, sink.channels);
+    std::fill(sink.mask + pixel[0], sink.mask + pixel[0] + n, uint8_t(1));
+    sink.active_count += n;
+    sink.events += int64_t(n) * sink.channels;
+}
 
 Axis::Axis(int in_, int out_, int taps_, int num_, int den_, std::vector<int> shift_)
     : in(in_), out(out_), taps(taps_), num(num_), den(den_), shift(std::move(shift_)), source(size_t(out_) * taps_, -1),
@@ -93,7 +92,7 @@ Axis axis_of(bool transposed, int in, int out, int taps, int stride, int before,
 }
 
 Channels channels_of(int groups, const Shape& in, const Shape& out, int from, int count) {
-    if (in.channels <= NARROW) return {0, in.channels};  // so few are read as they lie
+    if (in.narrow()) return {0, in.channels};  // so few are read as they lie
     const int cg = in.channels / groups, og = out.channels / groups;
     return {from / og * cg, ((std::min(out.channels, from + count) - 1) / og + 1) * cg};
 }
@@ -115,7 +114,7 @@ int vectors_together(int groups, const Shape& in, const Shape& out, int most, in
 Geometry::Geometry(Shape in_, Shape out_, Axis rows, Axis columns, int groups)
     : in(in_), out(out_), rows_(std::move(rows)), columns_(std::move(columns)), groups_(groups), macs_(rows_, columns_, in, out, groups) {
     const auto still = [](const Axis& a) { return a.taps == 1 && a.den == 1 && a.num == 1 && a.shift[0] == 0; };
-    depthwise_ = groups > 1 && groups == in.channels && in.channels == out.channels && in.channels > NARROW;
+    depthwise_ = groups > 1 && groups == in.channels && in.channels == out.channels && !in.narrow();
     pointwise_ = still(rows_) && still(columns_) && in.pixels() == out.pixels();
 }
 
@@ -153,7 +152,7 @@ void Conv::pack(const float* weight, bool transposed) {
     share_ = products / (double(C) * O);
 
     // Maps of few channels have no padding for whole vectors.
-    if (pointwise_ && groups_ == 1 && out.stride() % LANE == 0 && size_t(C) * out.stride() <= FUSED_FLOATS) {
+    if (pointwise_ && groups_ == 1 && !out.narrow() && size_t(C) * out.stride() <= FUSED_FLOATS) {
         int group = k.group;
         for (int b = 0; b < blocks; b += group) {
             while (group > blocks - b) group /= 2;
@@ -259,7 +258,7 @@ bool Conv::lay_out() {
 int Conv::look_up(const float* value, const int32_t* pixel, int m, Walk& walk, float* patches, const float** from,
                   int32_t* tap) const {
     const int kh = rows_.taps, kw = columns_.taps, C = in.channels;
-    if (pointwise_ && C > NARROW) {
+    if (pointwise_ && !in.narrow()) {
         for (int i = 0; i < m; ++i) from[i] = value + ptrdiff_t(pixel[i]) * in.stride();
         tap[0] = 0;
         return 1;
@@ -341,14 +340,14 @@ void Conv::sums(const float* value, const int32_t* pixel, int n, int first, int 
     const Kernels& k = *kernels_;
     const bool at_once = sink && (far || writes(*sink));
     const int taps = rows_.taps * columns_.taps, C = in.channels, limit = tile_pixels_;
-    const int row = round_up(out.channels, LANE);
+    const int row = this->row();
     const int max_groups = n / limit + 1;
     const float** pointers = sized(ws.pointers, size_t(max_groups) * taps * limit);
     int32_t* segments = sized(ws.segments, size_t(max_groups) * (taps + 2));
     const float** weights = sized(ws.weights, size_t(taps));
     int32_t at[MAX_TILE];
     // Few channels: a row of the kernel is one segment, since its pixels lie side by side; where some lie outside, of a copy.
-    const bool patches = C <= NARROW && taps > 1;
+    const bool patches = in.narrow() && taps > 1;
     float* patched = patches ? sized(ws.patches, size_t(n) * taps * C) : nullptr;
     Walk walk(out.width);
     const int groups = (n + limit - 1) / limit;
@@ -406,7 +405,7 @@ void Conv::sums(const float* value, const int32_t* pixel, int n, int first, int 
 void Conv::sums_of_changes(const Change& change, const int32_t* pixel, int n, int first, int last, float* sum,
                            Workspace& ws) const {
     const Kernels& k = *kernels_;
-    const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw, row = round_up(out.channels, LANE);
+    const int kh = rows_.taps, kw = columns_.taps, taps = kh * kw, row = this->row();
     const int low = pixel[0], high = pixel[n - 1];
     int32_t* place = sized(ws.span, size_t(high - low) + 1);  // of an output from the first on: where its sums are
     for (int i = 0; i < n; ++i) place[pixel[i] - low] = i * row;
@@ -466,14 +465,14 @@ void Conv::sums_of_changes(const Change& change, const int32_t* pixel, int n, in
 int Conv::chunk() const {
     // Large weights pass by once a chunk: the larger they are, the longer the chunk.
     // Where all fit the first cache, sums should too.
-    const int row = round_up(out.channels, LANE), limit = tile_pixels_;
+    const int row = this->row(), limit = tile_pixels_;
     const size_t bytes = tile_.size() * sizeof(float);
     const int wanted = bytes <= 512 * 1024 ? 16 * limit : 64 * limit;
     return std::max(limit, std::min(wanted, (bytes <= 24 * 1024 ? 5 : 128) * 1024 / row / limit * limit));
 }
 
 void Conv::finish(const int32_t* pixel, int n, float* sum, FinishArgs& sink, Workspace& ws, const float* far) const {
-    const int row = round_up(out.channels, LANE);
+    const int row = this->row();
     int32_t* at = sized(ws.at, size_t(n));
     for (int i = 0; i < n; ++i) at[i] = i * row;
     sink.pixels = n;
@@ -490,20 +489,20 @@ void Conv::finish(const int32_t* pixel, int n, float* sum, FinishArgs& sink, Wor
 bool Conv::writes(const FinishArgs& sink) const {
     const bool bounded = sink.act == Act::clamp, padded = sink.channels < sink.stride;
     return columns_.num == 1 && sink.flush && (sink.encode == Encode::change || sink.encode == Encode::linear) && (bounded || sink.act == Act::none) &&
-           sink.stride % LANE == 0 && !(bounded && padded && (sink.act_a > 0.0f || sink.act_b < 0.0f));  // padding stays zero
+           !out.narrow() && !(bounded && padded && (sink.act_a > 0.0f || sink.act_b < 0.0f));  // padding stays zero
 }
 
 // Whether they may compare values with those that were sent.
 bool Conv::compares(const FinishArgs& sink) const {
     return sink.encode == Encode::pixel && sink.replace && !sink.z && !sink.step_map && !sink.extra_mask &&
-           (sink.act == Act::clamp || sink.act == Act::none) && sink.stride % LANE == 0;
+           (sink.act == Act::clamp || sink.act == Act::none) && !out.narrow();
 }
 
 // Touched outputs in chunks.
 void Conv::gather(const float* value, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
     const int step = chunk();
     const bool written = writes(sink), compared = compares(sink);
-    float* sum = sized(ws.sum, size_t(step) * round_up(out.channels, LANE));
+    float* sum = sized(ws.sum, size_t(step) * row());
     float* far = compared ? sized(ws.far, 2 * size_t(step)) : nullptr;
     // Transposed: neighbours in a row read other taps, those a stride apart the same ones.
     const bool transposed = columns_.num > 1 && columns_.num <= MOST_APART;
@@ -613,7 +612,7 @@ void Conv::dense(const float* value, const int32_t* list, int count, FinishArgs&
 
 void Conv::pixels(const Change& change, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const {
     if (depthwise_) throw std::logic_error("a depthwise convolution is computed from values");
-    const int row = round_up(out.channels, LANE), step = std::max(tile_pixels_, CHANGED_FLOATS / row);
+    const int row = this->row(), step = std::max(tile_pixels_, CHANGED_FLOATS / row);
     float* sum = sized(ws.sum, size_t(std::min(step, count)) * row);
     for (int start = 0; start < count; start += step) {
         const int n = std::min(step, count - start);
@@ -628,7 +627,7 @@ PathTimes Conv::estimate(const Change& change, int touched) const {
     const double none = std::numeric_limits<double>::infinity();
     if (depthwise_) return {n, none, none};
     const double product = share_ * in.channels * out.channels * 0.008;  // of a pixel with the weights of one tap
-    const double fetch = in.channels <= NARROW ? 0.3 * in.channels : 1.2;
+    const double fetch = in.narrow() ? 0.3 * in.channels : 1.2;
     const double vectors = (out.channels + LANE - 1) / LANE;
     const int shift = run_shift(change), channel_blocks = (in.channels + (1 << shift) - 1) >> shift;
     const double passes = double(passes_.size()) / (rows_.phases() * columns_.phases());

@@ -29,18 +29,24 @@ typename V::value_type* sized(V& v, size_t n) {
     return v.data();
 }
 
-constexpr int stride_of(int channels) { return channels <= NARROW ? channels : round_up(channels, LANE); }
-
-// A channels-last map.
-struct Shape {
-    int height, width, channels;
-    int stride() const { return stride_of(channels); }
+// A channels-last map. Its rows are whole vectors of the kernels in use when it is made.
+class Shape {
+  public:
+    Shape() = default;
+    Shape(int height_, int width_, int channels_)
+        : height(height_), width(width_), channels(channels_), stride_(narrow() ? channels : round_up(channels, kernels().width)) {}
+    int height = 0, width = 0, channels = 0;
+    int stride() const { return stride_; }
+    bool narrow() const { return channels <= NARROW; }
     int pixels() const { return height * width; }
     int shift() const {
         int s = 0;
         while ((1 << s) < channels) ++s;
         return s;
     }
+
+  private:
+    int stride_ = 0;
 };
 
 // The change of one value in one frame. `rows` holds deltas of the active pixels only; elsewhere it is undefined.
@@ -111,6 +117,9 @@ struct Workspace {
     std::vector<std::vector<Run>> runs;  // by phase and block of channels
 };
 
+// What is said of pixels next to each other that were written whole.
+void sent_whole(FinishArgs& sink, const int32_t* pixel, int n);
+
 // Input channels [first, end).
 struct Channels {
     int first, end;
@@ -164,10 +173,11 @@ class Conv : public Geometry {
 
     void dense(const float* value, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
     // The dense path in two parts, so that threads can share the output channels of a few pixels: sums of panels [first, last) of
-    // weights, round_up(out.channels, LANE) floats a pixel, and what follows them. With a sink its state is asked for, and
+    // weights, row() floats a pixel, and what follows them. With a sink its state is asked for, and
     // values that need no more than their sums are written at once; with `far` they are compared at once (WriteArgs). `pixel` may be
     // in any order, where `place` has the numbers of their sums.
     int panels() const { return int(panels_.size()); }
+    int row() const { return round_up(out.channels, width_); }
     void sums(const float* value, const int32_t* pixel, int n, int first, int last, float* sum, Workspace& ws,
               const FinishArgs* sink = nullptr, float* far = nullptr, const int32_t* place = nullptr) const;
     // The same of the pixels path: sums of changes. `pixel` has all outputs between its first and its last that are touched.

@@ -447,7 +447,7 @@ void finish_rows_of(FinishArgs& f) {
     by_codec(f, [&](auto act, auto encode) {
         constexpr Act A = decltype(act)::value;
         constexpr Encode E = decltype(encode)::value;
-        if (f.stride % LANE) finish_narrow<E>(f);
+        if (f.channels <= NARROW) finish_narrow<E>(f);
         else if constexpr (A == Act::leaky_relu) finish_rows<A, E>(f);  // whole sums have had such an activation
         else if (f.flush) write_rows<A, E == Encode::exact ? E : Encode::change>(f);
         else if constexpr (E == Encode::pixel) finish_rows<A, E>(f);
@@ -458,7 +458,7 @@ void finish_rows_of(FinishArgs& f) {
 
 void finish(FinishArgs& all) {
     const bool chosen = all.act != Act::none && all.act != Act::clamp;
-    if (!chosen || !all.replace || all.stride % LANE) return finish_rows_of(all);
+    if (!chosen || !all.replace || all.channels <= NARROW) return finish_rows_of(all);
     if (all.flush && all.encode != Encode::exact)
         return by_activation(all.act, [&](auto act) { write_rows<decltype(act)::value, Encode::change>(all); });
     by_activation(all.act, [&](auto act) { activate_rows<decltype(act)::value>(all); });
@@ -482,7 +482,7 @@ int64_t events_of_rows(const float* rows, const int32_t* pixel, int pixels, int 
     for (int i = 0; i < pixels; ++i) {
         const float* row = rows + ptrdiff_t(pixel[i]) * stride;
         const uint32_t base = uint32_t(pixel[i]) << shift;
-        if (stride % LANE) {
+        if (channels <= NARROW) {
             for (int c = 0; c < channels; ++c) {
                 place[n] = base | uint32_t(c);
                 change[n] = row[c];

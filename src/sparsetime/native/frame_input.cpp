@@ -44,7 +44,7 @@ void differing(const uint8_t* a, const uint8_t* b, size_t n, size_t& first, size
 }  // namespace
 
 FrameInput::FrameInput(const Shape& map, Pool& pool) : map_(map), pool_(pool), spans_(2 * size_t(map.height)) {
-    if (map.channels > NARROW) return;
+    if (!map.narrow()) return;
     const size_t row = size_t(map.width) * map.channels;
     lines_.resize(size_t(pool.threads()));
     for (Fetched& line : lines_) {
@@ -57,7 +57,7 @@ FrameInput::FrameInput(const Shape& map, Pool& pool) : map_(map), pool_(pool), s
 void FrameInput::set_camera(Camera camera) {
     camera_ = std::move(camera);
     const size_t C = size_t(map_.channels), row = size_t(map_.width) * C;
-    if (map_.channels > NARROW || camera_.mean.empty()) return;
+    if (!map_.narrow() || camera_.mean.empty()) return;
     mean_.resize(2 * row);
     std_.resize(2 * row);
     for (size_t i = 0; i < row; ++i) {
@@ -81,7 +81,7 @@ bool FrameInput::look(const Frame& frame, bool first, bool keep) {
     const FrameKernels& kernel = *kernels().frames;
     const int C = map_.channels;
     const Order order = order_of(frame, C);
-    if (C > NARROW || order == Order::other) {
+    if (!map_.narrow() || order == Order::other) {
         seen_.valid = false;
         open();
         // Runs of neighbours in memory, or single elements.

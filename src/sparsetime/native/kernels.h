@@ -1,7 +1,7 @@
 // The inner loops of the native engine, one table of functions per instruction set.
 //
 // kernels.cpp is compiled once per instruction set into a table; `kernels()` picks one when the module is imported. Everything
-// here is float32 and channels-last: a map is rows of `stride` floats, one row per pixel, stride a multiple of LANE (or C
+// here is float32 and channels-last: a map is rows of `stride` floats, one row per pixel, whole vectors (or C
 // itself for maps of at most NARROW channels). Padding lanes of deltas and of values that are kept are zero; in a frame that keeps no
 // state, where values live in the deltas' memory, and in sums they may hold anything.
 
@@ -12,7 +12,7 @@
 
 namespace sparsetime {
 
-// Floats of the widest vector: channel strides are multiples of it, whatever the instruction set.
+// Floats of the widest vector of any instruction set.
 constexpr int LANE = 16;
 constexpr int NARROW = 4;  // maps of at most this many channels are stored without padding (camera frames)
 constexpr int MAX_SLOTS = 16;
@@ -221,13 +221,15 @@ struct Encoders {
                               uint32_t* place, float* change);
 };
 
-// Where up to LANE channels next to each other come from: one of several rows. Where those of a vector lie within two vectors, its `span` is
-// the first's start, else below 0: both vectors may then be read, also behind the row.
+// Where channels of one vector come from: lane l, unless index[l] is below 0, from start + index[l] of a row. `run`: index[l] = l. `near`:
+// they lie within two vectors from `start` on. Both may be read whole then, also behind the row.
 struct Pick {
-    int32_t source;
-    bool last;  // of those of the same channels
-    int32_t span[LANE / 4];  // by vector
-    int32_t index[LANE];     // -1: none
+    enum Kind : int32_t { run, near, far };
+    int32_t source;  // which of several rows
+    bool last;       // of those of the same vector
+    Kind kind;
+    int32_t start;
+    int32_t index[LANE];
 };
 
 // Where the value of a pixel is, and where its changes go: as a row, unless null, and appended as events, unless null.
@@ -262,8 +264,12 @@ struct RowKernels {
     void (*maximum)(const Window& window, float* most, int n);
     // value = x, of n channels. Returns how many changed, and says what changed as Deltas have it.
     int (*replace)(const float* x, int n, const Sent& to);
-    // value = x[source][index] by `picks`, of n channels, at most LANE or a multiple; what comes of a source that is null stays as it is.
+    // value = x[source][...] by `picks`, of n channels; what comes of a source that is null, or of none, stays as it is.
     int (*pick)(const float* const* x, const Pick* picks, int n, const Sent& to);
+    // The same of `pixels` next to each other, whose rows in source k are stride[k] floats apart, whatever there was; zeros come of none.
+    void (*pick_rows)(const float* const* x, const int32_t* stride, const Pick* picks, int n, int pixels, float* value);
+    // n channels of `pixels` next to each other, whose rows are `from` and `to` floats apart.
+    void (*copy_rows)(const float* x, int from, int n, int pixels, float* value, int to);
     // out[i] = sum_k w[i][k] x[index[i][k]].
     void (*spread)(const float* x, const int32_t* index, const float* w, int taps, int n, float* out);
     // The same sum as blend; returns how many of n differ from that of `before`.

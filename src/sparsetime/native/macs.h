@@ -9,7 +9,7 @@ namespace sparsetime {
 
 struct Axis;
 struct Change;
-struct Shape;
+class Shape;
 
 class Macs {
   public:

@@ -28,7 +28,7 @@ void Stream::move(const Node& node) {
         if (dense) return s.value.data() + size_t(p) * stride;
         return s.change.mask[p] ? s.change.rows + size_t(p) * stride : nullptr;
     };
-    const int C = out.channels, N = C <= NARROW ? C : round_up(C, kernels().width);  // whole vectors
+    const int C = out.channels, N = out.stride();  // whole vectors
     const RowKernels& kernel = *kernels().rows;
     switch (node.kind) {
         case Kind::affine:
@@ -170,7 +170,7 @@ void Stream::recompute(const Node& node) {
     const int n = dense_ ? out.pixels() : touched(node);
     const int32_t* list = dense_ ? all_.data() : list_.data();
     if (n == 0) return clear(y);
-    const int C = out.channels, N = C <= NARROW ? C : round_up(C, kernels().width);  // whole vectors
+    const int C = out.channels, N = out.stride();  // whole vectors
     const RowKernels& kernel = *kernels().rows;
     const float* a = states_[size_t(node.inputs[0])].value.data();
     const Shape& in = program_->values[size_t(node.inputs[0])].map;
@@ -273,7 +273,7 @@ void Stream::carry(const Node& node) {
     const int32_t* list = dense_ ? all_.data() : list_.data();
     if (n == 0) return clear(y);
     const RowKernels& kernel = *kernels().rows;
-    const int C = out.channels, N = C <= NARROW ? C : round_up(C, kernels().width);  // whole vectors
+    const int C = out.channels, N = out.stride();  // whole vectors
     const auto row = [&](size_t k, int p) {
         const State& s = states_[size_t(node.inputs[k])];
         return s.value.data() + size_t(p) * size_t(s.change.shape.stride());
@@ -302,6 +302,7 @@ void Stream::carry(const Node& node) {
             }
         });
     };
+    if (flush_) return carry_whole(node);
     switch (node.kind) {
         case Kind::cat_channels:
             return each([&](int p, Sent to, float*) {
@@ -326,7 +327,7 @@ void Stream::carry(const Node& node) {
             return each([&](int p, const Sent& to, float*) {
                 const float* x[MOST_JOINED];
                 for (size_t k = 0; k < node.inputs.size(); ++k) x[k] = changed_row(k, p);
-                return program_->packed_for.rows->pick(x, node.picks.data(), N, to);
+                return kernel.pick(x, node.picks.data(), N, to);
             });
         }
         case Kind::gather: {
@@ -352,6 +353,59 @@ void Stream::carry(const Node& node) {
                 return kernel.replace(border, N, to);
             });
     }
+}
+
+// The same in the first frame of a stream: all of the inputs, whatever there was.
+void Stream::carry_whole(const Node& node) {
+    const int y = node.outputs[0];
+    const Shape& out = program_->values[size_t(y)].map;
+    const RowKernels& kernel = *kernels().rows;
+    const int C = out.channels, N = out.stride();
+    const auto map = [&](size_t k) -> const Shape& { return program_->values[size_t(node.inputs[k])].map; };
+    const auto row = [&](size_t k, int p) { return states_[size_t(node.inputs[k])].value.data() + size_t(p) * size_t(map(k).stride()); };
+    const auto copy = [&](const float* x, float* value) { kernel.copy_rows(x, 0, C, 1, value, 0); };
+    // Writes pixels from p on.
+    const auto write = [&](int p, int pixels, float* value) {
+        const auto each = [&](const auto& body) {
+            for (int i = 0; i < pixels; ++i) body(p + i, value + size_t(i) * size_t(N));
+        };
+        switch (node.kind) {
+            case Kind::cat_channels:
+                for (size_t k = 0; k < node.inputs.size(); ++k) {
+                    kernel.copy_rows(row(k, p), map(k).stride(), map(k).channels, pixels, value, N);
+                    value += map(k).channels;
+                }
+                return;
+            case Kind::channels: {
+                const float* x[MOST_JOINED];
+                int32_t stride[MOST_JOINED];
+                for (size_t k = 0; k < node.inputs.size(); ++k) x[k] = row(k, p), stride[k] = map(k).stride();
+                return kernel.pick_rows(x, stride, node.picks.data(), N, pixels, value);
+            }
+            case Kind::gather:
+                return each([&](int q, float* to) {
+                    const float* x = row(0, 0);
+                    const int32_t* index = node.index.data() + size_t(q) * size_t(C);
+                    for (int c = 0; c < C; ++c) to[c] = index[c] < 0 ? 0.0f : x[index[c]];
+                });
+            case Kind::max_pool: {
+                Walk walk(out.width);
+                return each([&](int q, float* to) { kernel.maximum(window_of(node, q, walk), to, N); });
+            }
+            case Kind::affine: return kernel.copy_rows(row(0, p), N, C, pixels, value, N);
+            default:  // cat_pixels, pad
+                return each([&](int q, float* to) {
+                    const int32_t from = node.index[size_t(q)];
+                    if (from >= 0) copy(row(node.owner.empty() ? 0 : size_t(node.owner[size_t(q)]), from), to);
+                    else std::fill(to, to + C, node.fill);
+                });
+        }
+    };
+    split(node, y, all_.data(), out.pixels(), true, false, [&](FinishArgs& sink, int from, int to, int, int, Workspace&) {
+        constexpr int PIECE = 32;  // pixels of one input that are copied before those of the next
+        for (int p = from; p < to; p += PIECE) write(p, std::min(PIECE, to - p), sink.value + size_t(p) * size_t(N));
+        sent_whole(sink, all_.data() + from, to - from);
+    });
 }
 
 }  // namespace sparsetime

@@ -100,7 +100,7 @@ std::vector<int32_t> channels_picked(const std::vector<int32_t>& index, const La
 
 Program::Program(const std::vector<std::vector<int64_t>>& shapes, const std::vector<OpSpec>& ops,
                  std::vector<int> outputs_, bool integer_)
-    : outputs(std::move(outputs_)), integer(integer_), packed_for(kernels()) {
+    : outputs(std::move(outputs_)), integer(integer_), kernels(sparsetime::kernels()) {
     for (const auto& shape : shapes) {
         if (shape.size() > 8) throw std::invalid_argument("a value has a rank of more than 8");
         for (int64_t s : shape)
@@ -149,35 +149,51 @@ void Program::spare() {
                 consumers.insert(std::lower_bound(consumers.begin(), consumers.end(), int(i)), int(i));
             }
         }
-        const size_t width = size_t(packed_for.width);
-        for (size_t first = 0; first < n.index.size(); first += LANE) {
-            const size_t before = n.picks.size();
-            int32_t start = 0;  // of the source among the channels that are joined
-            for (size_t k = 0; k < n.inputs.size(); ++k) {
-                const int32_t channels = values[size_t(n.inputs[k])].map.channels;
-                Pick pick{int32_t(k), false, {}, {}};
-                bool any = false;
-                for (size_t v = 0; v < LANE / width; ++v) {
-                    int32_t low = channels, high = -1;
-                    for (size_t l = v * width; l < (v + 1) * width; ++l) {
-                        const int32_t j = first + l < n.index.size() ? n.index[first + l] - start : -1;
-                        const bool here = j >= 0 && j < channels;
-                        pick.index[l] = here ? j : -1;
-                        if (here) low = std::min(low, j), high = std::max(high, j);
-                    }
-                    any = any || high >= 0;
-                    pick.span[v] = high < 0 ? 0 : high - low < 2 * int32_t(width) ? low : -1;
-                }
-                start += channels;
-                if (any) n.picks.push_back(pick);
-            }
-            if (n.picks.size() == before) {  // zeros
-                n.picks.push_back({0, false, {}, {}});
-                std::fill(std::begin(n.picks.back().index), std::end(n.picks.back().index), -1);
-            }
-            n.picks.back().last = true;
-        }
+        n.picks = picks_of(n);
     }
+}
+
+// By vector of outputs one of each row that it is made of; at least one, which may pick nothing.
+std::vector<Pick> Program::picks_of(const Node& n) const {
+    const int32_t width = kernels.width, channels = int32_t(n.index.size());
+    std::vector<Pick> picks;
+    for (int32_t first = 0; first < channels; first += width) {
+        const size_t before = picks.size();
+        int32_t start = 0;  // of the source among the channels that are joined
+        for (size_t k = 0; k < n.inputs.size(); ++k) {
+            const int32_t size = values[size_t(n.inputs[k])].map.channels;
+            Pick pick{int32_t(k), false, Pick::far, 0, {}};
+            std::fill(std::begin(pick.index), std::end(pick.index), -1);
+            int32_t low = size, high = -1;
+            for (int32_t l = 0; l < width && first + l < channels; ++l) {
+                const int32_t j = n.index[size_t(first + l)] - start;
+                if (n.index[size_t(first + l)] < 0 || j < 0 || j >= size) continue;
+                pick.index[l] = j;
+                low = std::min(low, j), high = std::max(high, j);
+            }
+            start += size;
+            if (high < 0) continue;
+            bool run = true;  // from the first lane's, were it wanted, on
+            int32_t from = -1;
+            for (int32_t l = 0; l < width; ++l) {
+                if (pick.index[l] < 0) continue;
+                if (from < 0) from = pick.index[l] - l;
+                run = run && from >= 0 && pick.index[l] - l == from;
+            }
+            if (run || high - low < 2 * width) {
+                pick.kind = run ? Pick::run : Pick::near;
+                pick.start = run ? from : low;
+                for (int32_t& j : pick.index) j = j < 0 ? -1 : j - pick.start;
+            }
+            picks.push_back(pick);
+        }
+        if (picks.size() == before) {
+            picks.push_back({0, false, Pick::far, 0, {}});
+            std::fill(std::begin(picks.back().index), std::end(picks.back().index), -1);
+        }
+        picks.back().last = true;
+    }
+    return picks;
 }
 
 void Program::weigh(Node& n, const OpSpec& spec, Geometry geometry, bool transposed) {

@@ -142,7 +142,7 @@ class Program {
     std::vector<Node> nodes;
     std::vector<int> outputs;
     bool integer = false;
-    const Kernels& packed_for;  // for whose vectors `picks` are made
+    const Kernels& kernels;  // that this is laid out for and runs with
     const Value& input() const { return values[size_t(nodes[0].outputs[0])]; }
 
   private:
@@ -150,6 +150,7 @@ class Program {
     // Finds values that need not be kept, since they follow from others: resized maps that only the caller reads, and joined maps of which
     // channels are picked, which then are picked from what was joined.
     void spare();
+    std::vector<Pick> picks_of(const Node& n) const;
     // Weights of a convolution, packed, of either precision.
     void weigh(Node& n, const OpSpec& spec, Geometry geometry, bool transposed);
 };

@@ -210,46 +210,66 @@ int replace(const float* x, int n, const Sent& to) {
     return changed;
 }
 
-// Lanes of `otherwise`, where `index` is not below 0 x[index]; see Pick. Permuting two vectors is several times faster than gathering.
-inline Vec picked(const float* x, const int32_t* index, int32_t span, Vec otherwise) {
+// Lanes of `otherwise`, but those that come of a row; see Pick. Permuting two vectors is several times faster than gathering.
+inline Vec picked(const float* x, const Pick& pick, Vec otherwise) {
+    x += pick.start;
 #if defined(__AVX512F__)
-    const __m512i at = _mm512_loadu_si512(index);
+    const __m512i at = _mm512_loadu_si512(pick.index);
     const __mmask16 wanted = _mm512_cmpge_epi32_mask(at, _mm512_setzero_si512());
-    if (span < 0) return _mm512_mask_i32gather_ps(otherwise, wanted, at, x, 4);
-    const __m512i place = _mm512_sub_epi32(at, _mm512_set1_epi32(span));
-    return _mm512_mask_mov_ps(otherwise, wanted, _mm512_permutex2var_ps(load(x + span), place, load(x + span + VL)));
+    if (pick.kind == Pick::far) return _mm512_mask_i32gather_ps(otherwise, wanted, at, x, 4);
+    const Vec found = pick.kind == Pick::run ? load(x) : Vec(_mm512_permutex2var_ps(load(x), at, load(x + VL)));
+    return _mm512_mask_mov_ps(otherwise, wanted, found);
 #elif defined(__AVX2__)
-    const Int at = *reinterpret_cast<const IntAt*>(index);
-    const Vec none = bits(at);  // where the sign is set
-    if (span < 0) return _mm256_mask_i32gather_ps(otherwise, x, reinterpret_cast<__m256i>(at), bits(~at), 4);
-    const Int place = at - span;
-    const Vec low = permuted(load(x + span), place), high = permuted(load(x + span + VL), place);
-    return _mm256_blendv_ps(_mm256_blendv_ps(low, high, bits(place << 28)), otherwise, none);
+    const Int at = *reinterpret_cast<const IntAt*>(pick.index);
+    if (pick.kind == Pick::far) return _mm256_mask_i32gather_ps(otherwise, x, reinterpret_cast<__m256i>(at), bits(~at), 4);
+    Vec found = load(x);
+    if (pick.kind == Pick::near) found = _mm256_blendv_ps(permuted(found, at), permuted(load(x + VL), at), bits(at << 28));
+    return _mm256_blendv_ps(found, otherwise, bits(at));  // where the sign is set
 #else
-    (void)span;
     for (int l = 0; l < VL; ++l)
-        if (index[l] >= 0) otherwise[l] = x[index[l]];
+        if (pick.index[l] >= 0) otherwise[l] = x[pick.index[l]];
     return otherwise;
 #endif
 }
 
 int pick(const float* const* x, const Pick* picks, int n, const Sent& to) {
-    constexpr int V = LANE / VL;
     int changed = 0;
-    for (int b = 0; b < n; b += LANE) {
-        Vec then[V], now[V];
-        for (int v = 0; v < V; ++v) {
-            const int i = b + v * VL, some = n - i;
-            now[v] = then[v] = some >= VL ? load(to.value + i) : some > 0 ? load_first(to.value + i, some) : Vec{};
-        }
+    for (int i = 0; i < n; i += VL) {
+        const int some = n - i;
+        const Vec then = some >= VL ? load(to.value + i) : load_first(to.value + i, some);
+        Vec now = then;
         for (bool last = false; !last; ++picks) {
             last = picks->last;
-            if (const float* from = x[picks->source])
-                for (int v = 0; v < V; ++v) now[v] = picked(from, picks->index + v * VL, picks->span[v], now[v]);
+            if (const float* from = x[picks->source]) now = picked(from, *picks, now);
         }
-        for (int v = 0, i = b; v < V && i < n; ++v, i += VL) changed += settle(now[v], then[v], i, n - i, to, changed);
+        changed += settle(now, then, i, some, to, changed);
     }
     return changed;
+}
+
+void pick_rows(const float* const* x, const int32_t* stride, const Pick* picks, int n, int pixels, float* value) {
+    for (ptrdiff_t p = 0; p < pixels; ++p, value += n) {
+        const Pick* next = picks;
+        for (int i = 0; i < n; i += VL) {
+            Vec now{};
+            for (bool last = false; !last; ++next) {
+                last = next->last;
+                now = picked(x[next->source] + p * stride[next->source], *next, now);
+            }
+            n - i >= VL ? store(value + i, now) : store_first(value + i, now, n - i);
+        }
+    }
+}
+
+void copy_rows(const float* x, int from, int n, int pixels, float* value, int to) {
+    for (int p = 0; p < pixels; ++p, x += from, value += to) {
+        int i = 0;
+        for (; i + VL <= n; i += VL) store(value + i, load(x + i));
+        if (i == n) continue;
+        if (n >= VL) store(value + n - VL, load(x + n - VL));
+        else
+            for (; i < n; ++i) value[i] = x[i];
+    }
 }
 
 void spread(const float* x, const int32_t* index, const float* w, int taps, int n, float* out) {
@@ -375,6 +395,6 @@ namespace sparsetime {
 
 extern const RowKernels SPARSETIME_ROWS;
 const RowKernels SPARSETIME_ROWS = {add,     blend, combine, affine, squares, multiply, divide, normalise, softmax, maximum,
-                                    replace, pick,  spread,  blend_again, list,   planes};
+                                    replace, pick, pick_rows, copy_rows, spread,  blend_again, list,   planes};
 
 }  // namespace sparsetime

@@ -216,7 +216,7 @@ Stream::Choice Stream::choose(const Node& node) {
                 node.crossover > 0 ? times.dense * double(change.events) / (reached * node.crossover) : 2 * times.dense;
         }
         // Where whole pixels change, an event at a time costs too much.
-        if (program_->values[size_t(x)].whole && conv.in.channels > NARROW) times.elements = 2 * times.dense;
+        if (program_->values[size_t(x)].whole && !conv.in.narrow()) times.elements = 2 * times.dense;
         if (!node.cheap)
             c.path = times.elements < std::min(times.dense, times.pixels) ? Path::elements
                      : times.pixels < times.dense                         ? Path::pixels
@@ -273,7 +273,7 @@ void Stream::convolve(const Node& node, NodeStats& stats) {
     const int threads = pool_.threads();
     const float* values = states_[size_t(x)].value.data();
     float* shared = nullptr;
-    const size_t row = size_t(round_up(out.channels, LANE));
+    const size_t row = size_t(conv.row());
     if (path != Path::elements && threads > 1 && !conv.depthwise() && n < SHARED_PIXELS * threads &&
         conv.panels() >= threads && conv.terms() * out.channels >= SHARED_WEIGHTS) {
         shared_.resize(std::max(shared_.size(), row * size_t(n)));
@@ -331,7 +331,7 @@ void Stream::execute(int number, const Frame& frame) {
         case Kind::conv: node.integers ? convolve_codes(node, stats) : convolve(node, stats); break;
         case Kind::input: {
             const Shape& map = program_->values[size_t(node.outputs[0])].map;
-            if (map.channels <= NARROW) {
+            if (map.narrow()) {
                 program_->values[size_t(node.outputs[0])].coded ? take_codes(node, frame) : take(node, frame);
                 break;
             }
@@ -362,7 +362,7 @@ void Stream::execute(int number, const Frame& frame) {
         }
         default:
             if (program_->integer && node.kind == Kind::resize &&
-                program_->values[size_t(node.outputs[0])].map.channels > NARROW)
+                !program_->values[size_t(node.outputs[0])].map.narrow())
                 resize_rows(node);
             else move(node);
             break;

@@ -66,6 +66,7 @@ class Stream {
     size_t memory_bytes() const;  // all that is this stream's own
 
   private:
+    const Kernels& kernels() const { return program_->kernels; }
     struct State {
         Span value;
         uint8_t* codes = nullptr;
@@ -94,6 +95,7 @@ class Stream {
     void move(const Node& node);
     void recompute(const Node& node);
     void carry(const Node& node);
+    void carry_whole(const Node& node);
     std::pair<Floats, Floats> factors_of(const Node& node);
     void allocate_attention();
     void attend(const Node& node);
