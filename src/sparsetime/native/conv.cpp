@@ -13,6 +13,7 @@ namespace {
 
 constexpr size_t FUSED_FLOATS = 128 * 1024;  // weights of a 1x1 convolution that every pixel may pass through
 constexpr int FLAT_FLOATS = 4 * 1024;        // weights of a panel that stay in the first cache beside its inputs
+constexpr int FEW_TERMS = 512;               // of a sum, so few that it pays to look inputs up by the line
 constexpr int MAX_DEPTH = 768;               // rows of weights that a register tile passes in one go
 constexpr int CHANGED_FLOATS = 128 * 1024;   // sums of changes, kept in the second cache
 constexpr int STRIP_FLOATS = 80 * 1024;      // scratch of one strip of rows, kept in the second cache
@@ -402,6 +403,63 @@ void Conv::sums(const float* value, const int32_t* pixel, int n, int first, int 
     }
 }
 
+// Whether outputs away from the borders are computed line by line, with one pass of the weights. With many terms it takes more to compute
+// borders by themselves than it saves.
+bool Conv::has_lines() const {
+    const int taps = rows_.taps * columns_.taps, terms = panels_[0].in.count();
+    if (rows_.num != 1 || columns_.num != 1) return false;
+    if (in.narrow() && taps > 1) return columns_.taps == 1 || columns_.shift[0] - columns_.shift[1] == 1;  // see `patches`
+    return taps * terms <= (pointwise_ ? MAX_DEPTH : FEW_TERMS);
+}
+
+// sums() of pixels next to each other, in all panels. What the outputs of a line read lies evenly spaced, unless it is cut off at a border:
+// no output is looked up by itself.
+void Conv::lines(const float* value, const int32_t* pixel, int n, float* sum, Workspace& ws, const FinishArgs& sink, float* far) const {
+    const int kh = rows_.taps, kw = columns_.taps;
+    const bool written = !far && writes(sink), patches = in.narrow() && kh * kw > 1;
+    const auto whole = [&](int x) { return (columns_.source[size_t(x) * kw] | columns_.source[size_t(x + 1) * kw - 1]) >= 0; };
+    int left = 0, right = out.width;  // columns of outputs that are not cut off
+    while (left < right && !whole(left)) ++left;
+    while (right > left && !whole(right - 1)) --right;
+    for (int p = 0; p < panels(); ++p) {
+        const Panel& panel = panels_[size_t(p)];
+        const int channels = panel.in.count();
+        int asked = 0;  // as in sums()
+        for (int i = 0, m; i < n; i += m) {
+            const int y = pointwise_ ? 0 : pixel[i] / out.width, x = pixel[i] - y * out.width;
+            float* const to = sum + ptrdiff_t(i) * row();
+            float* const distance = far ? far + i : nullptr;
+            // Whole tiles in a line; what is left of it goes with the borders and what it takes to fill a tile behind them.
+            m = pointwise_ ? n - i : x < left ? 0 : std::min(n - i, right - x) / tile_pixels_ * tile_pixels_;
+            if (m <= 0) {
+                m = std::min(n - i, round_up(x < left ? left - x : out.width - x + left, tile_pixels_));
+                sums(value, pixel + i, m, p, p + 1, to, ws, &sink, distance);
+                continue;
+            }
+            if (!written) {
+                m = std::min(m, LATER);
+                for (; asked < std::min(n, i + m + LATER); ++asked) fetch(sink, pixel[asked], panel.column, panel.column + panel.wide);
+            }
+            const float** inputs = sized(ws.pointers, size_t(kh) * kw);
+            const float** weights = sized(ws.weights, size_t(kh) * kw);
+            int segments = 0;
+            for (int ky = 0; ky < kh; ++ky) {
+                const int32_t from = rows_.source[size_t(y) * kh + ky];
+                for (int kx = 0; from >= 0 && kx < kw; kx += patches ? kw : 1) {
+                    const ptrdiff_t q = pointwise_ ? pixel[i] : ptrdiff_t(from) * in.width + columns_.source[size_t(x) * kw + kx];
+                    inputs[segments] = value + q * in.stride() + panel.in.first;
+                    weights[segments++] = &tile_[panel.w + size_t(ky * kw + kx) * channels * panel.wide];
+                }
+            }
+            WriteArgs write;
+            if (far) write = compare_of(sink, pixel + i, panel.column, distance);
+            else if (written) write = write_of(sink, pixel[i], panel.column);
+            kernels_->line(panel.wide, {m, segments, inputs, ptrdiff_t(columns_.den) * in.stride(), weights,
+                                        patches ? kw * channels : channels, to + panel.column, row(), far || written ? &write : nullptr});
+        }
+    }
+}
+
 void Conv::sums_of_changes(const Change& change, const int32_t* pixel, int n, int first, int last, float* sum,
                            Workspace& ws) const {
     const Kernels& k = *kernels_;
@@ -507,6 +565,7 @@ void Conv::gather(const float* value, const int32_t* list, int count, FinishArgs
     // Transposed: neighbours in a row read other taps, those a stride apart the same ones.
     const bool transposed = columns_.num > 1 && columns_.num <= MOST_APART;
     int32_t* place = transposed ? sized(ws.list, 2 * size_t(step)) : nullptr;
+    const bool by_line = count >= out.width && list[count - 1] - list[0] == count - 1 && has_lines();
     for (int start = 0; start < count; start += step) {
         const int n = std::min(step, count - start);
         if (compared) std::fill(far, far + n, 0.0f);
@@ -518,6 +577,8 @@ void Conv::gather(const float* value, const int32_t* list, int count, FinishArgs
             if (compared) std::fill(found, found + n, 0.0f);
             sums(value, pixel, n, 0, panels(), sum, ws, &sink, found, place);
             for (int i = 0; compared && i < n; ++i) far[place[i]] = found[i];
+        } else if (by_line) {
+            lines(value, list + start, n, sum, ws, sink, far);
         } else {
             sums(value, list + start, n, 0, panels(), sum, ws, &sink, far);
         }

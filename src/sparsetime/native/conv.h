@@ -234,6 +234,8 @@ class Conv : public Geometry {
     int chunk() const;  // outputs that are computed together
     int look_up(const float* value, const int32_t* pixel, int m, Walk& walk, float* patches, const float** from,
                 int32_t* tap) const;
+    bool has_lines() const;
+    void lines(const float* value, const int32_t* pixel, int n, float* sum, Workspace& ws, const FinishArgs& sink, float* far) const;
     void gather(const float* value, const int32_t* list, int count, FinishArgs& sink, Workspace& ws) const;
     bool writes(const FinishArgs& sink) const;
     bool compares(const FinishArgs& sink) const;

@@ -38,7 +38,7 @@ class FrameInput {
     // one may be compared with it.
     bool look(const Frame& frame, bool first, bool keep);
     // Forgets the frame before.
-    void forget() { seen_ = Seen{}; }
+    void forget() { seen_.valid = false, seen_.blind = 0; }
     // All may have changed.
     void open();
     // Runs body(thread, top, bottom) over bands of rows, one a thread: equal ones, or once the frame has been looked at such that as much in

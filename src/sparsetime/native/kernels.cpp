@@ -51,9 +51,30 @@ constexpr TileShape TILE{4, 2}, FLAT_TILE = TILE;
 
 constexpr int AHEAD = 12;  // pixels between one that is written and one whose memory is asked for
 
+// Where the pixels of a tile are: listed one by one ...
+struct Listed {
+    const TileArgs& t;
+    int pixels;
+    ptrdiff_t first() const { return 0; }
+    bool accumulate() const { return t.accumulate; }
+    const float* input(int segment, int i) const { return t.a[segment * pixels + i] + t.offset; }
+    float* out(int i) const { return t.out + t.at[i]; }
+};
+
+// ... or next to each other, from the first one of a line on.
+struct InLine {
+    const LineArgs& t;
+    ptrdiff_t from;
+    ptrdiff_t first() const { return from; }
+    bool accumulate() const { return false; }
+    const float* input(int segment, int i) const { return t.a[segment] + (from + i) * t.step; }
+    float* out(int i) const { return t.out + (from + i) * t.row; }
+};
+
 // M pixels by V vectors, the last of them half a one with HALF.
-template <int M, int V, bool HALF>
-void tile(const TileArgs& t) {
+template <int M, int V, bool HALF, class Place>
+[[gnu::always_inline]] inline void tile_at(const Place& place) {
+    const auto& t = place.t;
     using Last = std::conditional_t<HALF, Half, Vec>;
     constexpr int WIDE = V * VL - (HALF ? VL / 2 : 0);
     Vec whole[M][V];
@@ -70,18 +91,19 @@ void tile(const TileArgs& t) {
     };
     if (t.write && !t.write->far) {  // values come from afar: ask for those of later pixels now
         const WriteArgs& w = *t.write;
+        const float* value = w.value + (place.first() + AHEAD) * w.stride;
         all([&](auto i, int c, auto&) __attribute__((always_inline)) {
-            if (c % LANE == 0) __builtin_prefetch(w.value + (i + AHEAD) * w.stride + c, 1);
+            if (c % LANE == 0) __builtin_prefetch(value + i * w.stride + c, 1);
         });
     }
-    if (t.accumulate)
+    if (place.accumulate())
         all([&](auto i, int c, auto& sum)
-                __attribute__((always_inline)) { sum = load_as<std::decay_t<decltype(sum)>>(t.out + t.at[i] + c); });
+                __attribute__((always_inline)) { sum = load_as<std::decay_t<decltype(sum)>>(place.out(i) + c); });
     else
         all([&](auto, int, auto& sum) __attribute__((always_inline)) { sum = std::decay_t<decltype(sum)>{}; });
     for (int s = 0; s < t.segments; ++s) {
         const float* a[M];
-        for (int i = 0; i < M; ++i) a[i] = t.a[s * M + i] + t.offset;
+        for (int i = 0; i < M; ++i) a[i] = place.input(s, i);
         const float* w = t.w[s];
         const int depth = t.depth;
         for (int k = 0; k < depth; ++k, w += WIDE) {
@@ -100,10 +122,11 @@ void tile(const TileArgs& t) {
     if (t.write) {
         // What `write` does, one choice for all vectors instead of three for each.
         const WriteArgs w = *t.write;  // a copy that no store can alias
+        const ptrdiff_t first = place.first();
         if (w.far) {
             pixels([&](auto i) __attribute__((always_inline)) {
-                const ptrdiff_t sent = w.pixel[i] * w.stride;
-                float* out = t.out + t.at[i];
+                const ptrdiff_t sent = w.pixel[first + i] * w.stride;
+                float* out = place.out(i);
                 const auto distance = [&](int c, auto& sum) __attribute__((always_inline)) {
                     using T = std::decay_t<decltype(sum)>;
                     return compare<T>(w, sent + c, load_as<T>(w.bias + c), load_as<T>(w.inverse + c), sum, out + c);
@@ -112,30 +135,35 @@ void tile(const TileArgs& t) {
                 each(std::make_integer_sequence<int, V - 1>{},
                      [&](auto v) __attribute__((always_inline)) { far += distance(v * VL, whole[i][v]); });
                 const Last rest = distance((V - 1) * VL, last[i]);
-                if constexpr (HALF) w.far[i] += ::sum(far) + ::sum(rest);
-                else w.far[i] += ::sum(far + rest);
+                if constexpr (HALF) w.far[first + i] += ::sum(far) + ::sum(rest);
+                else w.far[first + i] += ::sum(far + rest);
             });
             return;
         }
         if (w.extra)
             all([&](auto i, int c, auto& sum) __attribute__((always_inline)) {
-                sum += load_as<std::decay_t<decltype(sum)>>(w.extra + i * w.stride + c);
+                sum += load_as<std::decay_t<decltype(sum)>>(w.extra + (first + i) * w.stride + c);
             });
         all([&](auto, int c, auto& sum)
                 __attribute__((always_inline)) { sum = load_as<std::decay_t<decltype(sum)>>(w.bias + c) + sum; });
         if (w.z)
-            all([&](auto i, int c, auto& sum) __attribute__((always_inline)) { store(w.z + i * w.stride + c, sum); });
+            all([&](auto i, int c, auto& sum) __attribute__((always_inline)) { store(w.z + (first + i) * w.stride + c, sum); });
         if (w.clamp)
             all([&](auto, int, auto& sum) __attribute__((always_inline)) {
                 using T = std::decay_t<decltype(sum)>;
                 sum = min(max(sum, splat_as<T>(w.low)), splat_as<T>(w.high));
             });
-        all([&](auto i, int c, auto& sum) __attribute__((always_inline)) { store(w.value + i * w.stride + c, sum); });
+        all([&](auto i, int c, auto& sum) __attribute__((always_inline)) { store(w.value + (first + i) * w.stride + c, sum); });
         return;
     }
-    all([&](auto i, int c, auto& sum) __attribute__((always_inline)) { store(t.out + t.at[i] + c, sum); });
+    all([&](auto i, int c, auto& sum) __attribute__((always_inline)) { store(place.out(i) + c, sum); });
     // What is padding stays zero.
-    if constexpr (HALF) pixels([&](auto i) __attribute__((always_inline)) { store(t.out + t.at[i] + WIDE, Half{}); });
+    if constexpr (HALF) pixels([&](auto i) __attribute__((always_inline)) { store(place.out(i) + WIDE, Half{}); });
+}
+
+template <int M, int V, bool HALF>
+void tile(const TileArgs& t) {
+    tile_at<M, V, HALF>(Listed{t, M});
 }
 
 template <int V, bool HALF = false>
@@ -156,24 +184,57 @@ void tile_of(int pixels, const TileArgs& t) {
     }
 }
 
-void tile_any(int pixels, int wide, const TileArgs& t) {
+// `tiles` tiles of M pixels, from pixel p on.
+template <int M, int V, bool HALF>
+ptrdiff_t tiles_in_line(const LineArgs& t, ptrdiff_t p, int tiles) {
+    for (; tiles; --tiles, p += M) tile_at<M, V, HALF>(InLine{t, p});
+    return p;
+}
+
+// Tiles of nearly one size: thin ones waste registers.
+template <int V, bool HALF = false>
+void line_of(const LineArgs& t) {
+    constexpr int MOST = V <= TILE.vectors ? TILE.pixels : FLAT_TILE.pixels;
+    const int tiles = (t.pixels + MOST - 1) / MOST, size = t.pixels / tiles;
+    ptrdiff_t p = 0;
+    const auto some = [&](int pixels, int count) {
+        each(std::make_integer_sequence<int, MOST>{}, [&](auto less) __attribute__((always_inline)) {
+            if (pixels == less + 1) p = tiles_in_line<less + 1, V, HALF>(t, p, count);
+        });
+    };
+    some(size + 1, t.pixels % tiles);
+    some(size, tiles - t.pixels % tiles);
+}
+
+// Calls body(vectors, half) with types' values.
+template <class Body>
+[[gnu::always_inline]] inline void by_width(int wide, const Body& body) {
+    const auto call = [&](auto vectors) __attribute__((always_inline)) { body(vectors, std::false_type{}); };
     switch (2 * wide / VL) {
-        case 2: return tile_of<1>(pixels, t);
-        case 4: return tile_of<2>(pixels, t);
+        case 2: return call(std::integral_constant<int, 1>{});
+        case 4: return call(std::integral_constant<int, 2>{});
 #if !defined(__x86_64__) || defined(__AVX2__)
-        case 6: return tile_of<3>(pixels, t);
+        case 6: return call(std::integral_constant<int, 3>{});
 #endif
 #if defined(__AVX512F__) || defined(__aarch64__)
-        case 8: return tile_of<4>(pixels, t);
+        case 8: return call(std::integral_constant<int, 4>{});
 #endif
 #if defined(__AVX512F__)
-        case 1: return tile_of<1, HALVES>(pixels, t);
-        case 3: return tile_of<2, HALVES>(pixels, t);
-        case 5: return tile_of<3, HALVES>(pixels, t);
-        case 7: return tile_of<4, HALVES>(pixels, t);
+        case 1: return body(std::integral_constant<int, 1>{}, std::bool_constant<HALVES>{});
+        case 3: return body(std::integral_constant<int, 2>{}, std::bool_constant<HALVES>{});
+        case 5: return body(std::integral_constant<int, 3>{}, std::bool_constant<HALVES>{});
+        case 7: return body(std::integral_constant<int, 4>{}, std::bool_constant<HALVES>{});
 #endif
         default: return;
     }
+}
+
+void tile_any(int pixels, int wide, const TileArgs& t) {
+    by_width(wide, [&](auto vectors, auto half) { tile_of<vectors, half>(pixels, t); });
+}
+
+void line_any(int wide, const LineArgs& t) {
+    by_width(wide, [&](auto vectors, auto half) { line_of<vectors, half>(t); });
 }
 
 // ---- events into scratch ------------------------------------------------------------------------------------------------
@@ -479,7 +540,7 @@ extern const RowKernels SPARSETIME_ROWS;
 extern const IntKernels SPARSETIME_INTEGERS;
 extern const Kernels SPARSETIME_TABLE;
 const Kernels SPARSETIME_TABLE = {SPARSETIME_NAME, VL, TILE, FLAT_TILE, HALVES, GROUP,
-                                  tile_any, runs, slide, depthwise, depthwise_row,
+                                  tile_any, line_any, runs, slide, depthwise, depthwise_row,
                                   &SPARSETIME_ENCODERS, &SPARSETIME_FRAMES, &SPARSETIME_ROWS, &SPARSETIME_INTEGERS};
 
 }  // namespace sparsetime

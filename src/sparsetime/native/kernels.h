@@ -91,6 +91,20 @@ struct TileArgs {
     const WriteArgs* write;    // or null; sums go nowhere else then
 };
 
+// The same for pixels next to each other in a row, all of whose inputs lie inside the map: those of segment s and output i start at
+// a[s] + i step, its sums at out + i row.
+struct LineArgs {
+    int pixels;
+    int segments;
+    const float* const* a;
+    ptrdiff_t step;
+    const float* const* w;
+    int depth;
+    float* out;
+    ptrdiff_t row;
+    const WriteArgs* write;
+};
+
 // The events [from, to) of one input pixel in one block of channels, and where the sums lie that they reach, in floats from scratch.
 struct Run {
     int32_t from, to, at;
@@ -290,6 +304,7 @@ struct Kernels {
     bool halves;       // whether the last of them may be half a one
     int group;         // most vectors in a group of `finish_events`
     void (*tile)(int pixels, int channels, const TileArgs&);
+    void (*line)(int channels, const LineArgs&);
     void (*runs)(const RunArgs&);
     void (*slide)(const SlideArgs&);
     void (*depthwise)(const DepthwiseArgs&);
