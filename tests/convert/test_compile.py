@@ -874,3 +874,9 @@ def test_a_plan_stays_what_it_is_when_its_steps_are_changed_further():
     plan = compile(module, clip()[0], steps={"input": 0.5, "0": step})
     step.mul_(100)
     assert plan.step(plan.ops[1]).ravel().tolist() == [0.25] * 4
+
+
+def test_frames_to_calibrate_on_of_another_size_are_refused():
+    module = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU()).eval()
+    with pytest.raises(ValueError, match=r"got \(3, 9, 12\)\. Frames in steps= are of the size of the example frame"):
+        compile(module, torch.rand(1, 3, 9, 11), steps=torch.rand(2, 3, 9, 12))

@@ -29,6 +29,8 @@ from sparsetime.engine.shapes import channel_axis
 
 __all__ = ["CompileError", "compile"]
 
+_OTHER_SIZE = "Frames in steps= are of the size of the example frame: resize them."
+
 Steps = Mapping[str, float | Tensor] | Tensor | Iterable[Tensor] | float | None
 
 
@@ -106,7 +108,7 @@ def compile(
             "compile: ranges of values (int8) are found on the example frame unless frames are given, and this one is "
             "of one colour. Give frames of what the network will see, as steps=..."
         )
-    read = FrameReader(plan)
+    read = FrameReader(plan, _OTHER_SIZE)
     return quantised_plan(plan, (read(x) for x in (kept if kept is not None else [frame])))
 
 
@@ -218,7 +220,7 @@ def _set_steps(
     numbers = {op.name: op.output for op in plain.ops if op.name in {o.name for o in chosen}}
     if _are_frames(steps) or not _is_blank(example):
         frames: Iterable[Tensor] = steps if _are_frames(steps) else [example]  # type: ignore[assignment]
-        read = FrameReader(plain)
+        read = FrameReader(plain, _OTHER_SIZE)
         found = ranges(plain, [numbers[op.name] for op in rest], (read(frame) for frame in frames), percentile)
     else:
         warnings.warn(

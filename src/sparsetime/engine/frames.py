@@ -65,11 +65,16 @@ class FrameReader:
     Accepted for a plan of (1, C, H, W): (1, C, H, W), (C, H, W) and (H, W, C). A shape that fits two of these is taken
     as the first. uint8 is RGB, and normalised and put in the network's colour order as the plan says; floating point is
     taken as it is. float32 is copied only where its elements lie in unusual places (unaligned, backwards).
+
+    Args:
+        plan: the plan.
+        mend: what to do where a frame has another shape, for the error.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, mend: str = "Resize it, or compile the network for its size.") -> None:
         self._shape = plan.input_shape
         self._spec = plan.input
+        self._mend = mend
 
     def __call__(self, frame: Any) -> Array:
         """The frame as float32 of the plan's input shape.
@@ -109,6 +114,5 @@ class FrameReader:
             return frame.transpose(2, 0, 1)[None]
         also = f", {shape[1:]} or {(shape[2], shape[3], shape[1])}" if len(shape) == 4 else f" or {shape[1:]}"
         raise FrameError(
-            f"expected a frame of shape {shape}{also}, got {frame.shape}. The stream is as it was; resize the frame, "
-            "or compile the network for this size."
+            f"expected a frame of shape {shape}{also}, got {frame.shape}. {self._mend}"
         )

@@ -122,7 +122,9 @@ class Stream:
         self.plan = plan
         self.backend = backend
         self.frames = 0
-        self._read = FrameReader(plan)
+        self._read = FrameReader(
+            plan, "The stream is as it was; resize the frame, or compile the network for this size."
+        )
         self._executor = _executor(plan, backend, threads)
         self._every = refresh
         self._wanted = False  # a refresh, by the next frame
