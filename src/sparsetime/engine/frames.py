@@ -113,6 +113,4 @@ class FrameReader:
         if len(shape) == 4 and frame.shape == (shape[2], shape[3], shape[1]):
             return frame.transpose(2, 0, 1)[None]
         also = f", {shape[1:]} or {(shape[2], shape[3], shape[1])}" if len(shape) == 4 else f" or {shape[1:]}"
-        raise FrameError(
-            f"expected a frame of shape {shape}{also}, got {frame.shape}. {self._mend}"
-        )
+        raise FrameError(f"expected a frame of shape {shape}{also}, got {frame.shape}. {self._mend}")
