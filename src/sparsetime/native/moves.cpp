@@ -302,7 +302,6 @@ void Stream::carry(const Node& node) {
             }
         });
     };
-    if (flush_) return carry_whole(node);
     switch (node.kind) {
         case Kind::cat_channels:
             return each([&](int p, Sent to, float*) {
@@ -363,7 +362,6 @@ void Stream::carry_whole(const Node& node) {
     const int C = out.channels, N = out.stride();
     const auto map = [&](size_t k) -> const Shape& { return program_->values[size_t(node.inputs[k])].map; };
     const auto row = [&](size_t k, int p) { return states_[size_t(node.inputs[k])].value.data() + size_t(p) * size_t(map(k).stride()); };
-    const auto copy = [&](const float* x, float* value) { kernel.copy_rows(x, 0, C, 1, value, 0); };
     // Writes pixels from p on.
     const auto write = [&](int p, int pixels, float* value) {
         const auto each = [&](const auto& body) {
@@ -396,7 +394,7 @@ void Stream::carry_whole(const Node& node) {
             default:  // cat_pixels, pad
                 return each([&](int q, float* to) {
                     const int32_t from = node.index[size_t(q)];
-                    if (from >= 0) copy(row(node.owner.empty() ? 0 : size_t(node.owner[size_t(q)]), from), to);
+                    if (from >= 0) kernel.copy_rows(row(node.owner.empty() ? 0 : size_t(node.owner[size_t(q)]), from), N, C, 1, to, N);
                     else std::fill(to, to + C, node.fill);
                 });
         }

@@ -325,7 +325,7 @@ void Stream::execute(int number, const Frame& frame) {
     stats = {};
     stats.sparse = !dense_;
     if (node.derived) derive(number);
-    else if (node.carries) carry(node);
+    else if (node.carries) flush_ ? carry_whole(node) : carry(node);
     else if (node.moves_codes) move_codes(node);
     else switch (node.kind) {
         case Kind::conv: node.integers ? convolve_codes(node, stats) : convolve(node, stats); break;
