@@ -97,10 +97,7 @@ void Stream::attend(const Node& node) {
     const int32_t* list = dense_ ? all_.data() : list_.data();
     if (n == 0) return clear(y);
     const Heads size(*program_, node);
-    const auto row = [&](size_t k, int p) {
-        const State& s = states_[size_t(node.inputs[k])];
-        return s.value.data() + size_t(p) * size_t(s.change.shape.stride());
-    };
+    const auto row = [&](size_t k, int p) { return row_of(node.inputs[k], p); };
     const auto matrices = [&](int window, int head) {
         return heads_.data() + size_t(window * node.heads + head) * size.size();
     };

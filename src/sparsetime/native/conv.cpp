@@ -347,9 +347,8 @@ void Conv::sums(const float* value, const int32_t* pixel, int n, int first, int 
     int32_t* segments = sized(ws.segments, size_t(max_groups) * (taps + 2));
     const float** weights = sized(ws.weights, size_t(taps));
     int32_t at[MAX_TILE];
-    // Few channels: a row of the kernel is one segment, since its pixels lie side by side; where some lie outside, of a copy.
-    const bool patches = in.narrow() && taps > 1;
-    float* patched = patches ? sized(ws.patches, size_t(n) * taps * C) : nullptr;
+    const bool patches = patched();
+    float* copies = patches ? sized(ws.patches, size_t(n) * taps * C) : nullptr;
     Walk walk(out.width);
     const int groups = (n + limit - 1) / limit;
     int32_t* start = sized(ws.bound, size_t(groups) + 1);
@@ -358,7 +357,7 @@ void Conv::sums(const float* value, const int32_t* pixel, int n, int first, int 
         start[g + 1] = start[g] + n / groups + (g < n % groups);
         int32_t* segment = segments + size_t(g) * (taps + 1);
         segment[0] = look_up(value, pixel + start[g], start[g + 1] - start[g], walk,
-                             patches ? patched + size_t(start[g]) * taps * C : nullptr,
+                             patches ? copies + size_t(start[g]) * taps * C : nullptr,
                              pointers + size_t(g) * taps * limit, segment + 1);
     }
     for (int p = first; p < last; ++p) {
@@ -408,7 +407,7 @@ void Conv::sums(const float* value, const int32_t* pixel, int n, int first, int 
 bool Conv::has_lines() const {
     const int taps = rows_.taps * columns_.taps, terms = panels_[0].in.count();
     if (rows_.num != 1 || columns_.num != 1) return false;
-    if (in.narrow() && taps > 1) return columns_.taps == 1 || columns_.shift[0] - columns_.shift[1] == 1;  // see `patches`
+    if (patched()) return columns_.taps == 1 || columns_.shift[0] - columns_.shift[1] == 1;
     return taps * terms <= (pointwise_ ? MAX_DEPTH : FEW_TERMS);
 }
 
@@ -416,7 +415,7 @@ bool Conv::has_lines() const {
 // no output is looked up by itself.
 void Conv::lines(const float* value, const int32_t* pixel, int n, float* sum, Workspace& ws, const FinishArgs& sink, float* far) const {
     const int kh = rows_.taps, kw = columns_.taps;
-    const bool written = !far && writes(sink), patches = in.narrow() && kh * kw > 1;
+    const bool written = !far && writes(sink), patches = patched();
     const auto whole = [&](int x) { return (columns_.source[size_t(x) * kw] | columns_.source[size_t(x + 1) * kw - 1]) >= 0; };
     int left = 0, right = out.width;  // columns of outputs that are not cut off
     while (left < right && !whole(left)) ++left;

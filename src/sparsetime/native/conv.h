@@ -145,6 +145,8 @@ class Geometry {
     const Macs& macs() const { return macs_; }
     bool depthwise() const { return depthwise_; }
     bool one_tap() const { return rows_.taps * columns_.taps == 1; }
+    // Few channels: a row of the kernel is one segment, since its pixels lie side by side; where some lie outside, of a copy.
+    bool patched() const { return in.narrow() && !one_tap(); }
     int terms() const { return rows_.taps * columns_.taps * in.channels / groups_; }  // of one sum
 
     Shape in, out;

@@ -166,7 +166,7 @@ void tile(const TileArgs& t) {
     tile_at<M, V, HALF>(Listed{t, M});
 }
 
-template <int V, bool HALF = false>
+template <int V, bool HALF>
 void tile_of(int pixels, const TileArgs& t) {
     constexpr int MOST = V <= TILE.vectors ? TILE.pixels : FLAT_TILE.pixels;
     switch (pixels) {
@@ -192,7 +192,7 @@ ptrdiff_t tiles_in_line(const LineArgs& t, ptrdiff_t p, int tiles) {
 }
 
 // Tiles of nearly one size: thin ones waste registers.
-template <int V, bool HALF = false>
+template <int V, bool HALF>
 void line_of(const LineArgs& t) {
     constexpr int MOST = V <= TILE.vectors ? TILE.pixels : FLAT_TILE.pixels;
     const int tiles = (t.pixels + MOST - 1) / MOST, size = t.pixels / tiles;
@@ -220,10 +220,10 @@ template <class Body>
         case 8: return call(std::integral_constant<int, 4>{});
 #endif
 #if defined(__AVX512F__)
-        case 1: return body(std::integral_constant<int, 1>{}, std::bool_constant<HALVES>{});
-        case 3: return body(std::integral_constant<int, 2>{}, std::bool_constant<HALVES>{});
-        case 5: return body(std::integral_constant<int, 3>{}, std::bool_constant<HALVES>{});
-        case 7: return body(std::integral_constant<int, 4>{}, std::bool_constant<HALVES>{});
+        case 1: return body(std::integral_constant<int, 1>{}, std::true_type{});
+        case 3: return body(std::integral_constant<int, 2>{}, std::true_type{});
+        case 5: return body(std::integral_constant<int, 3>{}, std::true_type{});
+        case 7: return body(std::integral_constant<int, 4>{}, std::true_type{});
 #endif
         default: return;
     }

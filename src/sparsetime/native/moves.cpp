@@ -264,6 +264,28 @@ Window Stream::window_of(const Node& node, int pixel, Walk& walk) const {
             ptrdiff_t(node.row_step) * map.width * map.stride(), ptrdiff_t(node.column_step) * map.stride()};
 }
 
+// What becomes of a pixel where all of it comes from one place: a row of an input, or one that is written to `room`, where whole vectors
+// may be.
+const float* Stream::carried(const Node& node, int pixel, Walk& walk, float* room) const {
+    const Shape& out = program_->values[size_t(node.outputs[0])].map;
+    switch (node.kind) {
+        case Kind::affine: return row_of(node.inputs[0], pixel);
+        case Kind::gather: {
+            const float* x = row_of(node.inputs[0], 0);
+            const int32_t* index = node.index.data() + size_t(pixel) * size_t(out.channels);
+            for (int c = 0; c < out.channels; ++c) room[c] = index[c] < 0 ? 0.0f : x[index[c]];
+            return room;
+        }
+        case Kind::max_pool: kernels().rows->maximum(window_of(node, pixel, walk), room, out.stride()); return room;
+        default: {  // cat_pixels, pad
+            const int32_t from = node.index[size_t(pixel)];
+            if (from >= 0) return row_of(node.inputs[node.owner.empty() ? 0 : size_t(node.owner[size_t(pixel)])], from);
+            std::fill(room, room + out.channels, node.fill);
+            return room;
+        }
+    }
+}
+
 // Operations that hand on what their inputs hold: values are copied where an event touches, and compared as they are, which takes neither
 // deltas of the inputs nor sums.
 void Stream::carry(const Node& node) {
@@ -274,13 +296,9 @@ void Stream::carry(const Node& node) {
     if (n == 0) return clear(y);
     const RowKernels& kernel = *kernels().rows;
     const int C = out.channels, N = out.stride();  // whole vectors
-    const auto row = [&](size_t k, int p) {
-        const State& s = states_[size_t(node.inputs[k])];
-        return s.value.data() + size_t(p) * size_t(s.change.shape.stride());
-    };
     // Rows of the inputs that changed; null: nothing did, so what came of it is up to date. Most likely it is far away, too.
     const auto changed_row = [&](size_t k, int p) {
-        return dense_ || states_[size_t(node.inputs[k])].change.mask[p] ? row(k, p) : nullptr;
+        return dense_ || states_[size_t(node.inputs[k])].change.mask[p] ? row_of(node.inputs[k], p) : nullptr;
     };
     const auto each = [&](const auto& body) {
         split(node, y, list, n, true, false, [&](FinishArgs& sink, int from, int to, int, int, Workspace& ws) {
@@ -329,27 +347,9 @@ void Stream::carry(const Node& node) {
                 return kernel.pick(x, node.picks.data(), N, to);
             });
         }
-        case Kind::gather: {
-            const float* x = row(0, 0);
-            return each([&](int p, const Sent& to, float* picked) {
-                const int32_t* index = node.index.data() + size_t(p) * size_t(C);
-                for (int c = 0; c < C; ++c) picked[c] = index[c] < 0 ? 0.0f : x[index[c]];
-                return kernel.replace(picked, N, to);
-            });
-        }
-        case Kind::max_pool:
-            return each([&, walk = Walk(out.width)](int p, const Sent& to, float* most) mutable {
-                kernel.maximum(window_of(node, p, walk), most, N);
-                return kernel.replace(most, N, to);
-            });
-        case Kind::affine: return each([&](int p, const Sent& to, float*) { return kernel.replace(row(0, p), N, to); });
-        default:  // cat_pixels, pad
-            return each([&](int p, const Sent& to, float* border) {
-                const int32_t from = node.index[size_t(p)];
-                if (from >= 0)
-                    return kernel.replace(row(node.owner.empty() ? 0 : size_t(node.owner[size_t(p)]), from), N, to);
-                std::fill(border, border + C, node.fill);
-                return kernel.replace(border, N, to);
+        default:
+            return each([&, walk = Walk(out.width)](int p, const Sent& to, float* room) mutable {
+                return kernel.replace(carried(node, p, walk, room), N, to);
             });
     }
 }
@@ -361,42 +361,22 @@ void Stream::carry_whole(const Node& node) {
     const RowKernels& kernel = *kernels().rows;
     const int C = out.channels, N = out.stride();
     const auto map = [&](size_t k) -> const Shape& { return program_->values[size_t(node.inputs[k])].map; };
-    const auto row = [&](size_t k, int p) { return states_[size_t(node.inputs[k])].value.data() + size_t(p) * size_t(map(k).stride()); };
     // Writes pixels from p on.
     const auto write = [&](int p, int pixels, float* value) {
-        const auto each = [&](const auto& body) {
-            for (int i = 0; i < pixels; ++i) body(p + i, value + size_t(i) * size_t(N));
-        };
-        switch (node.kind) {
-            case Kind::cat_channels:
-                for (size_t k = 0; k < node.inputs.size(); ++k) {
-                    kernel.copy_rows(row(k, p), map(k).stride(), map(k).channels, pixels, value, N);
-                    value += map(k).channels;
-                }
-                return;
-            case Kind::channels: {
-                const float* x[MOST_JOINED];
-                int32_t stride[MOST_JOINED];
-                for (size_t k = 0; k < node.inputs.size(); ++k) x[k] = row(k, p), stride[k] = map(k).stride();
-                return kernel.pick_rows(x, stride, node.picks.data(), N, pixels, value);
+        if (node.kind == Kind::cat_channels) {
+            for (size_t k = 0; k < node.inputs.size(); ++k) {
+                kernel.copy_rows(row_of(node.inputs[k], p), map(k).stride(), map(k).channels, pixels, value, N);
+                value += map(k).channels;
             }
-            case Kind::gather:
-                return each([&](int q, float* to) {
-                    const float* x = row(0, 0);
-                    const int32_t* index = node.index.data() + size_t(q) * size_t(C);
-                    for (int c = 0; c < C; ++c) to[c] = index[c] < 0 ? 0.0f : x[index[c]];
-                });
-            case Kind::max_pool: {
-                Walk walk(out.width);
-                return each([&](int q, float* to) { kernel.maximum(window_of(node, q, walk), to, N); });
-            }
-            case Kind::affine: return kernel.copy_rows(row(0, p), N, C, pixels, value, N);
-            default:  // cat_pixels, pad
-                return each([&](int q, float* to) {
-                    const int32_t from = node.index[size_t(q)];
-                    if (from >= 0) kernel.copy_rows(row(node.owner.empty() ? 0 : size_t(node.owner[size_t(q)]), from), N, C, 1, to, N);
-                    else std::fill(to, to + C, node.fill);
-                });
+        } else if (node.kind == Kind::channels) {
+            const float* x[MOST_JOINED];
+            int32_t stride[MOST_JOINED];
+            for (size_t k = 0; k < node.inputs.size(); ++k) x[k] = row_of(node.inputs[k], p), stride[k] = map(k).stride();
+            kernel.pick_rows(x, stride, node.picks.data(), N, pixels, value);
+        } else {
+            Walk walk(out.width);
+            for (int i = 0; i < pixels; ++i, value += N)
+                if (const float* x = carried(node, p + i, walk, value); x != value) kernel.copy_rows(x, N, C, 1, value, N);
         }
     };
     split(node, y, all_.data(), out.pixels(), true, false, [&](FinishArgs& sink, int from, int to, int, int, Workspace&) {

@@ -156,14 +156,18 @@ void Program::spare() {
 // By vector of outputs one of each row that it is made of; at least one, which may pick nothing.
 std::vector<Pick> Program::picks_of(const Node& n) const {
     const int32_t width = kernels.width, channels = int32_t(n.index.size());
+    const auto none_of = [](int32_t source) {
+        Pick pick{source, false, Pick::far, 0, {}};
+        std::fill(std::begin(pick.index), std::end(pick.index), -1);
+        return pick;
+    };
     std::vector<Pick> picks;
     for (int32_t first = 0; first < channels; first += width) {
         const size_t before = picks.size();
         int32_t start = 0;  // of the source among the channels that are joined
         for (size_t k = 0; k < n.inputs.size(); ++k) {
             const int32_t size = values[size_t(n.inputs[k])].map.channels;
-            Pick pick{int32_t(k), false, Pick::far, 0, {}};
-            std::fill(std::begin(pick.index), std::end(pick.index), -1);
+            Pick pick = none_of(int32_t(k));
             int32_t low = size, high = -1;
             for (int32_t l = 0; l < width && first + l < channels; ++l) {
                 const int32_t j = n.index[size_t(first + l)] - start;
@@ -187,10 +191,7 @@ std::vector<Pick> Program::picks_of(const Node& n) const {
             }
             picks.push_back(pick);
         }
-        if (picks.size() == before) {
-            picks.push_back({0, false, Pick::far, 0, {}});
-            std::fill(std::begin(picks.back().index), std::end(picks.back().index), -1);
-        }
+        if (picks.size() == before) picks.push_back(none_of(0));
         picks.back().last = true;
     }
     return picks;

@@ -94,6 +94,11 @@ class Stream {
     int touched_by(const Geometry& conv, const Node& node);
     void move(const Node& node);
     void recompute(const Node& node);
+    const float* row_of(int value, int pixel) const {
+        const Span& all = states_[size_t(value)].value;
+        return all.data() + size_t(pixel) * size_t(program_->values[size_t(value)].map.stride());
+    }
+    const float* carried(const Node& node, int pixel, Walk& walk, float* room) const;
     void carry(const Node& node);
     void carry_whole(const Node& node);
     std::pair<Floats, Floats> factors_of(const Node& node);
